@@ -1,0 +1,45 @@
+# Everyday commands. `make` alone lists them.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test e2e check bench image lint fmt
+
+# What `sidecar version` says in an image: the nearest tag, else the commit.
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+IMAGE ?= sidecar:$(VERSION)
+
+# .ci/tools installs the linter once, at the version that CI uses, and prints where it is.
+LINT = $$(bash .ci/tools golangci-lint)
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## a sample FHIR server, the sidecar in front of it, one whole export
+	go run ./cmd/sidecar demo
+
+test: ## the tests that need nothing but Go
+	go test ./...
+
+e2e: ## the built binary against HAPI FHIR, S3 and GCS servers (needs Java 17 and Maven)
+	cd e2e && go test -count=1 -timeout 25m ./...
+
+check: ## exactly what CI runs: everything above and the linters, race tests, image build line, manifests
+	bash .ci/run
+
+bench: ## the benchmarks that live with the code
+	go test -run '^$$' -bench . ./...
+
+image: ## the container image, with the image builder at hand (IMAGE=name:tag, VERSION=...)
+	@for builder in docker podman buildah; do \
+		command -v $$builder >/dev/null 2>&1 || continue; \
+		$$builder info >/dev/null 2>&1 || continue; \
+		echo "$$builder build $(IMAGE)"; \
+		exec $$builder build --build-arg VERSION=$(VERSION) -t $(IMAGE) .; \
+	done; \
+	echo "make image: no working docker, podman or buildah here; install and start one, or run: bash .ci/binary" >&2; \
+	exit 1
+
+lint: ## the linters over both modules
+	@lint=$(LINT) && $$lint run ./... && cd e2e && $$lint run -c ../.golangci.yml ./...
+
+fmt: ## format both modules
+	@lint=$(LINT) && $$lint fmt

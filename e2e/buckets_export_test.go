@@ -1,0 +1,57 @@
+package e2e
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+)
+
+// Ensure an export is the same through an S3-compatible store: links are signed and work without credentials.
+func TestExportThroughS3(t *testing.T) {
+	bucket := startS3(t)
+	exportThrough(t, bucket.Endpoint, settings{
+		"kind":   "s3",
+		"prefix": "exports/fhir",
+		"s3": settings{
+			"bucket": bucket.Bucket, "region": bucket.Region, "endpoint": bucket.Endpoint, "path_style": bucket.PathStyle,
+			"access_key_id": bucket.AccessKeyID, "secret_access_key": bucket.SecretAccessKey,
+		},
+	})
+}
+
+// Ensure an export is the same through Google Cloud Storage.
+func TestExportThroughGCS(t *testing.T) {
+	bucket := startGCS(t)
+	exportThrough(t, bucket.Endpoint, settings{
+		"kind":   "gcs",
+		"prefix": "exports",
+		"gcs": settings{
+			"bucket": bucket.Bucket, "credentials_file": bucket.CredentialsFile, "endpoint": bucket.Endpoint,
+			"service_account_email": bucket.ServiceAccountEmail, "private_key": bucket.PrivateKey,
+		},
+	})
+}
+
+// exportThrough compares an export through a bucket with the loaded set and with one through the folder bucket.
+func exportThrough(t *testing.T, linksBelow string, bucket settings) {
+	t.Helper()
+	server := hapi(t)
+	s := startSidecar(t, server.base, settings{"bucket": bucket})
+	result := s.export(t, "$export")
+	equalSets(t, result.rows, server.data.system())
+	equalReads(t, server, result.rows)
+	for _, file := range result.manifest.Output {
+		if !strings.HasPrefix(file.URL, linksBelow) || strings.HasPrefix(file.URL, s.base) {
+			t.Errorf("%s file: the link leads to the wrong server", file.Type)
+		}
+	}
+	if *result.manifest.RequiresAccessToken {
+		t.Error("requiresAccessToken is true, want false for signed links")
+	}
+	equalRows(t, startSidecar(t, server.base, nil).export(t, "$export").rows, result.rows)
+
+	s.release(t, result.statusURL)
+	if got := fetch(t, http.MethodGet, result.manifest.Output[0].URL); got/100 == 2 {
+		t.Errorf("a file of a deleted export is still there: status %d", got)
+	}
+}

@@ -1,0 +1,156 @@
+package exporter
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"sidecar/exporter/fhir"
+	"sidecar/state"
+)
+
+// cohort is the membership of a Group at the transaction time: one snapshot, kept beside the spool, so that a restart
+// goes on with the same members.
+type cohort struct {
+	patients []string // sorted ids
+	groups   []string // sorted ids of the requested Group and the nested ones
+}
+
+func (c *cohort) hasPatient(id string) bool {
+	_, found := slices.BinarySearch(c.patients, id)
+	return found
+}
+
+func (c *cohort) hasGroup(id string) bool {
+	_, found := slices.BinarySearch(c.groups, id)
+	return found
+}
+
+// loadCohort reads the members of the job's Group, once per job.
+func (r *run) loadCohort(ctx context.Context) error {
+	if r.job.Kickoff.Level != state.Group {
+		return nil
+	}
+	path := filepath.Join(r.dir, "members")
+	var err error
+	if r.cohort, err = readCohort(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if r.cohort, err = r.resolve(ctx, r.job.Kickoff.Group); err != nil {
+		return err
+	}
+	return local(writeCohort(path, r.cohort))
+}
+
+// resolve follows the Group and the Groups in it. Inactive members and those whose period does not hold at T are left
+// out; members that are neither Patients nor Groups of this server are nobody's compartment.
+func (r *run) resolve(ctx context.Context, id string) (*cohort, error) {
+	c := &cohort{groups: []string{id}}
+	bases := r.filter("Patient").bases
+	for next := 0; next < len(c.groups); next++ {
+		var group *fhir.Group
+		err := r.pace.do(ctx, func() error {
+			raw, err := r.Client.Read(ctx, "Group", c.groups[next])
+			if err != nil {
+				return err
+			}
+			group, err = fhir.ParseGroup(raw)
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("read the Group's members: %w", err)
+		}
+		for _, member := range group.Members {
+			if !member.ActiveAt(r.job.TransactionTime) {
+				continue
+			}
+			if patient, ok := fhir.LocalReference("Patient", member.Reference, bases); ok {
+				c.patients = append(c.patients, patient)
+			}
+			if nested, ok := fhir.LocalReference("Group", member.Reference, bases); ok && !slices.Contains(c.groups, nested) {
+				c.groups = append(c.groups, nested)
+			}
+		}
+	}
+	slices.Sort(c.patients)
+	c.patients = slices.Compact(c.patients)
+	slices.Sort(c.groups)
+	return c, nil
+}
+
+// writeCohort writes one line a member. The file appears as a whole or not at all.
+func writeCohort(path string, c *cohort) (err error) {
+	part, err := os.OpenFile(path+".part", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	out := bufio.NewWriter(part)
+	for _, list := range []struct {
+		typ string
+		ids []string
+	}{{"Group", c.groups}, {"Patient", c.patients}} {
+		for _, id := range list.ids {
+			if _, err := fmt.Fprintf(out, "%s/%s\n", list.typ, id); err != nil {
+				return errors.Join(err, part.Close())
+			}
+		}
+	}
+	if err := errors.Join(out.Flush(), part.Sync(), part.Close()); err != nil {
+		return err
+	}
+	return os.Rename(path+".part", path)
+}
+
+func readCohort(path string) (*cohort, error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	c := &cohort{}
+	for line := range strings.Lines(string(raw)) {
+		typ, id, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "/")
+		switch typ {
+		case "Group":
+			c.groups = append(c.groups, id)
+		case "Patient":
+			c.patients = append(c.patients, id)
+		default:
+			return nil, fmt.Errorf("read members: %w", errLocal)
+		}
+	}
+	return c, nil
+}
+
+// lists is how many lists of size members the cohort has.
+func (c *cohort) lists(size int) int { return (len(c.patients) + size - 1) / size }
+
+// list returns the n-th list as the value of a search parameter.
+func (c *cohort) list(param string, n, size int) string {
+	ids := c.patients[n*size : min((n+1)*size, len(c.patients))]
+	if param == "_id" {
+		return strings.Join(ids, ",")
+	}
+	return "Patient/" + strings.Join(ids, ",Patient/")
+}
+
+// maxListBytes bounds the value of a list, since proxies and servers refuse long addresses; maxListIDs because databases
+// limit the terms of one query.
+const (
+	maxListBytes = 1900
+	maxListIDs   = 200
+)
+
+// listSize is how many members fit into one list.
+func (c *cohort) listSize() int {
+	longest := 1
+	for _, id := range c.patients {
+		longest = max(longest, len(id))
+	}
+	return max(1, min(maxListIDs, maxListBytes/(len("Patient/,")+longest)))
+}

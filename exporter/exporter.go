@@ -1,0 +1,341 @@
+package exporter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"sidecar/exporter/blob"
+	"sidecar/exporter/fhir"
+	"sidecar/state"
+)
+
+// Defaults of Config.
+const (
+	DefaultWorkers      = 4
+	DefaultMaxRunning   = 1
+	DefaultRetention    = 24 * time.Hour
+	DefaultMaxFileBytes = 128 << 20
+	DefaultGiveUp       = 30 * time.Minute
+)
+
+// sweepInterval is how often the bucket is tested and expired exports are looked for.
+const sweepInterval = time.Minute
+
+// ErrCancelled is the cause with which the work on a job ends after a DELETE.
+var ErrCancelled = errors.New("export was cancelled")
+
+// Config is what an Exporter needs. Zero values of the numbers mean the defaults.
+type Config struct {
+	Client *fhir.Client
+	Store  *state.Store
+	Bucket blob.Bucket
+	// Spool is the folder of the spool files; it is created with mode 0700.
+	Spool string
+	// Workers is the number of slices read at once, over all jobs of the process each for itself.
+	Workers int
+	// MaxRunning is the number of exports that may run at once.
+	MaxRunning int
+	// PageSize overrides the probed number of rows asked for in one page.
+	PageSize int
+	// Settle overrides the pause between the transaction time and the first read.
+	Settle time.Duration
+	// MaxFileBytes is the size in bytes at which an output file is closed.
+	MaxFileBytes int64
+	// Retention is how long a finished export is kept.
+	Retention time.Duration
+	// GiveUp is how long the upstream may answer nothing at all before a job fails.
+	GiveUp time.Duration
+	// LinkClient reads the signed link of the bucket's test; nil means http.DefaultClient.
+	LinkClient *http.Client
+	Log        *slog.Logger
+	Metrics    *Metrics
+}
+
+// Exporter does the jobs of one store.
+type Exporter struct {
+	Config
+	wake chan struct{}
+
+	mu      sync.Mutex
+	running map[string]context.CancelCauseFunc
+	profile *fhir.Profile
+	probed  time.Time
+	bucket  error // why the bucket does not work, nil when it does
+}
+
+// errUntested is the bucket's state before its first test.
+var errUntested = errors.New("bucket has not been tested yet")
+
+// New returns an exporter. It does nothing before Run. It fails when the spool folder cannot be made.
+func New(cfg Config) (*Exporter, error) {
+	setDefault(&cfg.Workers, DefaultWorkers)
+	setDefault(&cfg.MaxRunning, DefaultMaxRunning)
+	setDefault(&cfg.Retention, DefaultRetention)
+	setDefault(&cfg.MaxFileBytes, DefaultMaxFileBytes)
+	setDefault(&cfg.GiveUp, DefaultGiveUp)
+	if cfg.LinkClient == nil {
+		cfg.LinkClient = http.DefaultClient
+	}
+	if cfg.Metrics == nil {
+		cfg.Metrics = NewMetrics()
+	}
+	if err := os.MkdirAll(cfg.Spool, 0o700); err != nil {
+		return nil, fmt.Errorf("make spool folder: %w", err)
+	}
+	return &Exporter{
+		Config:  cfg,
+		wake:    make(chan struct{}, 1),
+		running: map[string]context.CancelCauseFunc{},
+		bucket:  errUntested,
+	}, nil
+}
+
+func setDefault[T comparable](value *T, byDefault T) {
+	var zero T
+	if *value == zero {
+		*value = byDefault
+	}
+}
+
+// KickOff stores a new job and returns it. It fails with state.ErrBusy when as many exports run as may. The job is
+// durable and can be polled when KickOff returns.
+func (e *Exporter) KickOff(ctx context.Context, kickoff state.Kickoff) (*state.Job, error) {
+	now := time.Now().UTC()
+	id := uuid.NewString()
+	job := &state.Job{
+		ID:       id,
+		Folder:   now.Format("20060102T150405Z") + "_" + id,
+		Status:   state.Accepted,
+		Kickoff:  kickoff,
+		Accepted: now,
+	}
+	if err := e.Store.Create(ctx, job, e.MaxRunning); err != nil {
+		return nil, err
+	}
+	e.Metrics.jobs.WithLabelValues(string(state.Accepted)).Inc()
+	e.Log.InfoContext(ctx, "export accepted", "job", id, "level", string(kickoff.Level), "types", len(kickoff.Types))
+	e.nudge()
+	return job, nil
+}
+
+// Cancel ends a job: from its return on nobody finds it, its slot is free, its work stops and its files are removed in
+// the background. It fails with state.ErrNotFound when there is no such job.
+func (e *Exporter) Cancel(ctx context.Context, id string) error {
+	if err := e.cancel(ctx, id); err != nil {
+		return err
+	}
+	e.Log.InfoContext(ctx, "export cancelled", "job", id)
+	return nil
+}
+
+func (e *Exporter) cancel(ctx context.Context, id string) error {
+	err := e.Store.Update(ctx, id, func(job *state.Job) error {
+		job.Status = state.Cancelled
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	e.Metrics.jobs.WithLabelValues(string(state.Cancelled)).Inc()
+	e.mu.Lock()
+	if stop, ok := e.running[id]; ok {
+		stop(ErrCancelled)
+	}
+	e.mu.Unlock()
+	e.nudge()
+	return nil
+}
+
+// Ready tells whether an export could store its files now; the error says what the last test of the bucket found.
+func (e *Exporter) Ready() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.bucket
+}
+
+// ExpiresAt is when retention removes the job; zero for one that has not ended.
+func (e *Exporter) ExpiresAt(job *state.Job) time.Time {
+	if job.Finished.IsZero() {
+		return time.Time{}
+	}
+	return job.Finished.Add(e.Retention)
+}
+
+// Run does jobs until ctx is cancelled, and returns when all work has written its checkpoint. It goes on with jobs that
+// an earlier process left.
+func (e *Exporter) Run(ctx context.Context) error {
+	if err := e.dropOrphans(ctx); err != nil {
+		return err
+	}
+	var group errgroup.Group
+	group.Go(func() error { return e.watchBucket(ctx) })
+	group.Go(func() error { return e.dispatch(ctx) })
+	return group.Wait()
+}
+
+// dropOrphans removes spool folders without a job.
+func (e *Exporter) dropOrphans(ctx context.Context) error {
+	entries, err := os.ReadDir(e.Spool)
+	if err != nil {
+		return fmt.Errorf("read spool folder: %w", err)
+	}
+	for _, entry := range entries {
+		_, err := e.Store.Get(ctx, entry.Name())
+		if !errors.Is(err, state.ErrNotFound) {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(e.Spool, entry.Name())); err != nil {
+			return fmt.Errorf("remove old spool: %w", err)
+		}
+	}
+	return nil
+}
+
+// dispatch starts the work on jobs that need it and sweeps, at each nudge and once a minute.
+func (e *Exporter) dispatch(ctx context.Context) error {
+	var work errgroup.Group
+	tick := time.NewTicker(sweepInterval)
+	defer tick.Stop()
+	for {
+		if err := e.sweep(ctx, &work); err != nil && ctx.Err() == nil {
+			e.Log.ErrorContext(ctx, "sweep failed", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return work.Wait()
+		case <-tick.C:
+		case <-e.wake:
+		}
+	}
+}
+
+// nudge wakes dispatch.
+func (e *Exporter) nudge() {
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+// sweep looks at each job once: running ones are given a worker, expired ones are cancelled, cancelled ones removed.
+func (e *Exporter) sweep(ctx context.Context, work *errgroup.Group) error {
+	jobs, err := e.Store.List(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, job := range jobs {
+		if expires := e.ExpiresAt(job); job.Status != state.Cancelled && !expires.IsZero() && !time.Now().Before(expires) {
+			if err := e.cancel(ctx, job.ID); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			e.Log.InfoContext(ctx, "export expired", "job", job.ID)
+			job.Status = state.Cancelled
+		}
+		switch {
+		case job.Running():
+			e.start(ctx, work, job.ID)
+		case job.Status == state.Cancelled && !e.isRunning(job.ID):
+			if err := e.remove(ctx, job); err != nil {
+				errs = append(errs, fmt.Errorf("remove job %s: %w", job.ID, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (e *Exporter) isRunning(id string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.running[id] != nil
+}
+
+// start gives a job its worker, unless it has one.
+func (e *Exporter) start(ctx context.Context, work *errgroup.Group, id string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.running[id] != nil || ctx.Err() != nil {
+		return
+	}
+	ctx, stop := context.WithCancelCause(ctx)
+	e.running[id] = stop
+	work.Go(func() error {
+		e.work(ctx, id)
+		stop(nil)
+		e.mu.Lock()
+		delete(e.running, id)
+		e.mu.Unlock()
+		e.nudge() // a cancelled job can be removed now
+		return nil
+	})
+}
+
+// remove deletes the objects, the spool and then the record of a cancelled job. The record goes last, so that a crash or
+// a bucket that cannot be reached leaves the rest for the next sweep.
+func (e *Exporter) remove(ctx context.Context, job *state.Job) error {
+	files, err := e.Store.Files(ctx, job.ID)
+	if err != nil {
+		return err
+	}
+	names := []string{manifestName}
+	for _, file := range files {
+		names = append(names, file.Name)
+	}
+	for _, name := range names {
+		if err := e.Bucket.Delete(ctx, job.Folder+"/"+name); err != nil {
+			return err
+		}
+	}
+	if err := os.RemoveAll(filepath.Join(e.Spool, job.ID)); err != nil {
+		return err
+	}
+	return e.Store.Remove(ctx, job.ID)
+}
+
+// watchBucket tests the bucket at once and then once a minute.
+func (e *Exporter) watchBucket(ctx context.Context) error {
+	tick := time.NewTicker(sweepInterval)
+	defer tick.Stop()
+	for {
+		e.testBucket(ctx)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+func (e *Exporter) testBucket(ctx context.Context) {
+	testCtx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	err := blob.Check(testCtx, e.Bucket, e.LinkClient)
+	if ctx.Err() != nil {
+		return
+	}
+	e.mu.Lock()
+	before := e.bucket
+	e.bucket = err
+	e.mu.Unlock()
+	if err != nil {
+		e.Metrics.bucketUp.Set(0)
+		e.Log.ErrorContext(ctx, "bucket does not work: exports are refused until it does; "+
+			"check its name, region, credentials and rights (put, get, delete), or run `sidecar check`", "error", err)
+		return
+	}
+	e.Metrics.bucketUp.Set(1)
+	if before != nil {
+		e.Log.InfoContext(ctx, "bucket works")
+	}
+}

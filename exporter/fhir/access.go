@@ -1,0 +1,31 @@
+package fhir
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+)
+
+// MaySearch asks the upstream for one row of the type with the headers of a client instead of the sidecar's own. It
+// fails with the ResponseError of the upstream: 401 and 403 say that the client may not.
+func (c *Client) MaySearch(ctx context.Context, typ string, credentials http.Header) error {
+	op := "search " + typ
+	query := Query{Type: typ, Count: 1}.encode()
+	header := credentials.Clone()
+	header.Set("Cache-Control", "no-cache")
+	body, _, err := c.small(ctx, op, c.address("/"+typ, query), header)
+	if err != nil {
+		return err
+	}
+	var bundle struct{ ResourceType string }
+	if json.Unmarshal(body, &bundle) != nil || bundle.ResourceType != "Bundle" {
+		return fmt.Errorf("%s: not a Bundle: %w", op, ErrMalformed)
+	}
+	return nil
+}
+
+// MayRead reads a resource with the headers of a client instead of the sidecar's own.
+func (c *Client) MayRead(ctx context.Context, typ, id string, credentials http.Header) ([]byte, error) {
+	return c.readWith(ctx, typ, id, credentials.Clone())
+}

@@ -1,0 +1,366 @@
+package fhir
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-resty/resty/v2"
+)
+
+const (
+	// headerTimeout is how long the upstream may think about one answer.
+	headerTimeout = 120 * time.Second
+	// stallTimeout is how long a body may stand still between two reads.
+	stallTimeout = 60 * time.Second
+	// smallBody bounds in bytes what is read as a whole: outcomes, statements, Groups.
+	smallBody = 64 << 20
+	// hapiMaxResults is the largest max-results that HAPI takes by default; larger values are 400.
+	hapiMaxResults = 1000
+)
+
+// Config says where the upstream is and how the sidecar speaks to it.
+type Config struct {
+	// BaseURL is the FHIR base of the upstream, http or https.
+	BaseURL string
+	// PublicBase is the FHIR base as clients see it, empty where it is not known. The upstream is told by X-Forwarded-*
+	// headers, so that its links look the same on both paths.
+	PublicBase string
+	// Host overrides the Host header; empty means the one of BaseURL.
+	Host string
+	// Header holds the sidecar's own credentials. It is sent to the upstream only.
+	Header http.Header
+	// Transport sends the requests; nil means one of the client's own.
+	Transport http.RoundTripper
+	// Observe is told the status of each request, 0 where no answer came. May be nil.
+	Observe func(status int)
+}
+
+// Client searches one upstream. Its methods may be called from any goroutine. It does not repeat a failed request:
+// whoever has the budget does (package exporter).
+type Client struct {
+	base       *url.URL
+	publicBase string
+	host       string
+	header     http.Header
+	observe    func(status int)
+	rest       *resty.Client
+
+	mu           sync.Mutex
+	capabilities *CapabilityStatement
+	askedAt      time.Time
+}
+
+// NewClient returns a client for cfg, or an error when BaseURL is not an http(s) address without query.
+func NewClient(cfg Config) (*Client, error) {
+	base, err := ParseBase(cfg.BaseURL)
+	if err != nil {
+		return nil, fmt.Errorf("upstream: %w", err)
+	}
+	transport := cfg.Transport
+	if transport == nil {
+		transport = newTransport(base)
+	}
+	observe := cfg.Observe
+	if observe == nil {
+		observe = func(int) {}
+	}
+	rest := resty.NewWithClient(&http.Client{
+		Transport: transport,
+		// A redirect could carry the credentials to another host, and searches are not redirected by any known server.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}).SetDisableWarn(true).SetLogger(quiet{})
+	return &Client{base: base, publicBase: cfg.PublicBase, host: cfg.Host, header: cfg.Header.Clone(), observe: observe, rest: rest}, nil
+}
+
+// ParseBase reads the address of a FHIR base and takes a slash off its end.
+func ParseBase(s string) (*url.URL, error) {
+	base, err := url.Parse(strings.TrimRight(s, "/"))
+	switch {
+	case err != nil:
+		return nil, errors.New("not an address")
+	case base.Scheme != "http" && base.Scheme != "https":
+		return nil, errors.New("address must begin with http:// or https://")
+	case base.Host == "":
+		return nil, errors.New("address has no host")
+	case base.RawQuery != "" || base.Fragment != "":
+		return nil, errors.New("address must not have a query or fragment")
+	case base.User != nil:
+		return nil, errors.New("address must not hold credentials: use upstream_auth")
+	}
+	return base, nil
+}
+
+// newTransport makes a transport with an idle pool for all workers. Beside the server, on loopback, gzip would only cost
+// both sides processor time.
+func newTransport(base *url.URL) *http.Transport {
+	ip := net.ParseIP(base.Hostname())
+	local := base.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
+	return &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+		TLSHandshakeTimeout:   10 * time.Second,
+		ResponseHeaderTimeout: headerTimeout,
+		MaxIdleConnsPerHost:   32,
+		IdleConnTimeout:       90 * time.Second,
+		ReadBufferSize:        64 << 10,
+		DisableCompression:    local,
+	}
+}
+
+// Base returns the upstream's FHIR base without a slash at its end.
+func (c *Client) Base() string { return c.base.String() }
+
+// Bases returns the bases on which a reference is local.
+func (c *Client) Bases() []string {
+	bases := []string{c.base.String()}
+	if c.publicBase != "" {
+		bases = append(bases, strings.TrimRight(c.publicBase, "/"))
+	}
+	return bases
+}
+
+// Search begins a search and returns its first page, unread. It fails with a ResponseError for any status but 200.
+func (c *Client) Search(ctx context.Context, q Query) (*Page, error) {
+	extra, header := c.dialect(q)
+	return c.page(ctx, "search "+q.Type, "searchset", c.address("/"+q.Type, q.encode(extra...)), header)
+}
+
+// Follow reads the page behind a link that Page.Next returned.
+func (c *Client) Follow(ctx context.Context, typ, kind, link string) (*Page, error) {
+	header := http.Header{"Cache-Control": {"no-cache"}}
+	return c.page(ctx, "next page "+typ, kind, link, header)
+}
+
+// History begins to read the history of a type, or of one resource where id is not empty, newest first. since is always
+// sent: without it HAPI cuts a history at a cached total.
+func (c *Client) History(ctx context.Context, typ, id string, since time.Time, count int) (*Page, error) {
+	path := "/" + typ + "/_history"
+	if id != "" {
+		path = "/" + typ + "/" + url.PathEscape(id) + "/_history"
+	}
+	query := "_since=" + escape(FormatInstant(since)) + "&_count=" + strconv.Itoa(count)
+	if c.isHAPI() {
+		query += "&_pretty=false"
+	}
+	return c.page(ctx, "history "+typ, "history", c.address(path, query), http.Header{"Cache-Control": {"no-cache"}})
+}
+
+// Count asks how many rows q has, by _summary=count. It fails with ErrMalformed when the answer has no total.
+func (c *Client) Count(ctx context.Context, q Query) (int64, error) {
+	q.Count, q.Sort = 0, ""
+	query := q.encode(QueryParam{"_summary", "count"})
+	if c.isHAPI() {
+		query += "&_pretty=false"
+	}
+	op := "count " + q.Type
+	page, err := c.page(ctx, op, "searchset", c.address("/"+q.Type, query), http.Header{"Cache-Control": {"no-cache"}})
+	if err != nil {
+		return 0, err
+	}
+	if err := page.Each(func(*Entry) error { return nil }); err != nil {
+		return 0, err
+	}
+	if page.Total < 0 {
+		return 0, fmt.Errorf("%s: no total: %w", op, ErrMalformed)
+	}
+	return page.Total, nil
+}
+
+// Read returns a resource as one compact line.
+func (c *Client) Read(ctx context.Context, typ, id string) ([]byte, error) {
+	return c.readWith(ctx, typ, id, c.credentials(nil))
+}
+
+func (c *Client) readWith(ctx context.Context, typ, id string, header http.Header) ([]byte, error) {
+	header.Set("Cache-Control", "no-cache")
+	op := "read " + typ
+	body, _, err := c.small(ctx, op, c.address("/"+typ+"/"+url.PathEscape(id), ""), header)
+	if err != nil {
+		return nil, err
+	}
+	var resource struct{ ResourceType string }
+	if json.Unmarshal(body, &resource) != nil || resource.ResourceType != typ {
+		return nil, fmt.Errorf("%s: not that resource: %w", op, ErrMalformed)
+	}
+	return compact(nil, body), nil
+}
+
+// Now returns the upstream's clock: the Date header of an answer, else meta.lastUpdated of a searchset, else ours. It
+// is at most one second behind, because Date has whole seconds.
+func (c *Client) Now(ctx context.Context, typ string) (time.Time, error) {
+	query := Query{Type: typ, Criteria: []QueryParam{{"_summary", "count"}}}.encode()
+	body, header, err := c.small(ctx, "clock", c.address("/"+typ, query), c.credentials(http.Header{"Cache-Control": {"no-cache"}}))
+	if err != nil {
+		return time.Time{}, err
+	}
+	if date, err := http.ParseTime(header.Get("Date")); err == nil {
+		return date, nil
+	}
+	var bundle struct{ Meta struct{ LastUpdated string } }
+	if json.Unmarshal(body, &bundle) == nil {
+		if updated, err := ParseInstant(bundle.Meta.LastUpdated); err == nil {
+			return updated, nil
+		}
+	}
+	return time.Now(), nil
+}
+
+// dialect returns what a search needs on this server beside its own parameters. HAPI pretty-prints by default, and with
+// no-store it writes no search into its database and is faster, but then gives no next link.
+func (c *Client) dialect(q Query) ([]QueryParam, http.Header) {
+	header := http.Header{"Prefer": {"handling=strict"}, "Cache-Control": {"no-cache"}}
+	if !c.isHAPI() {
+		return nil, header
+	}
+	if !q.ServerPages && q.Count > 0 && q.Count <= hapiMaxResults {
+		header.Set("Cache-Control", "no-store, max-results="+strconv.Itoa(q.Count))
+	}
+	return []QueryParam{{"_pretty", "false"}}, header
+}
+
+func (c *Client) address(path, query string) string {
+	address := c.base.String() + path
+	if query != "" {
+		address += "?" + query
+	}
+	return address
+}
+
+// credentials adds the sidecar's own credentials to a header.
+func (c *Client) credentials(header http.Header) http.Header {
+	if header == nil {
+		header = http.Header{}
+	}
+	for name, values := range c.header {
+		header[name] = values
+	}
+	return header
+}
+
+func (c *Client) page(ctx context.Context, op, kind, address string, header http.Header) (*Page, error) {
+	body, _, err := c.get(ctx, op, address, c.credentials(header))
+	if err != nil {
+		return nil, err
+	}
+	return &Page{client: c, op: op, kind: kind, body: body}, nil
+}
+
+// small reads a whole answer of bounded size.
+func (c *Client) small(ctx context.Context, op, address string, header http.Header) ([]byte, http.Header, error) {
+	body, answer, err := c.get(ctx, op, address, header)
+	if err != nil {
+		return nil, nil, err
+	}
+	raw, err := io.ReadAll(io.LimitReader(body, smallBody+1))
+	if err := errors.Join(err, body.Close()); err != nil {
+		return nil, nil, unreachable(op, err)
+	}
+	if len(raw) > smallBody {
+		return nil, nil, fmt.Errorf("%s: answer exceeds %d bytes: %w", op, smallBody, ErrMalformed)
+	}
+	return raw, answer, nil
+}
+
+// get sends one GET and returns the body of a 200. The body's Close ends the request.
+func (c *Client) get(ctx context.Context, op, address string, header http.Header) (io.ReadCloser, http.Header, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	request := c.rest.R().SetContext(ctx).SetDoNotParseResponse(true)
+	request.Header = header
+	header.Set("Accept", "application/fhir+json")
+	header.Set("User-Agent", "fhir-bulk-sidecar")
+	c.forwarded(header)
+	if c.host != "" {
+		header.Set("Host", c.host)
+	}
+	response, err := request.Get(address)
+	if err != nil {
+		cancel()
+		c.observe(0)
+		return nil, nil, unreachable(op, err)
+	}
+	c.observe(response.StatusCode())
+	body := newStallReader(response.RawBody(), cancel)
+	if response.StatusCode() != http.StatusOK {
+		err := c.refusal(op, response, body)
+		return nil, nil, errors.Join(err, body.Close())
+	}
+	return body, response.Header(), nil
+}
+
+// forwarded tells the upstream its public address, so that absolute links in resources look as on the proxied path.
+func (c *Client) forwarded(header http.Header) {
+	public, err := url.Parse(c.publicBase)
+	if c.publicBase == "" || err != nil {
+		return
+	}
+	header.Set("X-Forwarded-Proto", public.Scheme)
+	header.Set("X-Forwarded-Host", public.Host)
+}
+
+func (c *Client) refusal(op string, response *resty.Response, body io.Reader) error {
+	raw, err := io.ReadAll(io.LimitReader(body, 1<<20))
+	if err != nil { // the status is all there is to know
+		raw = nil
+	}
+	return &ResponseError{
+		Op:         op,
+		StatusCode: response.StatusCode(),
+		Codes:      outcomeCodes(raw),
+		RetryAfter: retryAfter(response.Header(), time.Now()),
+	}
+}
+
+// stallReader ends a request whose body stands still.
+type stallReader struct {
+	body    io.ReadCloser
+	timer   *time.Timer
+	stalled atomic.Bool
+	cancel  context.CancelFunc
+}
+
+var errStalled = errors.New("answer stands still")
+
+func newStallReader(body io.ReadCloser, cancel context.CancelFunc) *stallReader {
+	r := &stallReader{body: body, cancel: cancel}
+	r.timer = time.AfterFunc(stallTimeout, func() {
+		r.stalled.Store(true)
+		cancel()
+	})
+	return r
+}
+
+// Read reads and gives the body another stallTimeout.
+func (r *stallReader) Read(p []byte) (int, error) {
+	r.timer.Reset(stallTimeout)
+	n, err := r.body.Read(p)
+	if err != nil && r.stalled.Load() {
+		err = errStalled // not the caller's cancellation, for which it would be taken
+	}
+	return n, err
+}
+
+// Close ends the request.
+func (r *stallReader) Close() error {
+	r.timer.Stop()
+	err := r.body.Close()
+	r.cancel()
+	return err
+}
+
+// quiet keeps resty from logging: its lines hold URLs.
+type quiet struct{}
+
+func (quiet) Errorf(string, ...any) {}
+func (quiet) Warnf(string, ...any)  {}
+func (quiet) Debugf(string, ...any) {}

@@ -1,0 +1,332 @@
+package fhir
+
+import (
+	"bytes"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// The tables are reduced from the core packages of HL7 by compartment/generate; everything that is not in the official
+// definitions is added in this file.
+//
+//go:embed compartment/*.json
+var compartmentTables embed.FS
+
+// Compartment is the Patient compartment of one FHIR release: which types belong to it, and the references by which a
+// resource of such a type is in the compartment of a patient. It is safe for concurrent use and never changes.
+//
+// A resource may be in the compartments of several patients: a mother who asserts her child's allergy is one.
+type Compartment struct {
+	params map[string][]Param
+	tries  map[string]*pathNode
+	types  []string
+}
+
+// Param is one search parameter by which a type belongs to the compartment.
+type Param struct {
+	// Name is the parameter's name in a search: "policy-holder".
+	Name string `json:"name"`
+	// Paths lead to the parameter's Reference elements: JSON members joined by dots, arrays implied, as in
+	// "participant.actor". A condition that the reference be a Patient is left to the caller, see [ReferencedPatient].
+	Paths []string `json:"paths"`
+}
+
+// compartmentReleases is keyed by the major.minor of a FHIR version. 4.1 was the ballot of R4B; 4.2 and 4.4 to 4.6 were
+// drafts of R5 whose definitions fit neither release.
+var compartmentReleases = map[string]func() (*Compartment, error){
+	"4.0": sync.OnceValues(func() (*Compartment, error) { return loadCompartment("r4", true) }),
+	"4.1": r4b,
+	"4.3": r4b,
+	"5.0": sync.OnceValues(func() (*Compartment, error) { return loadCompartment("r5", false) }),
+}
+
+var r4b = sync.OnceValues(func() (*Compartment, error) { return loadCompartment("r4b", true) })
+
+// PatientCompartment returns the Patient compartment for a CapabilityStatement.fhirVersion such as "4.0.1", of which
+// major and minor count: R4, R4B or R5. It fails for every other release, STU3 among them.
+func PatientCompartment(fhirVersion string) (*Compartment, error) {
+	parts := strings.Split(fhirVersion, ".")
+	if len(parts) >= 2 {
+		if load, ok := compartmentReleases[parts[0]+"."+parts[1]]; ok {
+			return load()
+		}
+	}
+	return nil, fmt.Errorf("patient compartment: no table for FHIR version %q, only for R4, R4B and R5", fhirVersion)
+}
+
+// loadCompartment reads an embedded table. devicePatient adds Device by its patient: it is outside of the official
+// compartment, yet no implant of a patient should be missing from an export, and HAPI adds it likewise up to R4B. R5
+// took the element away (DeviceAssociation has it), so there is nothing to add.
+func loadCompartment(release string, devicePatient bool) (*Compartment, error) {
+	data, err := compartmentTables.ReadFile("compartment/" + release + ".json")
+	if err != nil {
+		return nil, fmt.Errorf("read compartment table: %w", err)
+	}
+	var table struct {
+		Types map[string][]Param `json:"types"`
+	}
+	if err := json.Unmarshal(data, &table); err != nil {
+		return nil, fmt.Errorf("read compartment table %s: %w", release, err)
+	}
+	if devicePatient {
+		table.Types["Device"] = []Param{{Name: "patient", Paths: []string{"patient"}}}
+	}
+	return newCompartment(table.Types), nil
+}
+
+func newCompartment(params map[string][]Param) *Compartment {
+	c := &Compartment{params: params, tries: make(map[string]*pathNode, len(params))}
+	for typ, list := range params {
+		root := &pathNode{}
+		for _, p := range list {
+			for _, path := range p.Paths {
+				root.add(path, p.Name)
+			}
+		}
+		c.tries[typ] = root
+	}
+	c.types = slices.Sorted(maps.Keys(params))
+	return c
+}
+
+// Types returns the sorted types of the compartment, Patient among them.
+func (c *Compartment) Types() []string { return slices.Clone(c.types) }
+
+// Contains tells whether resources of typ can be in the compartment.
+func (c *Compartment) Contains(typ string) bool { return c.params[typ] != nil }
+
+// Params returns the parameters by which typ belongs to the compartment, in the order of the definition, and nil for a
+// type outside. The caller must not change them.
+//
+// Patient has only link, which leads to other patients: that a Patient is in its own compartment is for the caller to
+// add, as R4's definition leaves it out and R5's says it with "{def}", which is no search parameter.
+func (c *Compartment) Params(typ string) []Param { return c.params[typ] }
+
+// WithTask returns the compartment with Task in it by its patient, for an export that asks for Task by name. In R5 Task
+// belongs to the official compartment, so that c itself is returned.
+func (c *Compartment) WithTask() *Compartment {
+	if c.Contains("Task") {
+		return c
+	}
+	params := maps.Clone(c.params)
+	params["Task"] = []Param{{Name: "patient", Paths: []string{"for"}}}
+	return newCompartment(params)
+}
+
+// References calls fn for each literal reference that resource, one JSON object of type typ, holds at the paths of
+// typ's parameters: in the order of the resource, once for each parameter that shares a path. Contained resources and
+// logical references (identifier only) are not on a path. Where a member name is repeated each value counts, as it is
+// not known which of them the server took. Nothing is read for a type outside the compartment.
+//
+// It stops without an error, and without a look at the rest, when fn returns false. It fails with [ErrMalformed] when
+// the resource is not one JSON object; references before the fault have been handed to fn by then. The error names the
+// byte and no content.
+func (c *Compartment) References(typ string, resource []byte, fn func(param, reference string) bool) error {
+	root := c.tries[typ]
+	if root == nil {
+		return nil
+	}
+	w := referenceWalkers.Get().(*referenceWalker)
+	defer w.release()
+	w.fn = fn
+	w.buf = *bytes.NewBuffer(resource)
+	w.dec.Reset(&w.buf, lenientJSON...)
+	if err := w.resource(root); err != nil {
+		offset := w.dec.InputOffset()
+		if syntax, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
+			offset = syntax.ByteOffset
+		}
+		return fmt.Errorf("read references of %s: byte %d: %w", typ, offset, ErrMalformed)
+	}
+	return nil
+}
+
+// ReferencedPatient returns the id of the local Patient that a literal reference names: "Patient/x",
+// "Patient/x/_history/n", or the same below one of bases, the addresses under which the server is known. ok is false for
+// everything else: urn:, "#contained", another type, an absolute URL below another base, and a fragment or a query behind
+// the id, which name no Patient of the server. Ids are opaque.
+func ReferencedPatient(reference string, bases []string) (id string, ok bool) {
+	const patient = "Patient/"
+	if rest, local := strings.CutPrefix(reference, patient); local {
+		return patientID(rest)
+	}
+	for _, base := range bases {
+		base = strings.TrimRight(base, "/")
+		if base == "" {
+			continue
+		}
+		rest, below := strings.CutPrefix(reference, base)
+		if !below {
+			continue
+		}
+		if rest, below = strings.CutPrefix(rest, "/"+patient); below {
+			return patientID(rest)
+		}
+	}
+	return "", false
+}
+
+func patientID(rest string) (id string, ok bool) {
+	id, history, versioned := strings.Cut(rest, "/")
+	if id == "" || strings.ContainsAny(rest, "#?") {
+		return "", false
+	}
+	if versioned {
+		version, isHistory := strings.CutPrefix(history, "_history/")
+		if !isHistory || version == "" || strings.Contains(version, "/") {
+			return "", false
+		}
+	}
+	return id, true
+}
+
+// pathNode is one member name in the merged paths of a type. The last node of a path is the member "reference" of the
+// Reference element and carries the parameters that end there.
+type pathNode struct {
+	name     string
+	params   []string
+	children []*pathNode
+}
+
+func (n *pathNode) add(path, param string) {
+	for name := range strings.SplitSeq(path+".reference", ".") {
+		next := n.child([]byte(name))
+		if next == nil {
+			next = &pathNode{name: name}
+			n.children = append(n.children, next)
+		}
+		n = next
+	}
+	n.params = append(n.params, param)
+}
+
+// child is a plain loop: no type has more than four members on its paths at one level.
+func (n *pathNode) child(name []byte) *pathNode {
+	for _, c := range n.children {
+		if c.name == string(name) {
+			return c
+		}
+	}
+	return nil
+}
+
+// lenientJSON lets odd resources through that servers do deliver; an export must not stop at one of them.
+var lenientJSON = []jsontext.Options{jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)}
+
+var referenceWalkers = sync.Pool{New: func() any { return new(referenceWalker) }}
+
+// errNoObject never leaves the package: References reports every fault as ErrMalformed.
+var errNoObject = errors.New("not one JSON object")
+
+// referenceWalker follows a pathNode through one resource. Its decoder reads a bytes.Buffer, which spares the copy.
+type referenceWalker struct {
+	dec     jsontext.Decoder
+	buf     bytes.Buffer
+	scratch []byte
+	fn      func(param, reference string) bool
+	stopped bool
+}
+
+// release gives the walker back without the resource, which may be large and holds health data.
+func (w *referenceWalker) release() {
+	w.buf = bytes.Buffer{}
+	w.dec.Reset(&w.buf, lenientJSON...)
+	w.scratch, w.fn, w.stopped = nil, nil, false
+	referenceWalkers.Put(w)
+}
+
+func (w *referenceWalker) resource(root *pathNode) error {
+	if w.dec.PeekKind() != '{' {
+		return errNoObject
+	}
+	if err := w.object(root); err != nil || w.stopped {
+		return err
+	}
+	if _, err := w.dec.ReadToken(); !errors.Is(err, io.EOF) {
+		return errNoObject
+	}
+	return nil
+}
+
+func (w *referenceWalker) object(n *pathNode) error {
+	if _, err := w.dec.ReadToken(); err != nil {
+		return err
+	}
+	for w.dec.PeekKind() != '}' {
+		name, err := w.dec.ReadValue()
+		if err != nil {
+			return err
+		}
+		if child := n.child(w.unquote(name)); child == nil {
+			err = w.dec.SkipValue()
+		} else {
+			err = w.value(child)
+		}
+		if err != nil || w.stopped {
+			return err
+		}
+	}
+	_, err := w.dec.ReadToken()
+	return err
+}
+
+func (w *referenceWalker) value(n *pathNode) error {
+	switch kind := w.dec.PeekKind(); {
+	case kind == '{':
+		return w.object(n)
+	case kind == '[':
+		return w.array(n)
+	case kind == '"' && n.params != nil:
+		return w.reference(n)
+	default:
+		return w.dec.SkipValue()
+	}
+}
+
+func (w *referenceWalker) array(n *pathNode) error {
+	if _, err := w.dec.ReadToken(); err != nil {
+		return err
+	}
+	for w.dec.PeekKind() != ']' {
+		if err := w.value(n); err != nil || w.stopped {
+			return err
+		}
+	}
+	_, err := w.dec.ReadToken()
+	return err
+}
+
+func (w *referenceWalker) reference(n *pathNode) error {
+	quoted, err := w.dec.ReadValue()
+	if err != nil {
+		return err
+	}
+	reference := string(w.unquote(quoted))
+	for _, param := range n.params {
+		if !w.fn(param, reference) {
+			w.stopped = true
+			return nil
+		}
+	}
+	return nil
+}
+
+// unquote returns the text of a JSON string that the decoder accepted, valid until the next call. Bytes are compared as
+// they are unless there is an escape, which few strings have.
+func (w *referenceWalker) unquote(quoted jsontext.Value) []byte {
+	if bytes.IndexByte(quoted, '\\') < 0 {
+		return quoted[1 : len(quoted)-1]
+	}
+	// The only fault left is bad UTF-8, of which the text keeps replacement characters.
+	w.scratch, _ = jsontext.AppendUnquote(w.scratch[:0], quoted)
+	return w.scratch
+}

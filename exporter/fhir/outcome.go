@@ -1,0 +1,70 @@
+package fhir
+
+import (
+	"encoding/json"
+)
+
+// OperationOutcome is FHIR's answer for an error.
+type OperationOutcome struct {
+	ResourceType string         `json:"resourceType"`
+	Issue        []OutcomeIssue `json:"issue"`
+}
+
+// OutcomeIssue is one issue of an OperationOutcome. Severity and Code are from FHIR's required value sets
+// issue-severity and issue-type.
+type OutcomeIssue struct {
+	Severity    string `json:"severity"`
+	Code        string `json:"code"`
+	Diagnostics string `json:"diagnostics,omitempty"`
+}
+
+// NewOutcome returns an OperationOutcome with one issue.
+func NewOutcome(severity, code, diagnostics string) *OperationOutcome {
+	return &OperationOutcome{
+		ResourceType: "OperationOutcome",
+		Issue:        []OutcomeIssue{{Severity: severity, Code: code, Diagnostics: diagnostics}},
+	}
+}
+
+// IsSevere tells whether an OperationOutcome has an issue of severity error or fatal. What cannot be read is severe.
+func IsSevere(outcome []byte) bool {
+	var o OperationOutcome
+	if json.Unmarshal(outcome, &o) != nil {
+		return true
+	}
+	for _, issue := range o.Issue {
+		if issue.Severity == "error" || issue.Severity == "fatal" {
+			return true
+		}
+	}
+	return false
+}
+
+// outcomeCodes returns the issue codes of a body that may be an OperationOutcome. The code is taken only where it looks
+// like one, because errors are logged.
+func outcomeCodes(body []byte) []string {
+	var outcome OperationOutcome
+	if json.Unmarshal(body, &outcome) != nil || outcome.ResourceType != "OperationOutcome" {
+		return nil
+	}
+	var codes []string
+	for _, issue := range outcome.Issue {
+		if isCode(issue.Code) {
+			codes = append(codes, issue.Code)
+		}
+	}
+	return codes
+}
+
+// isCode tells whether s has the form of the codes of issue-type: lower-case letters and dashes.
+func isCode(s string) bool {
+	if s == "" || len(s) > 40 {
+		return false
+	}
+	for _, c := range s {
+		if (c < 'a' || c > 'z') && c != '-' {
+			return false
+		}
+	}
+	return true
+}

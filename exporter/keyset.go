@@ -1,0 +1,272 @@
+package exporter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"sidecar/exporter/fhir"
+)
+
+// maxIdle is how many pages in a row may bring nothing. More means that a bound is ignored.
+const maxIdle = 10
+
+// outcome is what one page of a keyset walk said.
+type outcome struct {
+	rows   int  // of the slice's type
+	fresh  int  // met for the first time
+	raced  int  // left the window while the page was read
+	next   bool // the server offers a next link
+	last   time.Time
+	second time.Time // the second of last
+	// ids are the rows met in that second on this page; hot tells how many rows of the page lie in it.
+	ids []string
+	hot int
+}
+
+// keyset reads a window by first pages only: each begins at the time of the last row seen, so that nothing depends on
+// the server's paging. q holds the window.
+func (w *walk) keyset(ctx context.Context, q fhir.Query) error {
+	q.Sort, q.Count = "_lastUpdated", w.pageSize()
+	idle := 0
+	for {
+		page, err := w.keysetPage(ctx, &q)
+		if err != nil {
+			return err
+		}
+		if page.fresh > 0 {
+			idle = 0
+		} else if idle++; idle > maxIdle {
+			return fmt.Errorf("no progress: %w", errStrategy)
+		}
+		done, err := w.advance(ctx, &q, page)
+		if err != nil {
+			return err
+		}
+		if done {
+			return w.committed(ctx)
+		}
+		w.fetchAhead(ctx, w.at(q))
+		if err := w.committed(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// at is the query for the page at the cursor.
+func (w *walk) at(q fhir.Query) fhir.Query {
+	if !w.slice.Cursor.IsZero() {
+		q.From = w.slice.Cursor
+	}
+	return q
+}
+
+// advance moves the cursor behind a page and tells whether the window is done.
+func (w *walk) advance(ctx context.Context, q *fhir.Query, page *outcome) (done bool, err error) {
+	switch {
+	case page.rows == 0 && page.next: // pages without rows but with a link are the server's own business
+		return false, fmt.Errorf("empty page with a next link: %w", errStrategy)
+	case page.rows == 0:
+		return true, nil
+	case page.raced == page.rows: // all changed under the reading: asked again, they are not in the window any more
+		return false, nil
+	case page.rows < q.Count && !page.next && (page.fresh == 0 || !w.profile.HAPI || w.metAll()):
+		// HAPI gives no link here, so a short page is the end only when all that was counted is met, or when another
+		// page brings nothing new.
+		return true, nil
+	case page.rows < q.Count && page.next: // the server gives fewer than it is asked for
+		q.Count = page.rows
+	}
+	before := w.slice.Cursor
+	w.moveCursor(page, q.Count)
+	if w.slice.Cursor.After(before) || page.rows < q.Count {
+		return false, nil
+	}
+	return false, w.hotGranule(ctx, *q)
+}
+
+// metAll tells whether as many rows were met as were counted when the slice was planned.
+func (w *walk) metAll() bool { return w.slice.Counted > 0 && w.slice.Met >= w.slice.Counted }
+
+// moveCursor sets the cursor to the last row's time. It is a whole second as long as that is cheap, because servers
+// misread fractions; in a crowded second it is a millisecond.
+func (w *walk) moveCursor(page *outcome, pageSize int) {
+	if !page.second.Equal(w.slice.Cursor.Truncate(time.Second)) || w.slice.Cursor.IsZero() {
+		clear(w.boundary)
+	}
+	for _, id := range page.ids {
+		w.boundary[id] = struct{}{}
+	}
+	cursor := page.second
+	if w.profile.Milliseconds && (page.hot > pageSize/8 || !cursor.After(w.slice.Cursor)) {
+		cursor = page.last.Truncate(time.Millisecond)
+	}
+	if cursor.After(w.slice.Cursor) {
+		w.slice.Cursor = cursor
+	}
+}
+
+// hotGranule reads a second or millisecond that holds more rows than a page through the server's own pages, and goes
+// behind it.
+func (w *walk) hotGranule(ctx context.Context, q fhir.Query) error {
+	granule := time.Second
+	if w.profile.Milliseconds {
+		granule = time.Millisecond
+	}
+	q.From = w.slice.Cursor
+	end := w.slice.Cursor.Add(granule)
+	if end.After(q.To) {
+		end = q.To
+	}
+	q.To = end
+	if err := w.granulePages(ctx, q); err != nil {
+		return err
+	}
+	if !end.Truncate(time.Second).Equal(w.slice.Cursor.Truncate(time.Second)) {
+		clear(w.boundary)
+	}
+	w.slice.Cursor = end
+	return nil
+}
+
+// keysetPage reads one page, again and again until it was read whole; a page that breaks off leaves nothing behind.
+func (w *walk) keysetPage(ctx context.Context, q *fhir.Query) (*outcome, error) {
+	var result *outcome
+	asked := w.at(*q)
+	err := w.pace.do(ctx, func() error {
+		before, rows, index := *w.slice, w.spool.rows.size, w.spool.index.size
+		page, err := w.fetch(ctx, asked)
+		if err == nil {
+			result, err = w.readKeyset(page, asked)
+		}
+		if err != nil {
+			*w.slice = before
+			err = errors.Join(err, w.spool.cut(rows, index))
+			if w.written != nil {
+				err = errors.Join(err, w.loadWrittenUpTo(index))
+			}
+		}
+		return err
+	})
+	if status := fhir.StatusOf(err); status == 400 && w.slice.Met == 0 && w.slice.Query == 0 {
+		return nil, fmt.Errorf("%w: %w", errStrategy, err)
+	}
+	return result, err
+}
+
+// loadWrittenUpTo takes ids back that a broken page added.
+func (w *walk) loadWrittenUpTo(index int64) error {
+	before := w.slice.IndexSize
+	w.slice.IndexSize = index
+	err := w.loadWritten()
+	w.slice.IndexSize = before
+	return err
+}
+
+// readKeyset reads the rows of a page, filters and writes them.
+func (w *walk) readKeyset(page *fhir.Page, q fhir.Query) (*outcome, error) {
+	o := &outcome{}
+	onPage := make(map[string]struct{}, q.Count)
+	err := page.Each(func(row *fhir.Entry) error {
+		if skip, err := w.skip(row); skip || err != nil {
+			return err
+		}
+		o.rows++
+		if !row.LastUpdated.Before(q.To) {
+			o.raced++
+			return nil
+		}
+		if row.LastUpdated.Before(q.From) {
+			return fmt.Errorf("row before the window: %w", errStrategy)
+		}
+		if row.LastUpdated.Before(o.last) {
+			return fmt.Errorf("rows are not ascending: %w", errStrategy)
+		}
+		o.last = row.LastUpdated
+		if second := row.LastUpdated.Truncate(time.Second); !second.Equal(o.second) {
+			o.second, o.ids, o.hot = second, o.ids[:0], 0
+		}
+		o.hot++
+		if _, known := w.boundary[row.ID]; known {
+			return nil
+		}
+		if _, twice := onPage[row.ID]; twice {
+			return nil
+		}
+		onPage[row.ID] = struct{}{}
+		o.ids = append(o.ids, row.ID)
+		o.fresh++
+		w.slice.Met++
+		return w.emit(row)
+	})
+	if err != nil {
+		return nil, err
+	}
+	next, err := page.Next()
+	o.next = next != "" || errors.Is(err, fhir.ErrForeignLink) // not followed, so where it leads does not matter
+	return o, nil
+}
+
+// skip tells which entries are not rows: remarks of the server, and resources that were included.
+func (w *walk) skip(row *fhir.Entry) (bool, error) {
+	switch {
+	case row.Mode == "outcome" || row.Type == "OperationOutcome":
+		if fhir.IsSevere(row.Resource) {
+			return true, fmt.Errorf("the server says that its answer is incomplete: %w", fhir.ErrMalformed)
+		}
+		return true, nil
+	case row.Mode == "include":
+		return true, nil
+	case row.Type != w.slice.Type:
+		return true, fmt.Errorf("row of another type: %w", errStrategy)
+	case row.ID == "" || len(row.Resource) == 0:
+		return true, fmt.Errorf("row without a resource: %w", fhir.ErrMalformed)
+	}
+	return false, nil
+}
+
+// pending is a page that was asked for ahead.
+type pending struct {
+	query fhir.Query
+	done  chan struct{}
+	page  *fhir.Page
+	err   error
+}
+
+// fetchAhead asks for the next page while the one before is made durable. Only the request runs ahead; the body waits
+// in the connection, so that memory does not grow. The walk's context ends it.
+func (w *walk) fetchAhead(ctx context.Context, q fhir.Query) {
+	ahead := &pending{query: q, done: make(chan struct{})}
+	w.ahead = ahead
+	go func() {
+		defer close(ahead.done)
+		ahead.page, ahead.err = w.Client.Search(ctx, q)
+	}()
+}
+
+// fetch returns the page that was asked for ahead if it is the one, else asks for it.
+func (w *walk) fetch(ctx context.Context, q fhir.Query) (*fhir.Page, error) {
+	ahead := w.ahead
+	w.ahead = nil
+	if ahead != nil && ahead.query.Equal(q) {
+		<-ahead.done
+		return ahead.page, ahead.err
+	}
+	if err := ahead.drop(); err != nil {
+		return nil, err
+	}
+	return w.Client.Search(ctx, q)
+}
+
+// drop ends a page that nobody wants any more. It may be called on nil.
+func (p *pending) drop() error {
+	if p == nil {
+		return nil
+	}
+	<-p.done
+	if p.page == nil {
+		return nil
+	}
+	return p.page.Close()
+}

@@ -1,0 +1,113 @@
+package exporter
+
+import (
+	"context"
+
+	"sidecar/exporter/fhir"
+	"sidecar/state"
+)
+
+// probesPerParam is what it costs to learn whether a parameter's lists are complete.
+const probesPerParam = 3
+
+// useLists returns one slice that asks for lists of members, where that needs fewer requests than to read the whole type
+// and where it is proved to be complete; nil means that the type is read whole and filtered.
+func (r *run) useLists(ctx context.Context, whole state.Slice) ([]state.Slice, error) {
+	params, err := r.listParams(ctx, whole.Type)
+	if err != nil {
+		return nil, err
+	}
+	if len(params) == 0 || len(r.cohort.patients) == 0 {
+		return nil, nil
+	}
+	size := r.cohort.listSize()
+	asked := int64(len(params) * r.cohort.lists(size))
+	pages := whole.Counted/int64(r.pageSize()) + 1
+	if asked+int64(probesPerParam*len(params)) >= pages {
+		return nil, nil
+	}
+	for _, param := range params {
+		complete, err := r.listsComplete(ctx, whole, param)
+		if err != nil {
+			return nil, err
+		}
+		if !complete {
+			return nil, nil
+		}
+	}
+	whole.Lists, whole.ListSize = params, size
+	return []state.Slice{whole}, nil
+}
+
+// listParams are the parameters by which a type belongs to the compartment, if the server declares them all.
+func (r *run) listParams(ctx context.Context, typ string) ([]string, error) {
+	switch {
+	case typ == "Patient" && r.profile.IDLists:
+		return []string{"_id"}, nil
+	case typ == "Patient", typ == "Group": // a Group is chosen by its id, not by its members
+		return nil, nil
+	}
+	statement, err := r.capabilities(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, param := range r.compartment.Params(typ) {
+		if !statement.HasParam(typ, param.Name) {
+			return nil, nil
+		}
+		names = append(names, param.Name)
+	}
+	return names, nil
+}
+
+// listsComplete tells whether lists of a parameter find every row that names a member. A server may not have indexed a
+// reference whose Patient did not exist when the row was written; such rows count as missing the parameter, and so does
+// a row that has no such reference. Only when there are none at all can nothing be hidden. An unknown id must find
+// nothing, and a list of two as much as its parts, because a parameter that is ignored would find everything.
+func (r *run) listsComplete(ctx context.Context, whole state.Slice, param string) (bool, error) {
+	if param == "_id" {
+		return true, nil // the probe of the profile has shown it
+	}
+	q := fhir.Query{Type: whole.Type}
+	for _, check := range []struct {
+		criterion fhir.QueryParam
+		want      int64
+	}{
+		{fhir.QueryParam{Name: param + ":missing", Value: "true"}, 0},
+		{fhir.QueryParam{Name: param, Value: "Patient/" + fhir.UnknownID}, 0},
+	} {
+		got, err := r.count(ctx, q.With(check.criterion))
+		if fhir.StatusOf(err) != 0 {
+			return false, nil // not supported: the whole type is read
+		}
+		if err != nil || got != check.want {
+			return false, err
+		}
+	}
+	return r.listsJoin(ctx, q, param)
+}
+
+// listsJoin tells whether a list means "or": two members that have rows must together have at least as many as the
+// larger, and more than either unless all rows name both.
+func (r *run) listsJoin(ctx context.Context, q fhir.Query, param string) (bool, error) {
+	if len(r.cohort.patients) == 1 {
+		return true, nil
+	}
+	var ids []string
+	var counts []int64
+	for _, id := range r.cohort.patients[:min(5, len(r.cohort.patients))] {
+		n, err := r.count(ctx, q.With(fhir.QueryParam{Name: param, Value: "Patient/" + id}))
+		if fhir.StatusOf(err) != 0 || err != nil {
+			return false, err
+		}
+		if n > 0 {
+			ids, counts = append(ids, id), append(counts, n)
+		}
+		if len(ids) == 2 {
+			both, err := r.count(ctx, q.With(fhir.QueryParam{Name: param, Value: "Patient/" + ids[0] + ",Patient/" + ids[1]}))
+			return both > max(counts[0], counts[1]) && both <= counts[0]+counts[1], err
+		}
+	}
+	return false, nil
+}

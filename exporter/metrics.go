@@ -1,0 +1,47 @@
+package exporter
+
+import (
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Metrics are the counters of the engine. Labels hold statuses and FHIR types, never ids.
+type Metrics struct {
+	jobs      *prometheus.CounterVec
+	slices    *prometheus.CounterVec
+	resources *prometheus.CounterVec
+	bytes     *prometheus.CounterVec
+	upstream  *prometheus.CounterVec
+	repaired  prometheus.Counter
+	bucketUp  prometheus.Gauge
+}
+
+// NewMetrics returns metrics that are not registered yet.
+func NewMetrics() *Metrics {
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "sidecar", Name: name, Help: help}, labels)
+	}
+	return &Metrics{
+		jobs:      counter("export_jobs_total", "Jobs that reached a status.", "status"),
+		slices:    counter("export_slices_total", "Slices read to their end.", "type"),
+		resources: counter("export_resources_total", "Resources written to output files.", "type"),
+		bytes:     counter("export_bytes_total", "Bytes of output files put into the bucket.", "type"),
+		upstream:  counter("upstream_requests_total", "Requests of the exporter to the FHIR server; status 0 means no answer.", "status"),
+		repaired: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: "sidecar", Name: "export_repaired_resources_total",
+			Help: "Resources that changed before they were read and were taken from the history.",
+		}),
+		bucketUp: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: "sidecar", Name: "bucket_up", Help: "1 while the last test of the bucket succeeded.",
+		}),
+	}
+}
+
+// Collectors returns what has to be registered.
+func (m *Metrics) Collectors() []prometheus.Collector {
+	return []prometheus.Collector{m.jobs, m.slices, m.resources, m.bytes, m.upstream, m.repaired, m.bucketUp}
+}
+
+// Observe counts one request of the client; it fits fhir.Config.
+func (m *Metrics) Observe(status int) { m.upstream.WithLabelValues(strconv.Itoa(status)).Inc() }

@@ -1,0 +1,202 @@
+package exporter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"sidecar/exporter/fhir"
+)
+
+const (
+	// maxPasses is how often the server's pages are read until two counts agree with what they held.
+	maxPasses = 5
+	// maxEmptyPages bounds a chain of pages without rows.
+	maxEmptyPages = 1000
+)
+
+// errExpired tells that the server forgot the search behind a next link. The rows are read again from the start.
+var errExpired = errors.New("next link has expired")
+
+// paging reads a whole slice by the server's next links.
+func (w *walk) paging(ctx context.Context) error {
+	for ; w.slice.Query < w.queries(); w.slice.Query++ {
+		q := w.query()
+		if w.profile.Keyset {
+			q.Sort = "_lastUpdated"
+		}
+		err := w.verified(ctx, q, func(q fhir.Query) (int64, error) {
+			unique, err := w.pass(ctx, q, w.emitInWindow, w.dropPage)
+			w.slice.Met = unique
+			return unique, err
+		})
+		if err != nil {
+			return err
+		}
+		if err := w.committed(ctx); err != nil {
+			return err
+		}
+	}
+	w.slice.Query-- // the last one, as after a keyset walk
+	return nil
+}
+
+// emitInWindow writes a row of the slice's window. A server that ignores the window gives the rows of others, too.
+func (w *walk) emitInWindow(row *fhir.Entry) error {
+	if !w.slice.To.IsZero() && (row.LastUpdated.Before(w.slice.From) || !row.LastUpdated.Before(w.slice.To)) {
+		return nil
+	}
+	return w.emit(row)
+}
+
+// dropPage takes back the ids of a page that broke off.
+func (w *walk) dropPage() error { return w.loadWrittenUpTo(w.slice.IndexSize) }
+
+// granulePages reads a second or millisecond with more rows than a page has. The boundary knows all ids of the second.
+func (w *walk) granulePages(ctx context.Context, q fhir.Query) error {
+	q.Sort = "_lastUpdated"
+	var added []string
+	take := func(row *fhir.Entry) error {
+		if _, known := w.boundary[row.ID]; known || row.LastUpdated.Before(q.From) || !row.LastUpdated.Before(q.To) {
+			return nil
+		}
+		added = append(added, row.ID)
+		w.boundary[row.ID] = struct{}{}
+		w.slice.Met++
+		return w.emit(row)
+	}
+	broke := func() error {
+		for _, id := range added {
+			delete(w.boundary, id)
+		}
+		if w.written == nil {
+			return nil
+		}
+		return w.dropPage()
+	}
+	return w.verified(ctx, q, func(q fhir.Query) (int64, error) {
+		added = nil
+		return w.pass(ctx, q, take, func() error { defer func() { added = nil }(); return broke() })
+	})
+}
+
+// verified repeats a pass until the server's count before it, its count after it and the number of different rows in it
+// agree: pages that shift under writes give themselves away. Rows of several passes are united. Without counts one pass
+// has to do, and the export says so.
+func (w *walk) verified(ctx context.Context, q fhir.Query, pass func(fhir.Query) (int64, error)) error {
+	var before, unique, after int64
+	for range maxPasses {
+		var err error
+		if before, err = w.countRows(ctx, q); err != nil {
+			return err
+		}
+		unique, err = pass(q)
+		if errors.Is(err, errExpired) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if !w.profile.Counts {
+			return nil
+		}
+		if after, err = w.countRows(ctx, q); err != nil {
+			return err
+		}
+		if before == after && unique == after {
+			return nil
+		}
+	}
+	return fmt.Errorf("the server's pages held %d rows, it counted %d before and %d after: %w", unique, before, after, errIncomplete)
+}
+
+func (w *walk) countRows(ctx context.Context, q fhir.Query) (n int64, err error) {
+	if !w.profile.Counts {
+		return 0, nil
+	}
+	err = w.pace.do(ctx, func() error {
+		n, err = w.Client.Count(ctx, q)
+		return err
+	})
+	return n, err
+}
+
+// pass follows the next links once and hands each row to take, some perhaps twice. broke takes a page back that broke
+// off before it is asked for again. It returns how many different rows there were.
+func (w *walk) pass(ctx context.Context, q fhir.Query, take func(*fhir.Entry) error, broke func() error) (int64, error) {
+	q.Count, q.ServerPages = w.pageSize(), true
+	ids := newIDSet()
+	followed := map[string]bool{}
+	link, empty := "", 0
+	for {
+		next, rows, err := w.serverPage(ctx, q, link, ids, take, broke)
+		if err != nil {
+			return 0, err
+		}
+		if err := w.committed(ctx); err != nil {
+			return 0, err
+		}
+		if next == "" {
+			return int64(len(ids.seen)), nil
+		}
+		if rows > 0 {
+			empty = 0
+		} else {
+			empty++
+		}
+		if followed[next] || empty > maxEmptyPages {
+			return 0, fmt.Errorf("the server's next links do not end: %w", errIncomplete)
+		}
+		followed[next] = true
+		link = next
+	}
+}
+
+// serverPage reads the first page of q, or the one behind link.
+func (w *walk) serverPage(
+	ctx context.Context, q fhir.Query, link string, ids *idSet, take func(*fhir.Entry) error, broke func() error,
+) (next string, rows int, err error) {
+	err = w.pace.do(ctx, func() error {
+		before, size, index := *w.slice, w.spool.rows.size, w.spool.index.size
+		next, rows, err = w.readServerPage(ctx, q, link, ids, take)
+		if err != nil {
+			*w.slice = before
+			err = errors.Join(err, w.spool.cut(size, index), broke())
+		}
+		return err
+	})
+	if link != "" {
+		switch fhir.StatusOf(err) {
+		case 400, 404, 409, 410, 412, 422:
+			return "", 0, fmt.Errorf("%w: %w", errExpired, err)
+		}
+	}
+	return next, rows, err
+}
+
+func (w *walk) readServerPage(
+	ctx context.Context, q fhir.Query, link string, ids *idSet, take func(*fhir.Entry) error,
+) (next string, rows int, err error) {
+	var page *fhir.Page
+	if link == "" {
+		page, err = w.Client.Search(ctx, q)
+	} else {
+		page, err = w.Client.Follow(ctx, q.Type, "searchset", link)
+	}
+	if err != nil {
+		return "", 0, err
+	}
+	err = page.Each(func(row *fhir.Entry) error {
+		if skip, err := w.skip(row); skip || err != nil {
+			return err
+		}
+		rows++
+		ids.add(row.ID)
+		return take(row)
+	})
+	if err != nil {
+		return "", 0, err
+	}
+	next, err = page.Next()
+	return next, rows, err
+}

@@ -1,0 +1,260 @@
+package exporter
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"sidecar/exporter/fhir"
+	"sidecar/state"
+)
+
+const (
+	// pagesPerSlice is the number of pages below which a type is not cut.
+	pagesPerSlice = 4
+	// slicesPerWorker says how finely a big type is cut, so that the workers end at about the same time.
+	slicesPerWorker = 8
+	// countsPerWorker bounds the requests that cutting one type may cost.
+	countsPerWorker = 16
+)
+
+// Types returns the resource types that an export of a level reads when the client names none, or those it may name.
+// At Patient and Group level that is the compartment; AuditEvent and Task are read only when they are named, and so is
+// Group at Group level, where its characteristics are not part of the members' data.
+func Types(level state.Level, statement *fhir.CapabilityStatement, named bool) ([]string, error) {
+	if level == state.System {
+		return statement.Types, nil
+	}
+	compartment, err := fhir.PatientCompartment(statement.FHIRVersion)
+	if err != nil {
+		return nil, err
+	}
+	compartment = compartment.WithTask()
+	var types []string
+	for _, typ := range statement.Types {
+		onlyNamed := typ == "AuditEvent" || typ == "Task" || typ == "Group" && level == state.Group
+		if compartment.Contains(typ) && (named || !onlyNamed) {
+			types = append(types, typ)
+		}
+	}
+	return types, nil
+}
+
+// plan cuts the work into slices, once per job.
+func (r *run) plan(ctx context.Context) error {
+	if r.job.Planned {
+		return nil
+	}
+	types, err := r.types(ctx)
+	if err != nil {
+		return err
+	}
+	var mu sync.Mutex
+	var planned []state.Slice
+	var issues []state.Issue
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(r.Workers)
+	for _, typ := range types {
+		group.Go(func() error {
+			cut, err := r.planType(groupCtx, typ)
+			var response *fhir.ResponseError
+			mu.Lock()
+			defer mu.Unlock()
+			if errors.As(err, &response) && response.NotOffered() {
+				issues = append(issues, state.Issue{Severity: "information", Code: "not-supported", Text: "the server does not offer a search of " + typ})
+				return nil
+			}
+			if err != nil {
+				return fmt.Errorf("plan %s: %w", typ, err)
+			}
+			planned = append(planned, cut...)
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	if len(planned) > 0 && !r.profile.Counts {
+		issues = append(issues, state.Issue{
+			Severity: "information", Code: "incomplete", Text: "the server does not count, so completeness could not be verified",
+		})
+	}
+	slices.SortStableFunc(planned, func(a, b state.Slice) int {
+		return cmp.Or(cmp.Compare(a.Type, b.Type), a.From.Compare(b.From))
+	})
+	for i := range planned {
+		planned[i].Seq = i + 1
+	}
+	err = r.Store.PutPlan(ctx, r.job.ID, planned, func(job *state.Job) {
+		job.Types, job.Issues = types, issues
+		r.job = job
+	})
+	if err != nil {
+		return err
+	}
+	r.Log.InfoContext(ctx, "export planned", "job", r.job.ID, "types", len(types), "slices", len(planned))
+	return nil
+}
+
+// types are the types that this job reads.
+func (r *run) types(ctx context.Context) ([]string, error) {
+	if r.cohort != nil && len(r.cohort.patients) == 0 && !slices.Contains(r.job.Kickoff.Types, "Group") {
+		return nil, nil // an empty cohort exports nothing, and nothing is asked for it
+	}
+	if named := r.job.Kickoff.Types; len(named) > 0 {
+		return named, nil
+	}
+	statement, err := r.capabilities(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return Types(r.job.Kickoff.Level, statement, false)
+}
+
+func (r *run) capabilities(ctx context.Context) (statement *fhir.CapabilityStatement, err error) {
+	err = r.pace.do(ctx, func() error {
+		statement, err = r.Client.Capabilities(ctx)
+		return err
+	})
+	return statement, err
+}
+
+// planType cuts one type.
+func (r *run) planType(ctx context.Context, typ string) ([]state.Slice, error) {
+	whole := state.Slice{Type: typ, Strategy: state.Paging, Counted: -1}
+	q := fhir.Query{Type: typ}
+	if !r.profile.Keyset {
+		if !r.profile.Counts {
+			return []state.Slice{whole}, nil
+		}
+		total, err := r.count(ctx, q)
+		whole.Counted = total
+		if err != nil || total == 0 {
+			return nil, err
+		}
+		return []state.Slice{whole}, nil
+	}
+	whole.Strategy, whole.To = state.Keyset, r.windowEnd()
+	if since := r.job.Kickoff.Since; !since.IsZero() {
+		whole.From = since.Truncate(time.Second)
+		if !whole.From.Before(whole.To) {
+			return nil, nil
+		}
+	}
+	q.From, q.To = whole.From, whole.To
+	if !r.profile.Counts {
+		return []state.Slice{whole}, nil
+	}
+	total, err := r.count(ctx, q)
+	if fhir.StatusOf(err) == 400 { // this type knows no _lastUpdated
+		return []state.Slice{{Type: typ, Strategy: state.Paging, Counted: -1}}, nil
+	}
+	if err != nil || total == 0 {
+		return nil, err
+	}
+	whole.Counted = total
+	if r.cohort != nil {
+		lists, err := r.useLists(ctx, whole)
+		if err != nil || lists != nil {
+			return lists, err
+		}
+	}
+	if total <= int64(pagesPerSlice*r.pageSize()) {
+		return []state.Slice{whole}, nil
+	}
+	return r.cut(ctx, whole)
+}
+
+func (r *run) count(ctx context.Context, q fhir.Query) (n int64, err error) {
+	err = r.pace.do(ctx, func() error {
+		n, err = r.Client.Count(ctx, q)
+		return err
+	})
+	return n, err
+}
+
+// cut halves the window until each leaf is small enough: half-open windows of whole seconds without gap or overlap.
+func (r *run) cut(ctx context.Context, whole state.Slice) ([]state.Slice, error) {
+	first, last, err := r.edges(ctx, whole)
+	if err != nil {
+		return nil, err
+	}
+	leaf := max(int64(pagesPerSlice*r.pageSize()), whole.Counted/int64(slicesPerWorker*r.Workers))
+	budget := countsPerWorker * r.Workers
+	var leaves []state.Slice
+	var halve func(part state.Slice, from, to time.Time) error
+	halve = func(part state.Slice, from, to time.Time) error {
+		middle := from.Add(to.Sub(from) / 2).Truncate(time.Second)
+		if part.Counted <= leaf || budget <= 0 || !middle.After(from) || !middle.Before(to) {
+			if part.Counted != 0 {
+				leaves = append(leaves, part)
+			}
+			return nil
+		}
+		budget--
+		left, right := part, part
+		left.To, right.From = middle, middle
+		left.Counted, err = r.count(ctx, fhir.Query{Type: part.Type, From: left.From, To: left.To})
+		if err != nil {
+			return err
+		}
+		right.Counted = max(0, part.Counted-left.Counted)
+		if err := halve(left, from, middle); err != nil {
+			return err
+		}
+		return halve(right, middle, to)
+	}
+	if err := halve(whole, first, last); err != nil {
+		return nil, err
+	}
+	return fillGaps(whole, leaves), nil
+}
+
+// fillGaps stretches the leaves over the windows that were counted empty, so that together they are the whole window.
+func fillGaps(whole state.Slice, leaves []state.Slice) []state.Slice {
+	if len(leaves) == 0 {
+		return []state.Slice{whole}
+	}
+	for i := range leaves {
+		if i == 0 {
+			leaves[i].From = whole.From
+		}
+		if i+1 < len(leaves) {
+			leaves[i].To = leaves[i+1].From
+		} else {
+			leaves[i].To = whole.To
+		}
+	}
+	return leaves
+}
+
+// edges returns the seconds of the first row and behind the last row of a window, where halving begins.
+func (r *run) edges(ctx context.Context, whole state.Slice) (first, last time.Time, err error) {
+	ask := func(sort string) (at time.Time, err error) {
+		q := fhir.Query{Type: whole.Type, From: whole.From, To: whole.To, Sort: sort, Count: 1}
+		err = r.pace.do(ctx, func() error {
+			page, err := r.Client.Search(ctx, q)
+			if err != nil {
+				return err
+			}
+			return page.Each(func(row *fhir.Entry) error {
+				if row.Type == whole.Type && at.IsZero() {
+					at = row.LastUpdated.Truncate(time.Second)
+				}
+				return nil
+			})
+		})
+		return at, err
+	}
+	if first, err = ask("_lastUpdated"); err != nil {
+		return first, last, err
+	}
+	last, err = ask("-_lastUpdated")
+	return first, last.Add(time.Second), err
+}

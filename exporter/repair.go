@@ -1,0 +1,251 @@
+package exporter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"sidecar/exporter/fhir"
+	"sidecar/state"
+)
+
+const (
+	// repairSpan is how far before T the history is read at least: also what settled later than expected shows there.
+	repairSpan = 60 * time.Second
+	// historyCount is the page size of histories.
+	historyCount = 50
+	// heldBodies bounds in bytes what a type's repair keeps of resources that the history brought along.
+	heldBodies = 4 << 20
+)
+
+// errSettle ends a job in which the server showed a write after the settle pause that was made before T.
+var errSettle = errors.New("a write became visible only after the settle pause, raise the setting settle")
+
+// repair adds what changed between T and the moment at which its slice was read: the version as of T, from the server's
+// history. It goes over every type of the job, also those without a row.
+func (r *run) repair(ctx context.Context) error {
+	if !r.profile.TypeHistory {
+		return nil
+	}
+	all, err := r.Store.Slices(ctx, r.job.ID)
+	if err != nil {
+		return err
+	}
+	next := 1
+	crawled, done := map[string][]state.Slice{}, map[string]bool{}
+	for _, slice := range all {
+		if slice.Strategy == state.History {
+			done[slice.Type] = true
+			continue
+		}
+		crawled[slice.Type] = append(crawled[slice.Type], slice)
+		next = max(next, slice.Seq+1)
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(r.Workers)
+	for i, typ := range r.job.Types {
+		if done[typ] {
+			continue
+		}
+		group.Go(func() error {
+			slice := state.Slice{Seq: next + i, Type: typ, Strategy: state.History}
+			if err := r.repairType(ctx, &slice, crawled[typ]); err != nil {
+				return fmt.Errorf("repair %s from history: %w", typ, err)
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+// change is what the history says of one id: its newest version at or before T, as far as the history was read.
+type change struct {
+	known    bool // version and updated are set
+	version  string
+	updated  time.Time
+	deleted  bool
+	undated  bool   // a deletion without a time was seen
+	body     []byte // nil where it was not kept
+	captured bool   // the crawl wrote it
+}
+
+func (r *run) repairType(ctx context.Context, slice *state.Slice, crawled []state.Slice) error {
+	changes, err := r.changes(ctx, slice.Type)
+	if err != nil || len(changes) == 0 {
+		return err
+	}
+	for _, part := range crawled {
+		err := eachWritten(r.dir, part.Seq, part.IndexSize, func(id, version string) error {
+			c := changes[id]
+			if c == nil {
+				return nil
+			}
+			c.captured = true
+			if c.known && !c.deleted && c.version != version {
+				return errSettle
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	files, err := openSpool(r.dir, slice)
+	if err != nil {
+		return err
+	}
+	w := &walk{run: r, slice: slice, filter: r.filter(slice.Type), spool: files}
+	err = w.addChanges(ctx, changes)
+	if err == nil && slice.Written > 0 {
+		slice.SpoolSize, slice.IndexSize, slice.Done = files.rows.size, files.index.size, true
+		err = w.checkpoint(ctx)
+		r.Metrics.repaired.Add(float64(slice.Written))
+	}
+	return errors.Join(err, files.close())
+}
+
+// addChanges writes the as-of-T version of each id that the crawl does not have.
+func (w *walk) addChanges(ctx context.Context, changes map[string]*change) error {
+	for id, c := range changes {
+		if c.captured || c.known && c.deleted && !c.undated {
+			continue
+		}
+		if !c.known || c.undated || c.body == nil {
+			if err := w.asOf(ctx, w.slice.Type, id, c); err != nil {
+				return err
+			}
+		}
+		if !c.known || c.deleted {
+			continue
+		}
+		row := &fhir.Entry{Type: w.slice.Type, ID: id, Version: c.version, LastUpdated: c.updated, Resource: c.body}
+		if err := w.emit(row); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// changes reads the type's history since shortly before T. The pages shift under writes and show versions twice, which
+// does no harm here.
+func (r *run) changes(ctx context.Context, typ string) (map[string]*change, error) {
+	since := r.job.TransactionTime.Add(-max(repairSpan, r.settleTime()))
+	changes := map[string]*change{}
+	held := 0
+	err := r.history(ctx, typ, "", since, func(row *fhir.Entry) error {
+		if row.Type != typ || row.ID == "" {
+			return nil
+		}
+		c := changes[row.ID]
+		if c == nil {
+			c = &change{}
+			changes[row.ID] = c
+		}
+		held += c.see(row, r.job.TransactionTime, held < heldBodies)
+		return nil
+	})
+	var response *fhir.ResponseError
+	if errors.As(err, &response) && response.NotOffered() {
+		return nil, nil // a type without rows has no history on some servers
+	}
+	return changes, err
+}
+
+// see takes a version into account if it is the newest at or before T, and returns by how many bytes the body grew.
+func (c *change) see(row *fhir.Entry, until time.Time, keep bool) int {
+	if row.Deleted && row.LastUpdated.IsZero() {
+		c.undated = true
+		return 0
+	}
+	if row.LastUpdated.After(until) || c.known && !newer(row, c) {
+		return 0
+	}
+	before := len(c.body)
+	c.known, c.version, c.updated, c.deleted, c.body = true, row.Version, row.LastUpdated, row.Deleted, nil
+	if keep && !row.Deleted {
+		c.body = append([]byte(nil), row.Resource...)
+	}
+	return len(c.body) - before
+}
+
+// newer compares versions by number where they are numbers, else by time: the time may go back within one resource when
+// a slow transaction commits late.
+func newer(row *fhir.Entry, c *change) bool {
+	a, errA := strconv.ParseUint(row.Version, 10, 64)
+	b, errB := strconv.ParseUint(c.version, 10, 64)
+	if errA == nil && errB == nil {
+		return a > b
+	}
+	return row.LastUpdated.After(c.updated)
+}
+
+// asOf asks the resource's own history for its version at T. Deletions without a time are placed by the server: those it
+// lists since T + 1 ms came later.
+func (r *run) asOf(ctx context.Context, typ, id string, c *change) error {
+	*c = change{}
+	later := map[string]bool{}
+	err := r.history(ctx, typ, id, r.job.TransactionTime.Add(time.Millisecond), func(row *fhir.Entry) error {
+		later[row.Version] = true
+		return nil
+	})
+	if err != nil && !gone(err) {
+		return err
+	}
+	err = r.history(ctx, typ, id, time.Unix(0, 0), func(row *fhir.Entry) error {
+		if row.Deleted && row.LastUpdated.IsZero() && !later[row.Version] {
+			row.LastUpdated = r.job.TransactionTime
+		}
+		c.see(row, r.job.TransactionTime, true)
+		return nil
+	})
+	c.undated = false
+	if gone(err) { // expunged: no version of it can be had
+		c.known = false
+		return nil
+	}
+	return err
+}
+
+// gone tells whether a history is not there.
+func gone(err error) bool {
+	status := fhir.StatusOf(err)
+	return status == 404 || status == 410
+}
+
+// history reads all pages of a history.
+func (r *run) history(ctx context.Context, typ, id string, since time.Time, fn func(*fhir.Entry) error) error {
+	link := ""
+	followed := map[string]bool{}
+	for {
+		var next string
+		err := r.pace.do(ctx, func() error {
+			var page *fhir.Page
+			var err error
+			if link == "" {
+				page, err = r.Client.History(ctx, typ, id, since, historyCount)
+			} else {
+				page, err = r.Client.Follow(ctx, typ, "history", link)
+			}
+			if err != nil {
+				return err
+			}
+			if err := page.Each(fn); err != nil {
+				return err
+			}
+			next, err = page.Next()
+			return err
+		})
+		if err != nil || next == "" {
+			return err
+		}
+		if followed[next] {
+			return fmt.Errorf("next links of the history do not end: %w", errIncomplete)
+		}
+		followed[next] = true
+		link = next
+	}
+}

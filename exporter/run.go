@@ -1,0 +1,256 @@
+package exporter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"sidecar/exporter/fhir"
+	"sidecar/state"
+)
+
+// profileLifetime is how long the answers of the probes are trusted.
+const profileLifetime = 24 * time.Hour
+
+// run is the work on one job in this process.
+type run struct {
+	*Exporter
+	job     *state.Job
+	profile *fhir.Profile
+	// compartment and cohort decide membership; nil at System level.
+	compartment *fhir.Compartment
+	cohort      *cohort
+	dir         string
+	pace        *pace
+}
+
+// work does one job until it has ended or ctx is cancelled, and writes down how it ended.
+func (e *Exporter) work(ctx context.Context, id string) {
+	log := e.Log.With("job", id)
+	err := e.export(ctx, id)
+	switch {
+	case err == nil:
+		e.Metrics.jobs.WithLabelValues(string(state.Completed)).Inc()
+		log.InfoContext(ctx, "export completed")
+		return
+	case errors.Is(context.Cause(ctx), ErrCancelled), errors.Is(err, state.ErrFinal), errors.Is(err, state.ErrNotFound):
+		return
+	case ctx.Err() != nil:
+		log.InfoContext(ctx, "export interrupted by shutdown, it goes on with the next start")
+		return
+	}
+	log.ErrorContext(ctx, "export failed", "error", err)
+	e.Metrics.jobs.WithLabelValues(string(state.Failed)).Inc()
+	failure := failureOf(err)
+	err = e.Store.Update(context.WithoutCancel(ctx), id, func(job *state.Job) error {
+		if !job.Running() {
+			return state.ErrFinal
+		}
+		job.Status, job.Finished, job.Failure = state.Failed, time.Now().UTC(), failure
+		return nil
+	})
+	if err != nil {
+		log.ErrorContext(ctx, "failure not recorded", "error", err)
+	}
+	if err := os.RemoveAll(filepath.Join(e.Spool, id)); err != nil {
+		log.ErrorContext(ctx, "spool not removed", "error", err)
+	}
+}
+
+// failureOf puts an error into words for the client.
+func failureOf(err error) *state.Failure {
+	failure := &state.Failure{Status: 500, Code: "exception", Text: "the export failed: " + err.Error()}
+	switch status := fhir.StatusOf(err); {
+	case errors.Is(err, errGaveUp):
+		failure.Code = "timeout"
+	case errors.Is(err, errIncomplete):
+		failure.Code = "incomplete"
+	case status == 401 || status == 403:
+		failure.Code = "forbidden"
+	}
+	return failure
+}
+
+// export takes a job through its stages. Each stage can be entered again after a crash.
+func (e *Exporter) export(ctx context.Context, id string) error {
+	r := &run{Exporter: e, dir: filepath.Join(e.Spool, id), pace: &pace{giveUp: e.GiveUp, last: time.Now()}}
+	if err := os.MkdirAll(r.dir, 0o700); err != nil {
+		return fmt.Errorf("make spool folder: %w", err)
+	}
+	for _, stage := range []func(context.Context) error{
+		func(ctx context.Context) error { return r.begin(ctx, id) },
+		r.probe,
+		r.settle,
+		r.loadCohort,
+		r.plan,
+		r.finishFiles,
+		r.crawl,
+		r.repair,
+		r.seal,
+	} {
+		if err := stage(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// begin fixes the transaction time: the upstream's clock, rounded up to a whole second, so that what was written before
+// the kick-off is at or before it.
+func (r *run) begin(ctx context.Context, id string) error {
+	job, err := r.Store.Get(ctx, id)
+	if err != nil {
+		return err
+	}
+	r.job = job
+	if job.Status != state.Accepted {
+		return nil
+	}
+	var now time.Time
+	err = r.pace.do(ctx, func() error {
+		statement, err := r.Client.Capabilities(ctx)
+		if err != nil {
+			return err
+		}
+		if len(statement.Types) == 0 {
+			return fmt.Errorf("the server declares no type that can be searched: %w", errIncomplete)
+		}
+		typ := statement.Types[0]
+		if statement.Offers("Patient") {
+			typ = "Patient"
+		}
+		now, err = r.Client.Now(ctx, typ)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("read the server's clock: %w", err)
+	}
+	here := time.Now()
+	transactionTime := now.Truncate(time.Second).Add(time.Second).UTC()
+	err = r.Store.Update(ctx, id, func(job *state.Job) error {
+		if job.Status != state.Accepted {
+			return state.ErrFinal
+		}
+		job.Status = state.InProgress
+		job.TransactionTime = transactionTime
+		job.ReadAt = here.Add(transactionTime.Sub(now)).UTC()
+		r.job = job
+		return nil
+	})
+	if err == nil {
+		r.Metrics.jobs.WithLabelValues(string(state.InProgress)).Inc()
+	}
+	return err
+}
+
+// probe learns what the upstream can do, unless that is known from an earlier job.
+func (r *run) probe(ctx context.Context) error {
+	r.mu.Lock()
+	known, fresh := r.Exporter.profile, time.Since(r.probed) < profileLifetime
+	r.mu.Unlock()
+	if known == nil || !fresh {
+		err := r.pace.do(ctx, func() error {
+			var err error
+			known, err = r.Client.Probe(ctx)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("probe the server: %w", err)
+		}
+		r.Log.InfoContext(ctx, "server probed", "software", known.Software, "fhir", known.FHIRVersion, "keyset", known.Keyset,
+			"milliseconds", known.Milliseconds, "counts", known.Counts, "page", known.PageSize, "history", known.TypeHistory)
+		// An empty server says nothing about itself; it is asked again by the next job.
+		if len(known.Remarks) == 0 {
+			r.mu.Lock()
+			r.Exporter.profile, r.probed = known, time.Now()
+			r.mu.Unlock()
+		}
+	}
+	r.profile = known
+	if r.job.Kickoff.Level == state.System {
+		return nil
+	}
+	var err error
+	r.compartment, err = fhir.PatientCompartment(known.FHIRVersion)
+	return err
+}
+
+// pageSize is the number of rows asked for in one page.
+func (r *run) pageSize() int {
+	if r.PageSize > 0 {
+		return r.PageSize
+	}
+	return r.profile.PageSize
+}
+
+// settleTime is how long the upstream may take to make a write visible.
+func (r *run) settleTime() time.Duration {
+	if r.Settle > 0 {
+		return r.Settle
+	}
+	return r.profile.Settle
+}
+
+// settle waits until T + settle: servers stamp lastUpdated when a write begins and show it when it commits.
+func (r *run) settle(ctx context.Context) error {
+	wait := time.Until(r.job.ReadAt.Add(r.settleTime()))
+	if r.job.Planned || wait <= 0 {
+		return nil
+	}
+	r.Log.InfoContext(ctx, "waiting for the server's writes to settle", "job", r.job.ID, "seconds", wait.Seconds())
+	return sleep(ctx, wait)
+}
+
+// crawl reads the planned slices, the largest first, several at once.
+func (r *run) crawl(ctx context.Context) error {
+	planned, err := r.Store.Slices(ctx, r.job.ID)
+	if err != nil {
+		return err
+	}
+	planned = slices.DeleteFunc(planned, func(s state.Slice) bool { return s.Done || s.Strategy == state.History })
+	slices.SortStableFunc(planned, func(a, b state.Slice) int { return int(b.Counted - a.Counted) })
+	began := time.Now()
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(r.Workers)
+	for i := range planned {
+		group.Go(func() error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			return r.walk(ctx, &planned[i])
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	r.Log.InfoContext(ctx, "slices read", "job", r.job.ID, "slices", len(planned), "seconds", time.Since(began).Seconds())
+	return nil
+}
+
+// filter returns the filter for the rows of a type.
+func (r *run) filter(typ string) *filter {
+	return &filter{
+		typ:         typ,
+		since:       r.job.Kickoff.Since,
+		until:       r.job.TransactionTime,
+		level:       r.job.Kickoff.Level,
+		compartment: r.compartment,
+		cohort:      r.cohort,
+		bases:       append(r.Client.Bases(), r.job.Kickoff.Base),
+	}
+}
+
+// windowEnd is the exclusive end of the newest window. Rows up to and including T belong to the export; where only whole
+// seconds are compared, the rows of T's second that are later are dropped by the filter.
+func (r *run) windowEnd() time.Time {
+	if r.profile.Milliseconds {
+		return r.job.TransactionTime.Add(time.Millisecond)
+	}
+	return r.job.TransactionTime.Add(time.Second)
+}

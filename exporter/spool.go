@@ -1,0 +1,225 @@
+package exporter
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"sidecar/state"
+)
+
+// errLocal marks an error of the local disk or of our own files, which no repetition of a request mends.
+var errLocal = errors.New("spool")
+
+func local(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", errLocal, err)
+}
+
+// spool is the open file of a slice, and beside it the index of the ids written: one line "id<TAB>version" each. The
+// index runs over all files of the slice, the spool only over the open one.
+type spool struct {
+	rows, index sink
+}
+
+// sink is an append-only file that can go back to an earlier size.
+type sink struct {
+	file *os.File
+	buf  *bufio.Writer
+	size int64 // what is buffered counts
+}
+
+// openSpool opens the files of a slice and cuts them to the sizes of its last checkpoint.
+func openSpool(dir string, slice *state.Slice) (*spool, error) {
+	rows, err := openSink(spoolPath(dir, slice.Seq), slice.SpoolSize)
+	if err != nil {
+		return nil, err
+	}
+	index, err := openSink(indexPath(dir, slice.Seq), slice.IndexSize)
+	if err != nil {
+		return nil, errors.Join(err, rows.file.Close())
+	}
+	return &spool{rows: rows, index: index}, nil
+}
+
+func spoolPath(dir string, seq int) string { return filepath.Join(dir, strconv.Itoa(seq)+".ndjson") }
+func indexPath(dir string, seq int) string { return filepath.Join(dir, strconv.Itoa(seq)+".ids") }
+
+func openSink(path string, size int64) (sink, error) {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return sink{}, local(err)
+	}
+	info, err := file.Stat()
+	if err == nil && info.Size() < size {
+		err = fmt.Errorf("%s is shorter than its checkpoint", filepath.Base(path))
+	}
+	s := sink{file: file, buf: bufio.NewWriterSize(file, 64<<10)}
+	if err == nil {
+		err = s.cut(size)
+	}
+	if err != nil {
+		return sink{}, local(errors.Join(err, file.Close()))
+	}
+	return s, nil
+}
+
+func (s *sink) write(parts ...[]byte) error {
+	for _, part := range parts {
+		n, err := s.buf.Write(part)
+		s.size += int64(n)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cut goes back to an earlier size.
+func (s *sink) cut(size int64) error {
+	if err := s.buf.Flush(); err != nil {
+		return err
+	}
+	if err := s.file.Truncate(size); err != nil {
+		return err
+	}
+	s.size = size
+	_, err := s.file.Seek(size, io.SeekStart)
+	return err
+}
+
+func (s *sink) sync() error {
+	if err := s.buf.Flush(); err != nil {
+		return err
+	}
+	return s.file.Sync()
+}
+
+// write appends one resource.
+func (s *spool) write(line []byte, id, version string) error {
+	return local(errors.Join(
+		s.rows.write(line, []byte{'\n'}),
+		s.index.write([]byte(id), []byte{'\t'}, []byte(version), []byte{'\n'}),
+	))
+}
+
+// cut goes back to earlier sizes, as after a page that broke off.
+func (s *spool) cut(rows, index int64) error {
+	return local(errors.Join(s.rows.cut(rows), s.index.cut(index)))
+}
+
+// sync makes all that was written durable.
+func (s *spool) sync() error { return local(errors.Join(s.rows.sync(), s.index.sync())) }
+
+func (s *spool) close() error { return local(errors.Join(s.rows.file.Close(), s.index.file.Close())) }
+
+// eachWritten reads the first size bytes of a slice's index.
+func eachWritten(dir string, seq int, size int64, fn func(id, version string) error) (err error) {
+	file, err := os.Open(indexPath(dir, seq))
+	if err != nil {
+		return local(err)
+	}
+	defer func() { err = errors.Join(err, local(file.Close())) }()
+	lines := bufio.NewScanner(io.LimitReader(file, size))
+	for lines.Scan() {
+		id, version, _ := strings.Cut(lines.Text(), "\t")
+		if err := fn(id, version); err != nil {
+			return err
+		}
+	}
+	return local(lines.Err())
+}
+
+// idSet remembers ids by 128 bits of hash each: a few dozen bytes an id whatever its length, and two ids that collide
+// are less likely than a broken disk.
+type idSet struct {
+	seeds [2]maphash.Seed
+	seen  map[[2]uint64]struct{}
+}
+
+func newIDSet() *idSet {
+	return &idSet{seeds: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}, seen: map[[2]uint64]struct{}{}}
+}
+
+// add tells whether the id is new, and remembers it.
+func (s *idSet) add(id string) bool {
+	key := [2]uint64{maphash.String(s.seeds[0], id), maphash.String(s.seeds[1], id)}
+	if _, known := s.seen[key]; known {
+		return false
+	}
+	s.seen[key] = struct{}{}
+	return true
+}
+
+// multiFile reads several files one after another, and again from the start: the body of an output file that is made of
+// several spool files.
+type multiFile struct {
+	files []*os.File
+	sizes []int64
+	at    int64
+}
+
+func openMulti(paths []string, sizes []int64) (*multiFile, error) {
+	m := &multiFile{sizes: sizes}
+	for _, path := range paths {
+		file, err := os.Open(path)
+		if err != nil {
+			return nil, local(errors.Join(err, m.close()))
+		}
+		m.files = append(m.files, file)
+	}
+	return m, nil
+}
+
+// Read reads on at the current offset.
+func (m *multiFile) Read(p []byte) (int, error) {
+	offset := m.at
+	for i, size := range m.sizes {
+		if offset < size {
+			n, err := m.files[i].ReadAt(p[:min(int64(len(p)), size-offset)], offset)
+			m.at += int64(n)
+			switch {
+			case n > 0:
+				return n, nil
+			case errors.Is(err, io.EOF): // the file lost bytes: the object must not be published without them
+				return 0, io.ErrUnexpectedEOF
+			}
+			return 0, err
+		}
+		offset -= size
+	}
+	return 0, io.EOF
+}
+
+// Seek sets the offset as io.Seeker says.
+func (m *multiFile) Seek(offset int64, whence int) (int64, error) {
+	switch whence {
+	case io.SeekCurrent:
+		offset += m.at
+	case io.SeekEnd:
+		for _, size := range m.sizes {
+			offset += size
+		}
+	}
+	if offset < 0 {
+		return 0, errors.New("seek before the start")
+	}
+	m.at = offset
+	return offset, nil
+}
+
+func (m *multiFile) close() error {
+	var errs []error
+	for _, file := range m.files {
+		errs = append(errs, file.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,165 @@
+package state
+
+import (
+	"time"
+)
+
+// Status is the place of a job in its life.
+type Status string
+
+const (
+	// Accepted is set by the kick-off, before the client sees the 202. The exporter leaves it when it begins to work on
+	// the job; a crash leaves it, and the next start begins the work.
+	Accepted Status = "accepted"
+	// InProgress is set by the exporter once the transaction time is fixed. The exporter leaves it for Completed or
+	// Failed, a DELETE for Cancelled; a crash leaves it, and the next start goes on from the last checkpoints.
+	InProgress Status = "in-progress"
+	// Completed is set by the exporter in the transaction that makes the manifest readable. Only retention or a DELETE
+	// ends it.
+	Completed Status = "completed"
+	// Failed is set by the exporter with a Failure that says why. Only retention or a DELETE ends it.
+	Failed Status = "failed"
+	// Cancelled is set by a DELETE, or by retention. From then on the job is gone for every client; the record stays as
+	// a tombstone until the exporter has removed the objects, also over a crash.
+	Cancelled Status = "cancelled"
+)
+
+// Level is one of the three places at which the Bulk Data guide defines $export.
+type Level string
+
+// The levels of the guide, section "Bulk Data Kick-off Request".
+const (
+	System  Level = "system"
+	Patient Level = "patient"
+	Group   Level = "group"
+)
+
+// Kickoff is what a client asked for, parsed and checked.
+type Kickoff struct {
+	Level Level `json:"level"`
+	// Group is the id of the Group at Group level, otherwise empty.
+	Group string `json:"group,omitempty"`
+	// Types are the values of _type, sorted and without repeats; empty means every type of the level.
+	Types []string `json:"types,omitempty"`
+	// Since is the exclusive lower bound of _since, with the client's own precision; zero means none.
+	Since time.Time `json:"since,omitzero"`
+	// Request is the public URL of the kick-off with its query, as the manifest repeats it.
+	Request string `json:"request"`
+	// Base is the public FHIR base of the kick-off, without a slash at its end.
+	Base string `json:"base"`
+}
+
+// Failure says why a job failed, in words that a client may see.
+type Failure struct {
+	// Status is the HTTP status of later status requests, 4xx or 5xx.
+	Status int `json:"status"`
+	// Code is a code of FHIR's issue-type value set.
+	Code string `json:"code"`
+	// Text holds no resource content, id or search value.
+	Text string `json:"text"`
+}
+
+// Issue is one remark on a finished export: an OperationOutcome line of the manifest's error file.
+type Issue struct {
+	// Severity is information, warning or error.
+	Severity string `json:"severity"`
+	Code     string `json:"code"`
+	Text     string `json:"text"`
+}
+
+// Job is one export.
+type Job struct {
+	// ID is a random UUID (version 4): whoever has no other authorisation has this one.
+	ID string `json:"id"`
+	// Folder is "<datetime>_<uuid>", the folder of the job's files in the bucket.
+	Folder  string  `json:"folder"`
+	Status  Status  `json:"status"`
+	Kickoff Kickoff `json:"kickoff"`
+
+	// Accepted is the sidecar's time of the kick-off.
+	Accepted time.Time `json:"accepted"`
+	// TransactionTime is T, a whole second of the upstream's clock; fixed once, with InProgress.
+	TransactionTime time.Time `json:"transactionTime,omitzero"`
+	// ReadAt is the sidecar's time before which nothing is read: T and the settle pause.
+	ReadAt time.Time `json:"readAt,omitzero"`
+	// Types are the types that the job reads, fixed with the plan.
+	Types []string `json:"types,omitempty"`
+	// Planned tells that the slices stand in the store.
+	Planned bool `json:"planned,omitempty"`
+	// Finished is when the job was completed or failed; retention counts from it.
+	Finished time.Time `json:"finished,omitzero"`
+
+	Failure *Failure `json:"failure,omitempty"`
+	Issues  []Issue  `json:"issues,omitempty"`
+}
+
+// Running tells whether the job takes a slot.
+func (j *Job) Running() bool { return j.Status == Accepted || j.Status == InProgress }
+
+// Strategy is how the rows of a slice are read.
+type Strategy string
+
+const (
+	// Keyset asks for first pages only, each beginning at the last row's time ("time keyset").
+	Keyset Strategy = "keyset"
+	// Paging follows the server's next links and is verified by a count.
+	Paging Strategy = "paging"
+	// History reads the type's history after the crawl and adds what changed before it was read.
+	History Strategy = "history"
+)
+
+// Slice is the unit of planning, of parallel work and of resuming: one query window over one type.
+type Slice struct {
+	Seq      int      `json:"seq"`
+	Type     string   `json:"type"`
+	Strategy Strategy `json:"strategy"`
+	// From and To bound lastUpdated: [From, To), whole seconds (To may carry a millisecond), UTC.
+	From time.Time `json:"from"`
+	To   time.Time `json:"to"`
+	// Lists are the reference parameters that are asked for lists of members, one after another; empty means that the
+	// type is searched without them. "_id" asks for the Patients themselves.
+	Lists []string `json:"lists,omitempty"`
+	// ListSize is the number of members in one list.
+	ListSize int `json:"listSize,omitempty"`
+	// Counted is the server's count of the window when it was planned, -1 where it was not asked.
+	Counted int64 `json:"counted"`
+
+	// Query is the number of the list that is being read.
+	Query int `json:"query,omitempty"`
+	// Cursor is where the next first page begins; zero means at From.
+	Cursor time.Time `json:"cursor,omitzero"`
+	// Boundary holds the ids met since the beginning of the cursor's second.
+	Boundary []string `json:"boundary,omitempty"`
+	// Met counts the rows of the window that the crawl saw, Written those that passed the filter.
+	Met     int64 `json:"met"`
+	Written int64 `json:"written"`
+	// SpoolSize and IndexSize are the durable sizes in bytes of the slice's open spool file and id index.
+	SpoolSize int64 `json:"spoolSize"`
+	IndexSize int64 `json:"indexSize"`
+	// SpoolRows is the number of lines in the open spool file.
+	SpoolRows int64 `json:"spoolRows"`
+	Done      bool  `json:"done,omitempty"`
+}
+
+// Kind tells in which array of the manifest a file is listed.
+type Kind string
+
+// The arrays of the manifest.
+const (
+	Output Kind = "output"
+	Error  Kind = "error"
+)
+
+// File is one object of a job in the bucket.
+type File struct {
+	// Name is "<Type>.<n>.ndjson", without the job's folder.
+	Name  string `json:"name"`
+	Kind  Kind   `json:"kind"`
+	Type  string `json:"type"`
+	Count int64  `json:"count"`
+	Bytes int64  `json:"bytes"`
+	// Stored tells that the bucket has the whole object. A file that is not stored is put again by the next start.
+	Stored bool `json:"stored"`
+	// Slices are the numbers of the slices whose spool files, one after another, are the content.
+	Slices []int `json:"slices,omitempty"`
+}
