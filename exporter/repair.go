@@ -23,7 +23,7 @@ const (
 )
 
 // errSettle ends a job in which the server showed a write after the settle pause that was made before T.
-var errSettle = errors.New("a write became visible only after the settle pause, raise the setting settle")
+var errSettle = fmt.Errorf("a write became visible only after the settle pause, raise the setting settle: %w", errIncomplete)
 
 // repair adds what changed between T and the moment at which its slice was read: the version as of T, from the server's
 // history. It goes over every type of the job, also those without a row.

@@ -231,6 +231,7 @@ func (w *walk) checkpoint(ctx context.Context) error {
 	for id := range w.boundary {
 		w.slice.Boundary = append(w.slice.Boundary, id)
 	}
+	w.slice.Shown = max(w.slice.Shown, w.slice.Met)
 	if err := w.Store.Checkpoint(ctx, w.job.ID, w.slice); err != nil {
 		return err
 	}

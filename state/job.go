@@ -133,6 +133,8 @@ type Slice struct {
 	// Met counts the rows of the window that the crawl saw, Written those that passed the filter.
 	Met     int64 `json:"met"`
 	Written int64 `json:"written"`
+	// Shown is the largest Met so far: a slice that is read again does not take progress back.
+	Shown int64 `json:"shown"`
 	// SpoolSize and IndexSize are the durable sizes in bytes of the slice's open spool file and id index.
 	SpoolSize int64 `json:"spoolSize"`
 	IndexSize int64 `json:"indexSize"`

@@ -1,0 +1,251 @@
+package main
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+
+	"sidecar/exporter"
+	"sidecar/exporter/blob"
+	"sidecar/exporter/blob/gcsblob"
+	"sidecar/exporter/blob/s3blob"
+	"sidecar/exporter/fhir"
+	"sidecar/proxy"
+	"sidecar/proxy/admin"
+	"sidecar/state"
+)
+
+const (
+	// headerTimeout and idleTimeout protect against slow clients. Bodies have no limit in time: downloads may be long.
+	headerTimeout = 10 * time.Second
+	idleTimeout   = 2 * time.Minute
+)
+
+// serve is `sidecar serve`: it runs until ctx is cancelled.
+func serve(ctx context.Context, args []string, stderr io.Writer) error {
+	c, err := loadConfig("serve", args, stderr)
+	if err != nil {
+		return err
+	}
+	log, err := newLog(c, stderr)
+	if err != nil {
+		return err
+	}
+	s, err := newServer(ctx, c, log)
+	if err != nil {
+		return err
+	}
+	return s.run(ctx)
+}
+
+func parseLevel(s string) (slog.Level, error) {
+	var level slog.Level
+	err := level.UnmarshalText([]byte(s))
+	return level, err
+}
+
+func newLog(c *config, out io.Writer) (*slog.Logger, error) {
+	level, err := parseLevel(c.LogLevel)
+	if err != nil {
+		return nil, err
+	}
+	options := &slog.HandlerOptions{Level: level}
+	if c.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(out, options)), nil
+	}
+	return slog.New(slog.NewTextHandler(out, options)), nil
+}
+
+// server is the wiring of one sidecar.
+type server struct {
+	config   *config
+	log      *slog.Logger
+	store    *state.Store
+	exporter *exporter.Exporter
+	admin    *admin.Admin
+	handler  http.Handler
+	// front and back are the listeners for clients and operators.
+	front, back net.Listener
+}
+
+// newServer wires a sidecar and opens its ports. Nothing of it asks the upstream or the bucket.
+func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err error) {
+	if err := os.MkdirAll(c.Data, 0o700); err != nil {
+		return nil, fmt.Errorf("make data folder: %w", err)
+	}
+	s := &server{config: c, log: log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	if s.store, err = state.Open(filepath.Join(c.Data, "state.db")); err != nil {
+		return nil, err
+	}
+	bucket := &lateBucket{open: func(ctx context.Context) (blob.Bucket, error) { return openBucket(ctx, c) }}
+	engineMetrics, frontMetrics := exporter.NewMetrics(), proxy.NewMetrics()
+	client, err := newClient(c, engineMetrics.Observe)
+	if err != nil {
+		return nil, err
+	}
+	s.exporter, err = exporter.New(exporter.Config{
+		Client: client, Store: s.store, Bucket: bucket, Spool: filepath.Join(c.Data, "spool"),
+		Workers: c.Workers, MaxRunning: c.MaxRunning, PageSize: c.PageSize, Settle: c.Settle,
+		MaxFileBytes: c.MaxFileBytes, Retention: c.Retention, GiveUp: c.GiveUp, Log: log, Metrics: engineMetrics,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if s.handler, err = newProxy(c, client, s.exporter, s.store, bucket, log, frontMetrics); err != nil {
+		return nil, err
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry.MustRegister(append(engineMetrics.Collectors(), frontMetrics.Collectors()...)...)
+	s.admin = admin.New(registry)
+	return s, s.listen(ctx)
+}
+
+func newProxy(
+	c *config, client *fhir.Client, engine *exporter.Exporter, store *state.Store, bucket blob.Bucket, log *slog.Logger, metrics *proxy.Metrics,
+) (http.Handler, error) {
+	upstream, err := fhir.ParseBase(c.Upstream)
+	if err != nil {
+		return nil, err
+	}
+	cfg := proxy.Config{
+		Upstream: upstream, UpstreamHost: c.UpstreamHost, ForwardHeaders: c.ForwardHeaders, Intercept: c.Intercept,
+		Client: client, Exports: engine, Jobs: store, Bucket: bucket, LinkLifetime: c.LinkLifetime, Log: log, Metrics: metrics,
+		TypesOf: func(level state.Level, statement *fhir.CapabilityStatement) ([]string, error) {
+			return exporter.Types(level, statement, true)
+		},
+	}
+	if c.PublicURL != "" {
+		if cfg.PublicBase, err = fhir.ParseBase(c.PublicURL); err != nil {
+			return nil, err
+		}
+	}
+	for _, hop := range c.TrustedProxies {
+		prefix, err := netip.ParsePrefix(hop)
+		if err != nil {
+			return nil, err
+		}
+		cfg.TrustedProxies = append(cfg.TrustedProxies, prefix)
+	}
+	return proxy.New(cfg)
+}
+
+func newClient(c *config, observe func(int)) (*fhir.Client, error) {
+	header := http.Header{}
+	if auth := c.UpstreamAuth.Header; auth.Name != "" {
+		header.Set(auth.Name, string(auth.Value))
+	}
+	if auth := c.UpstreamAuth.Basic; auth.Username != "" {
+		pair := auth.Username + ":" + string(auth.Password)
+		header.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(pair)))
+	}
+	return fhir.NewClient(fhir.Config{
+		BaseURL: c.Upstream, PublicBase: c.PublicURL, Host: c.UpstreamHost, Header: header, Observe: observe,
+	})
+}
+
+// openBucket makes the client of the bucket. Whether the bucket works is tested by the exporter, again and again.
+func openBucket(ctx context.Context, c *config) (bucket blob.Bucket, err error) {
+	switch c.Bucket.Kind {
+	case "s3":
+		b := c.Bucket.S3
+		bucket, err = s3blob.New(ctx, s3blob.Config{
+			Bucket: b.Bucket, Region: b.Region, Endpoint: b.Endpoint, PathStyle: b.PathStyle,
+			AccessKeyID: b.AccessKeyID, SecretAccessKey: string(b.SecretAccessKey), SessionToken: string(b.SessionToken),
+		})
+	case "gcs":
+		b := c.Bucket.GCS
+		bucket, err = gcsblob.New(ctx, gcsblob.Config{
+			Bucket: b.Bucket, CredentialsFile: b.CredentialsFile, ServiceAccountEmail: b.ServiceAccountEmail,
+			PrivateKey: string(b.PrivateKey), Endpoint: b.Endpoint,
+		})
+	default:
+		bucket, err = blob.NewDir(c.filesFolder())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open bucket: %w", err)
+	}
+	return blob.WithPrefix(bucket, strings.Trim(c.Bucket.Prefix, "/")), nil
+}
+
+func (s *server) listen(ctx context.Context) (err error) {
+	var config net.ListenConfig
+	if s.front, err = config.Listen(ctx, "tcp", s.config.Listen); err != nil {
+		return fmt.Errorf("listen for clients: %w", err)
+	}
+	if s.back, err = config.Listen(ctx, "tcp", s.config.AdminListen); err != nil {
+		return fmt.Errorf("listen for operators: %w", err)
+	}
+	return nil
+}
+
+// close releases what newServer took.
+func (s *server) close() error {
+	var errs []error
+	for _, listener := range []net.Listener{s.front, s.back} {
+		if listener != nil {
+			errs = append(errs, listener.Close())
+		}
+	}
+	if s.store != nil {
+		errs = append(errs, s.store.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// run serves until ctx is cancelled, then stops gracefully: no new connections, open requests finish, jobs write their
+// checkpoints.
+func (s *server) run(ctx context.Context) error {
+	front := &http.Server{
+		Handler: s.handler, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	back := &http.Server{Handler: s.admin, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout}
+	s.log.InfoContext(ctx, "sidecar serves", "version", versionText(), "listen", s.front.Addr().String(),
+		"admin_listen", s.back.Addr().String(), "bucket", s.config.Bucket.Kind, "intercept", s.config.Intercept)
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.Go(func() error { return serveOn(front, s.front) })
+	group.Go(func() error { return serveOn(back, s.back) })
+	group.Go(func() error { return s.exporter.Run(groupCtx) })
+	group.Go(func() error {
+		<-groupCtx.Done()
+		s.admin.SetReady(false)
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.ShutdownGrace)
+		defer cancel()
+		if err := front.Shutdown(grace); err != nil {
+			s.log.WarnContext(ctx, "open requests were cut off")
+			return errors.Join(front.Close(), back.Close())
+		}
+		return back.Close()
+	})
+	s.admin.SetReady(true)
+	err := group.Wait()
+	s.log.InfoContext(ctx, "sidecar stopped")
+	return errors.Join(err, s.store.Close())
+}
+
+func serveOn(server *http.Server, listener net.Listener) error {
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve: %w", err)
+	}
+	return nil
+}

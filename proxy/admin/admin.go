@@ -1,0 +1,47 @@
+// Package admin is the front door for operators: health and metrics on a port of their own, so that no path of the FHIR
+// server is shadowed.
+//
+// It promises that /livez and /readyz never ask the upstream or the bucket: a broken bucket must not take a FHIR server
+// out of its Service.
+package admin
+
+import (
+	"net/http"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Admin answers the admin port.
+type Admin struct {
+	mux   *http.ServeMux
+	ready atomic.Bool
+}
+
+// New returns the handler. metrics is what /metrics shows.
+func New(metrics prometheus.Gatherer) *Admin {
+	a := &Admin{mux: http.NewServeMux()}
+	a.mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, "ok\n") })
+	a.mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if a.ready.Load() {
+			answer(w, http.StatusOK, "ok\n")
+			return
+		}
+		answer(w, http.StatusServiceUnavailable, "not forwarding\n")
+	})
+	a.mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	return a
+}
+
+// SetReady says whether the process can forward requests.
+func (a *Admin) SetReady(ready bool) { a.ready.Store(ready) }
+
+// ServeHTTP answers /livez, /readyz and /metrics.
+func (a *Admin) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.mux.ServeHTTP(w, r) }
+
+func answer(w http.ResponseWriter, status int, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(status)
+	_, _ = w.Write([]byte(text)) // a probe that has left wants no answer
+}

@@ -1,0 +1,154 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// bufferSize is the size in bytes of the copy buffers; searches come chunked, and larger reads save system calls.
+const bufferSize = 64 << 10
+
+// newForwarder returns the handler that passes a request on as it is.
+func (p *Proxy) newForwarder() *httputil.ReverseProxy {
+	return &httputil.ReverseProxy{
+		Rewrite:        p.rewrite,
+		Transport:      p.Transport,
+		BufferPool:     &bufferPool{},
+		ErrorHandler:   p.upstreamFailed,
+		ModifyResponse: p.seen,
+		ErrorLog:       slog.NewLogLogger(quietHandler{p.Log.Handler()}, slog.LevelDebug),
+	}
+}
+
+// newTransport makes the transport of forwarded requests.
+func newTransport() *http.Transport {
+	return &http.Transport{
+		DialContext:         (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		TLSHandshakeTimeout: 10 * time.Second,
+		// The default of two idle connections a host would mean to dial for nearly every request.
+		MaxIdleConnsPerHost: 4096,
+		IdleConnTimeout:     90 * time.Second,
+		ReadBufferSize:      16 << 10,
+		WriteBufferSize:     8 << 10,
+		// The body must arrive as the server encoded it.
+		DisableCompression: true,
+	}
+}
+
+// rewrite sends the request to the upstream's host and leaves the rest alone.
+func (p *Proxy) rewrite(r *httputil.ProxyRequest) {
+	out := r.Out
+	out.URL.Scheme, out.URL.Host = p.Upstream.Scheme, p.Upstream.Host
+	// ReverseProxy drops parameters that it cannot parse; the server shall see them.
+	out.URL.RawQuery, out.URL.ForceQuery = r.In.URL.RawQuery, r.In.URL.ForceQuery
+	verbatimPath(out.URL, r.In.RequestURI)
+	out.Host = r.In.Host
+	if p.UpstreamHost != "" {
+		out.Host = p.UpstreamHost
+	}
+	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
+		if values, ok := r.In.Header[name]; ok { // Rewrite is handed the request without them
+			out.Header[name] = values
+		}
+	}
+	appendForwardedFor(out.Header, r.In.RemoteAddr)
+	setIfAbsent(out.Header, "X-Forwarded-Host", r.In.Host)
+	setIfAbsent(out.Header, "X-Forwarded-Proto", scheme(r.In))
+}
+
+// verbatimPath keeps a path byte for byte that Go would escape anew, such as one with a raw "|".
+func verbatimPath(u *url.URL, requestURI string) {
+	path, _, _ := strings.Cut(requestURI, "?")
+	if path != u.EscapedPath() && strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "//") {
+		u.Opaque = path
+	}
+}
+
+func appendForwardedFor(header http.Header, remote string) {
+	client, _, err := net.SplitHostPort(remote)
+	if err != nil {
+		return
+	}
+	if before := header["X-Forwarded-For"]; len(before) > 0 {
+		client = strings.Join(before, ", ") + ", " + client
+	}
+	header.Set("X-Forwarded-For", client)
+}
+
+func setIfAbsent(header http.Header, name, value string) {
+	if _, ok := header[name]; !ok {
+		header.Set(name, value)
+	}
+}
+
+func scheme(r *http.Request) string {
+	if r.TLS != nil {
+		return "https"
+	}
+	return "http"
+}
+
+// seen counts an answer that is passed on.
+func (p *Proxy) seen(response *http.Response) error {
+	p.Metrics.requests.WithLabelValues(strconv.Itoa(response.StatusCode)).Inc()
+	return nil
+}
+
+// upstreamFailed answers for a server that did not.
+func (p *Proxy) upstreamFailed(w http.ResponseWriter, r *http.Request, err error) {
+	if r.Context().Err() != nil { // the client has left
+		p.Metrics.requests.WithLabelValues("499").Inc()
+		panic(http.ErrAbortHandler)
+	}
+	failure := &refusal{http.StatusBadGateway, "transient", "the FHIR server cannot be reached"}
+	var timeout net.Error
+	if errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout() {
+		failure = &refusal{http.StatusGatewayTimeout, "timeout", "the FHIR server did not answer in time"}
+	}
+	p.Metrics.requests.WithLabelValues(strconv.Itoa(failure.status)).Inc()
+	p.Log.WarnContext(r.Context(), "request not forwarded", "error", cause(err))
+	p.refuse(w, r, failure)
+}
+
+// cause is the innermost text of a network error: those around it hold the URL.
+func cause(err error) string {
+	for {
+		next := errors.Unwrap(err)
+		if next == nil {
+			return err.Error()
+		}
+		err = next
+	}
+}
+
+// bufferPool lends copy buffers to ReverseProxy.
+type bufferPool struct{ pool sync.Pool }
+
+// Get lends a buffer.
+func (b *bufferPool) Get() []byte {
+	if buffer, ok := b.pool.Get().(*[]byte); ok {
+		return *buffer
+	}
+	return make([]byte, bufferSize)
+}
+
+// Put takes it back.
+func (b *bufferPool) Put(buffer []byte) { b.pool.Put(&buffer) }
+
+// quietHandler keeps ReverseProxy's own lines, which may hold addresses, out of the log; what matters is logged by
+// upstreamFailed.
+type quietHandler struct{ slog.Handler }
+
+// Enabled says no.
+func (quietHandler) Enabled(context.Context, slog.Level) bool { return false }
+
+var _ httputil.BufferPool = (*bufferPool)(nil)

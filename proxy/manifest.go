@@ -1,0 +1,118 @@
+package proxy
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"sidecar/exporter/blob"
+	"sidecar/exporter/fhir"
+	"sidecar/state"
+)
+
+// Manifest is the body of a completed status request: version 3 of the guide, with the status that clients of the
+// original product read.
+type Manifest struct {
+	Status              string         `json:"status"`
+	TransactionTime     string         `json:"transactionTime"`
+	Request             string         `json:"request"`
+	RequiresAccessToken bool           `json:"requiresAccessToken"`
+	Output              []ManifestFile `json:"output"`
+	Deleted             []ManifestFile `json:"deleted"`
+	Error               []ManifestFile `json:"error"`
+}
+
+// ManifestFile is one file of a manifest.
+type ManifestFile struct {
+	Type  string `json:"type"`
+	URL   string `json:"url"`
+	Count int64  `json:"count"`
+}
+
+// manifest answers with the manifest of a completed job. Links are signed now, so that they live as long as they can;
+// Expires is when the first of them dies.
+func (p *Proxy) manifest(w http.ResponseWriter, r *http.Request, job *state.Job) {
+	files, err := p.Jobs.Files(r.Context(), job.ID)
+	if err != nil {
+		p.refuse(w, r, err)
+		return
+	}
+	m := Manifest{
+		Status:          "completed",
+		TransactionTime: fhir.FormatInstant(job.TransactionTime),
+		Request:         job.Kickoff.Request,
+		Output:          []ManifestFile{},
+		Deleted:         []ManifestFile{},
+		Error:           []ManifestFile{},
+	}
+	expires := p.Exports.ExpiresAt(job)
+	for _, file := range files {
+		link, dies, err := p.link(r.Context(), job, file, expires)
+		if err != nil {
+			p.Log.ErrorContext(r.Context(), "link not signed", "job", job.ID, "error", err)
+			p.refuse(w, r, &refusal{http.StatusServiceUnavailable, "transient", "the links to the files cannot be signed now"})
+			return
+		}
+		if dies.Before(expires) {
+			expires = dies
+		}
+		entry := ManifestFile{Type: file.Type, URL: link, Count: file.Count}
+		if file.Kind == state.Error {
+			m.Error = append(m.Error, entry)
+		} else {
+			m.Output = append(m.Output, entry)
+		}
+	}
+	body, err := json.Marshal(m)
+	if err != nil {
+		p.refuse(w, r, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.Header().Set("Expires", expires.UTC().Format(http.TimeFormat))
+	if _, err := w.Write(body); err != nil {
+		p.Log.DebugContext(r.Context(), "answer not delivered", "error", err)
+	}
+}
+
+// link is where a client reads a file: at the bucket, signed, or at the sidecar where the bucket gives no links.
+func (p *Proxy) link(ctx context.Context, job *state.Job, file state.File, expires time.Time) (string, time.Time, error) {
+	lifetime := min(p.LinkLifetime, time.Until(expires))
+	link, dies, err := p.Bucket.SignURL(ctx, job.Folder+"/"+file.Name, lifetime)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return job.Kickoff.Base + "/$export-file/" + job.ID + "/" + url.PathEscape(file.Name), expires, nil
+	}
+	return link, dies, err
+}
+
+// serveFile sends a file with Range and conditions. A download that has begun outlives the file's deletion.
+func (p *Proxy) serveFile(w http.ResponseWriter, r *http.Request, job *state.Job, file state.File) {
+	content, err := p.Bucket.Open(r.Context(), job.Folder+"/"+file.Name)
+	if errors.Is(err, blob.ErrNotExist) {
+		err = &refusal{http.StatusNotFound, "not-found", "this export has no such file any more"}
+	}
+	if err != nil {
+		p.refuse(w, r, err)
+		return
+	}
+	defer func() {
+		if err := content.Close(); err != nil {
+			p.Log.ErrorContext(r.Context(), "file not closed", "job", job.ID, "error", err)
+		}
+	}()
+	seeker, ok := content.(io.ReadSeeker)
+	if !ok { // the bucket gives links; this is not the way to its files
+		p.refuse(w, r, &refusal{http.StatusNotFound, "not-found", "the files of this export are read through the manifest's links"})
+		return
+	}
+	w.Header().Set("Content-Type", "application/fhir+ndjson")
+	w.Header().Set("ETag", `"`+job.ID+"-"+strconv.FormatInt(file.Bytes, 10)+`"`)
+	w.Header().Set("Cache-Control", "private, no-transform")
+	http.ServeContent(w, r, "", job.Finished, seeker)
+}

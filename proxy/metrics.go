@@ -1,0 +1,29 @@
+package proxy
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Metrics are the counters of the front door. No label holds a path.
+type Metrics struct {
+	requests *prometheus.CounterVec
+	kickOffs *prometheus.CounterVec
+}
+
+// NewMetrics returns metrics that are not registered yet.
+func NewMetrics() *Metrics {
+	return &Metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: "sidecar", Name: "proxy_requests_total",
+			Help: "Requests forwarded to the FHIR server, by status; 499 means that the client left.",
+		}, []string{"status"}),
+		kickOffs: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: "sidecar", Name: "kick_offs_total", Help: "Kick-off requests, by level and result.",
+		}, []string{"level", "result"}),
+	}
+}
+
+// Collectors returns what has to be registered.
+func (m *Metrics) Collectors() []prometheus.Collector {
+	return []prometheus.Collector{m.requests, m.kickOffs}
+}

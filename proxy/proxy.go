@@ -1,0 +1,151 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/gorilla/mux"
+
+	"sidecar/exporter/blob"
+	"sidecar/exporter/fhir"
+	"sidecar/state"
+)
+
+// DefaultLinkLifetime is how long a signed link lives.
+const DefaultLinkLifetime = time.Hour
+
+// exports begins and ends jobs.
+type exports interface {
+	KickOff(ctx context.Context, kickoff state.Kickoff) (*state.Job, error)
+	Cancel(ctx context.Context, id string) error
+	Ready() error
+	ExpiresAt(job *state.Job) time.Time
+}
+
+// jobs reads what is stored of them.
+type jobs interface {
+	Get(ctx context.Context, id string) (*state.Job, error)
+	Slices(ctx context.Context, id string) ([]state.Slice, error)
+	Files(ctx context.Context, id string) ([]state.File, error)
+	File(ctx context.Context, id, name string) (state.File, error)
+}
+
+// Config is what the proxy needs.
+type Config struct {
+	// Upstream is the FHIR base of the server, as fhir.ParseBase returns it.
+	Upstream *url.URL
+	// UpstreamHost overrides the Host header of forwarded requests; empty passes the client's own.
+	UpstreamHost string
+	// PublicBase is the FHIR base as clients see it; nil means to take it from each request.
+	PublicBase *url.URL
+	// TrustedProxies are the hops whose Forwarded and X-Forwarded-* headers are believed.
+	TrustedProxies []netip.Prefix
+	// ForwardHeaders names the headers, beside Authorization, with which a kick-off is checked against the upstream.
+	ForwardHeaders []string
+	// Intercept false forwards everything, for a server that has $export itself.
+	Intercept bool
+
+	Client  *fhir.Client
+	Exports exports
+	Jobs    jobs
+	Bucket  blob.Bucket
+	// LinkLifetime is how long a signed link lives.
+	LinkLifetime time.Duration
+	// TypesOf returns the types that an export of a level may name.
+	TypesOf func(state.Level, *fhir.CapabilityStatement) ([]string, error)
+	// Transport forwards; nil means one of the proxy's own.
+	Transport http.RoundTripper
+	Log       *slog.Logger
+	Metrics   *Metrics
+}
+
+// Proxy answers clients.
+type Proxy struct {
+	Config
+	basePath string // of the upstream, decoded and without a slash at its end
+	forward  http.Handler
+}
+
+// New returns the handler for all requests of clients. It fails when a part of cfg is missing.
+func New(cfg Config) (http.Handler, error) {
+	if cfg.Upstream == nil || cfg.Client == nil || cfg.Exports == nil || cfg.Jobs == nil || cfg.Bucket == nil || cfg.TypesOf == nil {
+		return nil, errors.New("proxy: configuration is incomplete")
+	}
+	if cfg.LinkLifetime == 0 {
+		cfg.LinkLifetime = DefaultLinkLifetime
+	}
+	if cfg.Transport == nil {
+		cfg.Transport = newTransport()
+	}
+	if cfg.Metrics == nil {
+		cfg.Metrics = NewMetrics()
+	}
+	p := &Proxy{Config: cfg, basePath: strings.TrimRight(cfg.Upstream.EscapedPath(), "/")}
+	p.forward = p.newForwarder()
+	if !cfg.Intercept {
+		return p.forward, nil
+	}
+	return p.routes(), nil
+}
+
+// export matches the operation's name as clients write it, with or without a slash behind it.
+const (
+	export       = `{_:(?:\$|%24)export/?}`
+	exportStatus = `{_:(?:\$|%24)export-status}`
+	exportFile   = `{_:(?:\$|%24)export-file}`
+)
+
+// routes decides what is ours. Paths are matched in their raw form, so that a "%2F" never becomes a separator.
+func (p *Proxy) routes() http.Handler {
+	router := mux.NewRouter().SkipClean(true).UseEncodedPath()
+	ours := func(path string, methods map[string]http.HandlerFunc) {
+		router.Path(p.basePath + path).Handler(p.methods(methods))
+	}
+	kickOff := func(level state.Level) map[string]http.HandlerFunc {
+		return map[string]http.HandlerFunc{http.MethodGet: func(w http.ResponseWriter, r *http.Request) { p.kickOff(w, r, level) }}
+	}
+	ours("/"+export, kickOff(state.System))
+	ours("/Patient/"+export, kickOff(state.Patient))
+	ours("/Group/{group:[^/]+}/"+export, kickOff(state.Group))
+	ours("/"+exportStatus+"/{job:[^/]+}{slash:/?}", map[string]http.HandlerFunc{
+		http.MethodGet:    p.status,
+		http.MethodDelete: p.cancel,
+	})
+	ours("/"+exportFile+"/{job:[^/]+}/{name:[^/]+}", map[string]http.HandlerFunc{
+		http.MethodGet:  p.file,
+		http.MethodHead: p.file,
+	})
+	router.Path(p.basePath + "/metadata").Methods(http.MethodGet).Handler(p.newStatementForwarder())
+	router.NotFoundHandler, router.MethodNotAllowedHandler = p.forward, p.forward
+	return router
+}
+
+// methods answers the methods of a path that is ours. OPTIONS belongs to the upstream, whose CORS rules hold for us too;
+// the others are refused, because the server behind would not know the path.
+func (p *Proxy) methods(handlers map[string]http.HandlerFunc) http.Handler {
+	var allow []string
+	for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodDelete} {
+		if handlers[method] != nil {
+			allow = append(allow, method)
+		}
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodOptions {
+			p.forward.ServeHTTP(w, r)
+			return
+		}
+		p.allowOrigin(w, r)
+		if handler := handlers[r.Method]; handler != nil {
+			handler(w, r)
+			return
+		}
+		w.Header().Set("Allow", strings.Join(append(allow, http.MethodOptions), ", "))
+		p.refuse(w, r, &refusal{http.StatusMethodNotAllowed, "not-supported", "this path takes " + strings.Join(allow, ", ") + " only"})
+	})
+}
