@@ -4,7 +4,11 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 )
+
+// removeTimeout is how long the objects of a deleted export may still be there; the job itself is gone at once.
+const removeTimeout = 20 * time.Second
 
 // Ensure an export is the same through an S3-compatible store: links are signed and work without credentials.
 func TestExportThroughS3(t *testing.T) {
@@ -51,7 +55,11 @@ func exportThrough(t *testing.T, linksBelow string, bucket settings) {
 	equalRows(t, startSidecar(t, server.base, nil).export(t, "$export").rows, result.rows)
 
 	s.release(t, result.statusURL)
-	if got := fetch(t, http.MethodGet, result.manifest.Output[0].URL); got/100 == 2 {
-		t.Errorf("a file of a deleted export is still there: status %d", got)
+	deadline := time.Now().Add(removeTimeout)
+	for fetch(t, http.MethodGet, result.manifest.Output[0].URL)/100 == 2 {
+		if time.Now().After(deadline) {
+			t.Fatalf("a file of a deleted export is still there after %v", removeTimeout)
+		}
+		pause(t, 50*time.Millisecond)
 	}
 }
