@@ -31,7 +31,7 @@ func (w *walk) keyset(ctx context.Context, q fhir.Query) error {
 	q.Sort, q.Count = "_lastUpdated", w.pageSize()
 	idle := 0
 	for {
-		page, err := w.keysetPage(ctx, &q)
+		page, err := w.keysetPage(ctx, q)
 		if err != nil {
 			return err
 		}
@@ -40,7 +40,7 @@ func (w *walk) keyset(ctx context.Context, q fhir.Query) error {
 		} else if idle++; idle > maxIdle {
 			return fmt.Errorf("no progress: %w", errStrategy)
 		}
-		done, err := w.advance(ctx, &q, page)
+		done, err := w.advance(ctx, q, page)
 		if err != nil {
 			return err
 		}
@@ -63,7 +63,8 @@ func (w *walk) at(q fhir.Query) fhir.Query {
 }
 
 // advance moves the cursor behind a page and tells whether the window is done.
-func (w *walk) advance(ctx context.Context, q *fhir.Query, page *outcome) (done bool, err error) {
+func (w *walk) advance(ctx context.Context, q fhir.Query, page *outcome) (done bool, err error) {
+	full := page.next || page.rows >= q.Count
 	switch {
 	case page.rows == 0 && page.next: // pages without rows but with a link are the server's own business
 		return false, fmt.Errorf("empty page with a next link: %w", errStrategy)
@@ -71,19 +72,17 @@ func (w *walk) advance(ctx context.Context, q *fhir.Query, page *outcome) (done 
 		return true, nil
 	case page.raced == page.rows: // all changed under the reading: asked again, they are not in the window any more
 		return false, nil
-	case page.rows < q.Count && !page.next && (page.fresh == 0 || !w.profile.HAPI || w.metAll()):
+	case !full && (page.fresh == 0 || !w.profile.HAPI || w.metAll()):
 		// HAPI gives no link here, so a short page is the end only when all that was counted is met, or when another
 		// page brings nothing new.
 		return true, nil
-	case page.rows < q.Count && page.next: // the server gives fewer than it is asked for
-		q.Count = page.rows
 	}
 	before := w.slice.Cursor
 	w.moveCursor(page, q.Count)
-	if w.slice.Cursor.After(before) || page.rows < q.Count {
+	if !full || w.slice.Cursor.After(before) {
 		return false, nil
 	}
-	return false, w.hotGranule(ctx, *q)
+	return false, w.hotGranule(ctx, q)
 }
 
 // metAll tells whether as many rows were met as were counted when the slice was planned.
@@ -131,9 +130,9 @@ func (w *walk) hotGranule(ctx context.Context, q fhir.Query) error {
 }
 
 // keysetPage reads one page, again and again until it was read whole; a page that breaks off leaves nothing behind.
-func (w *walk) keysetPage(ctx context.Context, q *fhir.Query) (*outcome, error) {
+func (w *walk) keysetPage(ctx context.Context, q fhir.Query) (*outcome, error) {
 	var result *outcome
-	asked := w.at(*q)
+	asked := w.at(q)
 	err := w.pace.do(ctx, func() error {
 		before, rows, index := *w.slice, w.spool.rows.size, w.spool.index.size
 		page, err := w.fetch(ctx, asked)

@@ -25,8 +25,8 @@ const (
 	unclearTries = 4
 )
 
-// pace is the budget of one job for trouble with the upstream: it repeats what may succeed later, with growing jittered
-// pauses, and gives up when nothing has succeeded for giveUp.
+// pace is the budget of one job for trouble with the upstream or the bucket: it repeats what may succeed later, with
+// growing jittered pauses, and gives up when nothing has succeeded for giveUp.
 type pace struct {
 	giveUp time.Duration
 
@@ -36,7 +36,7 @@ type pace struct {
 
 // do calls ask until it succeeds, fails for good, or the budget is spent.
 func (p *pace) do(ctx context.Context, ask func() error) error {
-	unclear := 0
+	began, unclear := time.Now(), 0
 	for try := 0; ; try++ {
 		err := ask()
 		if err == nil {
@@ -57,7 +57,7 @@ func (p *pace) do(ctx context.Context, ask func() error) error {
 			}
 		}
 		p.mu.Lock()
-		spent := time.Since(p.last) > p.giveUp
+		spent := time.Since(began) > p.giveUp && time.Since(p.last) > p.giveUp
 		p.mu.Unlock()
 		if spent {
 			return fmt.Errorf("%w: %w", errGaveUp, err)

@@ -27,7 +27,8 @@ type run struct {
 	compartment *fhir.Compartment
 	cohort      *cohort
 	dir         string
-	pace        *pace
+	// pace is the budget for the upstream, bucketPace the one for the bucket.
+	pace, bucketPace *pace
 }
 
 // work does one job until it has ended or ctx is cancelled, and writes down how it ended.
@@ -67,6 +68,8 @@ func (e *Exporter) work(ctx context.Context, id string) {
 func failureOf(err error) *state.Failure {
 	failure := &state.Failure{Status: 500, Code: "exception", Text: "the export failed: " + err.Error()}
 	switch status := fhir.StatusOf(err); {
+	case errors.Is(err, errLocal): // paths and hosts of ours are not for clients
+		failure.Text = "the export failed: its files could not be stored; the sidecar's log says more"
 	case errors.Is(err, errGaveUp):
 		failure.Code = "timeout"
 	case errors.Is(err, errIncomplete):
@@ -79,7 +82,10 @@ func failureOf(err error) *state.Failure {
 
 // export takes a job through its stages. Each stage can be entered again after a crash.
 func (e *Exporter) export(ctx context.Context, id string) error {
-	r := &run{Exporter: e, dir: filepath.Join(e.Spool, id), pace: &pace{giveUp: e.GiveUp, last: time.Now()}}
+	r := &run{
+		Exporter: e, dir: filepath.Join(e.Spool, id),
+		pace: &pace{giveUp: e.GiveUp}, bucketPace: &pace{giveUp: e.GiveUp},
+	}
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
 		return fmt.Errorf("make spool folder: %w", err)
 	}
@@ -88,17 +94,29 @@ func (e *Exporter) export(ctx context.Context, id string) error {
 		r.probe,
 		r.settle,
 		r.loadCohort,
-		r.plan,
+		r.timed("export planned", r.plan),
 		r.finishFiles,
-		r.crawl,
-		r.repair,
-		r.seal,
+		r.timed("slices read", r.crawl),
+		r.timed("history read", r.repair),
+		r.timed("files stored", r.seal),
 	} {
 		if err := stage(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// timed logs how long a stage took.
+func (r *run) timed(done string, stage func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		began := time.Now()
+		if err := stage(ctx); err != nil {
+			return err
+		}
+		r.Log.InfoContext(ctx, "stage done", "job", r.job.ID, "stage", done, "seconds", time.Since(began).Seconds())
+		return nil
+	}
 }
 
 // begin fixes the transaction time: the upstream's clock, rounded up to a whole second, so that what was written before
@@ -215,7 +233,6 @@ func (r *run) crawl(ctx context.Context) error {
 	}
 	planned = slices.DeleteFunc(planned, func(s state.Slice) bool { return s.Done || s.Strategy == state.History })
 	slices.SortStableFunc(planned, func(a, b state.Slice) int { return int(b.Counted - a.Counted) })
-	began := time.Now()
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(r.Workers)
 	for i := range planned {
@@ -226,11 +243,7 @@ func (r *run) crawl(ctx context.Context) error {
 			return r.walk(ctx, &planned[i])
 		})
 	}
-	if err := group.Wait(); err != nil {
-		return err
-	}
-	r.Log.InfoContext(ctx, "slices read", "job", r.job.ID, "slices", len(planned), "seconds", time.Since(began).Seconds())
-	return nil
+	return group.Wait()
 }
 
 // filter returns the filter for the rows of a type.

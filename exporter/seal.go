@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"time"
 
@@ -75,9 +76,9 @@ func (r *run) upload(ctx context.Context, file state.File, parts []state.Slice) 
 	if err != nil {
 		return err
 	}
-	err = r.Bucket.Put(ctx, r.job.Folder+"/"+file.Name, ndjsonType, body)
+	err = r.put(ctx, file.Name, ndjsonType, body)
 	if err := errors.Join(err, body.close()); err != nil {
-		return fmt.Errorf("store file: %w", errors.Join(err, errLocal))
+		return err
 	}
 	for i := range parts {
 		parts[i].SpoolSize, parts[i].SpoolRows = 0, 0
@@ -87,6 +88,15 @@ func (r *run) upload(ctx context.Context, file state.File, parts []state.Slice) 
 	}
 	r.Metrics.resources.WithLabelValues(file.Type).Add(float64(file.Count))
 	r.Metrics.bytes.WithLabelValues(file.Type).Add(float64(file.Bytes))
+	return nil
+}
+
+// put stores one object of the job. A bucket that is away for a while costs time, not the export.
+func (r *run) put(ctx context.Context, name, contentType string, body io.ReadSeeker) error {
+	err := r.bucketPace.do(ctx, func() error { return r.Bucket.Put(ctx, r.job.Folder+"/"+name, contentType, body) })
+	if err != nil {
+		return local(fmt.Errorf("store file: %w", err))
+	}
 	return nil
 }
 
@@ -162,8 +172,8 @@ func (r *run) putIssues(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := r.Bucket.Put(ctx, r.job.Folder+"/"+file.Name, ndjsonType, bytes.NewReader(body.Bytes())); err != nil {
-		return fmt.Errorf("store remarks: %w", errors.Join(err, errLocal))
+	if err := r.put(ctx, file.Name, ndjsonType, bytes.NewReader(body.Bytes())); err != nil {
+		return err
 	}
 	return r.Store.MarkStored(ctx, r.job.ID, file, nil)
 }
@@ -211,8 +221,5 @@ func (r *run) putManifest(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := r.Bucket.Put(ctx, r.job.Folder+"/"+manifestName, "application/json", bytes.NewReader(body)); err != nil {
-		return fmt.Errorf("store manifest: %w", errors.Join(err, errLocal))
-	}
-	return nil
+	return r.put(ctx, manifestName, "application/json", bytes.NewReader(body))
 }

@@ -190,7 +190,7 @@ func (m *multiFile) Read(p []byte) (int, error) {
 			case n > 0:
 				return n, nil
 			case errors.Is(err, io.EOF): // the file lost bytes: the object must not be published without them
-				return 0, io.ErrUnexpectedEOF
+				return 0, local(io.ErrUnexpectedEOF)
 			}
 			return 0, err
 		}

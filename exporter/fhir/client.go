@@ -159,12 +159,13 @@ func (c *Client) History(ctx context.Context, typ, id string, since time.Time, c
 // Count asks how many rows q has, by _summary=count. It fails with ErrMalformed when the answer has no total.
 func (c *Client) Count(ctx context.Context, q Query) (int64, error) {
 	q.Count, q.Sort = 0, ""
-	query := q.encode(QueryParam{"_summary", "count"})
-	if c.isHAPI() {
-		query += "&_pretty=false"
+	q.Criteria = append(q.Criteria[:len(q.Criteria):len(q.Criteria)], QueryParam{"_summary", "count"})
+	extra, header := c.dialect(q)
+	if c.isHAPI() { // a count writes no search into the database then, and is never cut to max-results
+		header.Set("Cache-Control", "no-store, max-results=1")
 	}
 	op := "count " + q.Type
-	page, err := c.page(ctx, op, "searchset", c.address("/"+q.Type, query), http.Header{"Cache-Control": {"no-cache"}})
+	page, err := c.page(ctx, op, "searchset", c.address("/"+q.Type, q.encode(extra...)), header)
 	if err != nil {
 		return 0, err
 	}
