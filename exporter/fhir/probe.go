@@ -23,7 +23,7 @@ type Profile struct {
 	Counts bool
 	// IDLists: _id takes a list of ids.
 	IDLists bool
-	// PageSize is the largest _count that the server was seen to honour, at most 1000.
+	// PageSize is the largest _count that the server was seen to honour, at most 1000 (500 on HAPI).
 	PageSize int
 	// TypeHistory: GET Type/_history works.
 	TypeHistory bool
@@ -38,6 +38,9 @@ var never = time.Date(2199, 1, 1, 0, 0, 0, 0, time.UTC)
 
 const (
 	maxPageSize = 1000
+	// hapiPageSize is what HAPI reads fastest: pages of 1000 large resources, several at once, cost it memory and were a
+	// quarter slower.
+	hapiPageSize = 500
 	// probeRows is how many rows of a type are asked about.
 	probeRows = 3
 	// UnknownID is an id that no server has, for negative controls.
@@ -268,7 +271,11 @@ func (p *probe) sort(ctx context.Context) error {
 
 // pageSize is P6. A server with fewer rows than a page says nothing about its limit; the walk copes with short pages.
 func (p *probe) pageSize(ctx context.Context) error {
-	page, err := p.client.Search(ctx, Query{Type: p.typ, Count: maxPageSize, ServerPages: true})
+	asked := maxPageSize
+	if p.profile.HAPI {
+		asked = hapiPageSize
+	}
+	page, err := p.client.Search(ctx, Query{Type: p.typ, Count: asked, ServerPages: true})
 	if err != nil {
 		return err
 	}
@@ -286,7 +293,7 @@ func (p *probe) pageSize(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
-	p.profile.PageSize = maxPageSize
+	p.profile.PageSize = asked
 	if next != "" && rows > 0 {
 		p.profile.PageSize = rows
 	}
