@@ -1,7 +1,7 @@
 # Everyday commands. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test e2e check bench image lint fmt
+.PHONY: help demo test e2e check bench bench-hapi image lint fmt
 
 # What `sidecar version` says in an image: the nearest tag, else the commit.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -11,7 +11,7 @@ IMAGE ?= sidecar:$(VERSION)
 LINT = $$(bash .ci/tools golangci-lint)
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## a sample FHIR server, the sidecar in front of it, one whole export
 	go run ./cmd/sidecar demo
@@ -27,6 +27,9 @@ check: ## exactly what CI runs: everything above and the linters, race tests, im
 
 bench: ## the benchmarks that live with the code
 	go test -run '^$$' -bench . ./...
+
+bench-hapi: ## a system export beside plain paging with curl, on one HAPI in one run (needs Java 17, Maven and curl)
+	cd e2e && E2E_FULL=1 go test -count=1 -timeout 25m -v -tags figures -run TestFigures .
 
 image: ## the container image, with the image builder at hand (IMAGE=name:tag, VERSION=...)
 	@for builder in docker podman buildah; do \

@@ -29,6 +29,12 @@ var operations = []operation{
 	{"", "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/export"},
 }
 
+// withoutVersion cuts the version off a canonical address: any version of an operation is that operation.
+func withoutVersion(canonical string) string {
+	address, _, _ := strings.Cut(canonical, "|")
+	return address
+}
+
 // insertion is text that goes into a document at an offset. The rest of the document stays as it is.
 type insertion struct {
 	at   int64
@@ -61,7 +67,7 @@ func (p *Proxy) newStatementForwarder() http.Handler {
 		}
 		return p.seen(response)
 	}
-	return forward
+	return verbatim(forward)
 }
 
 func (p *Proxy) completeStatement(response *http.Response) error {

@@ -155,7 +155,7 @@ func (o *jsonOperations) read(dec *jsontext.Decoder) error {
 			}
 			var definition string
 			err := jsonString(dec, &definition)
-			o.definitions = append(o.definitions, definition)
+			o.definitions = append(o.definitions, withoutVersion(definition))
 			return err
 		})
 		return err

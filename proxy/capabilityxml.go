@@ -128,13 +128,13 @@ func (x *xmlReader) open(element xml.StartElement, at int64) {
 	case "mode":
 		rest.mode = value
 	case "operation/definition":
-		rest.definitions = append(rest.definitions, value)
+		rest.definitions = append(rest.definitions, withoutVersion(value))
 	case "resource":
 		x.typ, x.definitions = "", nil
 	case "resource/type":
 		x.typ = value
 	case "resource/operation/definition":
-		x.definitions = append(x.definitions, value)
+		x.definitions = append(x.definitions, withoutVersion(value))
 	}
 }
 

@@ -14,19 +14,37 @@ import (
 	"time"
 )
 
-// bufferSize is the size in bytes of the copy buffers; searches come chunked, and larger reads save system calls.
-const bufferSize = 64 << 10
+const (
+	// bufferSize is the size in bytes of the copy buffers; searches come chunked, and larger reads save system calls.
+	bufferSize = 64 << 10
+	// flushPause is how long a part of an answer of known length may wait for the next one before the client gets it.
+	// Answers of unknown length are never held back.
+	flushPause = 5 * time.Millisecond
+)
 
 // newForwarder returns the handler that passes a request on as it is.
 func (p *Proxy) newForwarder() *httputil.ReverseProxy {
 	return &httputil.ReverseProxy{
 		Rewrite:        p.rewrite,
 		Transport:      p.Transport,
+		FlushInterval:  flushPause,
 		BufferPool:     &bufferPool{},
 		ErrorHandler:   p.upstreamFailed,
 		ModifyResponse: p.seen,
 		ErrorLog:       slog.NewLogLogger(quietHandler{p.Log.Handler()}, slog.LevelDebug),
 	}
+}
+
+// verbatim switches off what net/http would add of its own: guessing the Content-Type of an answer that comes without
+// one, and holding back an answer until the whole body of the request has come.
+func verbatim(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header()["Content-Type"] = nil
+		if r.ContentLength != 0 {
+			_ = http.NewResponseController(w).EnableFullDuplex() // a connection that cannot is none of HTTP/1.1 and has no need
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // newTransport makes the transport of forwarded requests.
@@ -51,6 +69,8 @@ func (p *Proxy) rewrite(r *httputil.ProxyRequest) {
 	// ReverseProxy drops parameters that it cannot parse; the server shall see them.
 	out.URL.RawQuery, out.URL.ForceQuery = r.In.URL.RawQuery, r.In.URL.ForceQuery
 	verbatimPath(out.URL, r.In.RequestURI)
+	// net/http fills the client's map at the end of the body; the copy would stay empty.
+	out.Trailer = r.In.Trailer
 	out.Host = r.In.Host
 	if p.UpstreamHost != "" {
 		out.Host = p.UpstreamHost

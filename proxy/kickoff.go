@@ -61,7 +61,7 @@ func (p *Proxy) parseKickoff(r *http.Request, level state.Level) (*state.Kickoff
 	}
 	if level == state.Group {
 		id, err := url.PathUnescape(mux.Vars(r)["group"])
-		if err != nil || strings.ContainsAny(id, "/?#") {
+		if err != nil || strings.ContainsAny(id, "/?#") || id == "." || id == ".." { // these would read another address
 			return nil, &refusal{http.StatusBadRequest, "invalid", "the Group's id in the path is not an id"}
 		}
 		kickoff.Group = id

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -68,15 +69,18 @@ func (p *Proxy) manifest(w http.ResponseWriter, r *http.Request, job *state.Job)
 			m.Output = append(m.Output, entry)
 		}
 	}
-	body, err := json.Marshal(m)
-	if err != nil {
+	// Links hold "&", which people copy out of the manifest: it stays as it is.
+	var body bytes.Buffer
+	encoder := json.NewEncoder(&body)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(m); err != nil {
 		p.refuse(w, r, err)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.Header().Set("Content-Length", strconv.Itoa(body.Len()))
 	w.Header().Set("Expires", expires.UTC().Format(http.TimeFormat))
-	if _, err := w.Write(body); err != nil {
+	if _, err := w.Write(body.Bytes()); err != nil {
 		p.Log.DebugContext(r.Context(), "answer not delivered", "error", err)
 	}
 }
@@ -93,7 +97,8 @@ func (p *Proxy) link(ctx context.Context, job *state.Job, file state.File, expir
 
 // serveFile sends a file with Range and conditions. A download that has begun outlives the file's deletion.
 func (p *Proxy) serveFile(w http.ResponseWriter, r *http.Request, job *state.Job, file state.File) {
-	content, err := p.Bucket.Open(r.Context(), job.Folder+"/"+file.Name)
+	ctx := r.Context()
+	content, err := p.Bucket.Open(ctx, job.Folder+"/"+file.Name)
 	if errors.Is(err, blob.ErrNotExist) {
 		err = &refusal{http.StatusNotFound, "not-found", "this export has no such file any more"}
 	}
@@ -103,7 +108,7 @@ func (p *Proxy) serveFile(w http.ResponseWriter, r *http.Request, job *state.Job
 	}
 	defer func() {
 		if err := content.Close(); err != nil {
-			p.Log.ErrorContext(r.Context(), "file not closed", "job", job.ID, "error", err)
+			p.Log.ErrorContext(ctx, "file not closed", "job", job.ID, "error", err)
 		}
 	}()
 	seeker, ok := content.(io.ReadSeeker)
@@ -114,5 +119,34 @@ func (p *Proxy) serveFile(w http.ResponseWriter, r *http.Request, job *state.Job
 	w.Header().Set("Content-Type", "application/fhir+ndjson")
 	w.Header().Set("ETag", `"`+job.ID+"-"+strconv.FormatInt(file.Bytes, 10)+`"`)
 	w.Header().Set("Cache-Control", "private, no-transform")
-	http.ServeContent(w, r, "", job.Finished, seeker)
+	guarded := &rangeGuard{ResponseWriter: w}
+	http.ServeContent(guarded, r, "", job.Finished, seeker)
+	if guarded.refused {
+		p.refuse(w, r, &refusal{http.StatusRequestedRangeNotSatisfiable, "processing", "the file has no such range"})
+	}
 }
+
+// rangeGuard holds back net/http's plain text for a range that a file does not have, so that an OperationOutcome can be
+// written instead.
+type rangeGuard struct {
+	http.ResponseWriter
+	refused bool
+}
+
+// WriteHeader passes every status on but 416.
+func (g *rangeGuard) WriteHeader(status int) {
+	if g.refused = status == http.StatusRequestedRangeNotSatisfiable; !g.refused {
+		g.ResponseWriter.WriteHeader(status)
+	}
+}
+
+// Write drops the text of a 416.
+func (g *rangeGuard) Write(b []byte) (int, error) {
+	if g.refused {
+		return len(b), nil
+	}
+	return g.ResponseWriter.Write(b)
+}
+
+// ReadFrom keeps the short way from a file to the socket.
+func (g *rangeGuard) ReadFrom(from io.Reader) (int64, error) { return io.Copy(g.ResponseWriter, from) }

@@ -87,7 +87,7 @@ func New(cfg Config) (http.Handler, error) {
 		cfg.Metrics = NewMetrics()
 	}
 	p := &Proxy{Config: cfg, basePath: strings.TrimRight(cfg.Upstream.EscapedPath(), "/")}
-	p.forward = p.newForwarder()
+	p.forward = verbatim(p.newForwarder())
 	if !cfg.Intercept {
 		return p.forward, nil
 	}

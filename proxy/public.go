@@ -21,20 +21,25 @@ func (p *Proxy) publicBase(r *http.Request) string {
 		} else {
 			proto = orElse(firstElement(r.Header.Get("X-Forwarded-Proto")), proto)
 			host = orElse(firstElement(r.Header.Get("X-Forwarded-Host")), host)
-			if port := firstElement(r.Header.Get("X-Forwarded-Port")); port != "" && !strings.Contains(host, ":") && !isDefaultPort(proto, port) {
+			if port := firstElement(r.Header.Get("X-Forwarded-Port")); port != "" && !hasPort(host) && !isDefaultPort(proto, port) {
 				host += ":" + port
 			}
 		}
 		prefix = strings.TrimRight(firstElement(r.Header.Get("X-Forwarded-Prefix")), "/")
 	}
-	if proto != "https" {
+	if proto = strings.ToLower(proto); proto != "https" {
 		proto = "http"
 	}
 	return proto + "://" + host + prefix + p.basePath
 }
 
+// hasPort looks behind the last bracket, because the colons of an IPv6 address stand within.
+func hasPort(host string) bool {
+	return strings.Contains(host[strings.LastIndexByte(host, ']')+1:], ":")
+}
+
 func isDefaultPort(proto, port string) bool {
-	return proto == "https" && port == "443" || proto == "http" && port == "80"
+	return strings.EqualFold(proto, "https") && port == "443" || strings.EqualFold(proto, "http") && port == "80"
 }
 
 // trusted tells whether the headers of the next hop are believed.

@@ -1,0 +1,238 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"sidecar/exporter/blob"
+	"sidecar/exporter/fhir/fhirtest"
+)
+
+// Ensure that a bucket that cannot be opened is opened again by the next use, and only once when it works.
+func TestLateBucketIsOpenedAgainAfterAFailure(t *testing.T) {
+	errAway := errors.New("away")
+	tries := 0
+	bucket := &lateBucket{open: func(context.Context) (blob.Bucket, error) {
+		if tries++; tries <= 4 {
+			return nil, errAway
+		}
+		return blob.NewDir(t.TempDir())
+	}}
+	ctx := t.Context()
+	put := func() error { return bucket.Put(ctx, "a", "text/plain", strings.NewReader("a")) }
+	for name, use := range map[string]func() error{
+		"put":    put,
+		"open":   func() error { _, err := bucket.Open(ctx, "a"); return err },
+		"sign":   func() error { _, _, err := bucket.SignURL(ctx, "a", time.Minute); return err },
+		"delete": func() error { return bucket.Delete(ctx, "a") },
+	} {
+		if err := use(); !errors.Is(err, errAway) {
+			t.Errorf("%s while it is away: got %v", name, err)
+		}
+	}
+	if err := put(); err != nil {
+		t.Fatal(err)
+	}
+	body, err := bucket.Open(ctx, "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := body.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, _, err := bucket.SignURL(ctx, "a", time.Minute); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("sign: got %v", err)
+	}
+	if err := bucket.Delete(ctx, "a"); err != nil {
+		t.Error(err)
+	}
+	if tries != 5 {
+		t.Errorf("opened %d times, want 5", tries)
+	}
+}
+
+// serveAt serves a handler at an address, which may have been in use before, and returns how to end that at once.
+func serveAt(t *testing.T, address string, handler http.Handler) (end func()) {
+	t.Helper()
+	var config net.ListenConfig
+	var listener net.Listener
+	until(t, "address", func() (free bool) {
+		var err error
+		listener, err = config.Listen(t.Context(), "tcp", address)
+		return err == nil
+	})
+	server := httptest.NewUnstartedServer(handler)
+	if err := server.Listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	server.Listener = listener
+	server.Start()
+	end = func() {
+		server.CloseClientConnections()
+		server.Close()
+	}
+	t.Cleanup(end)
+	return end
+}
+
+// freeAddress is one at which nobody listens.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	var config net.ListenConfig
+	listener, err := config.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return listener.Addr().String()
+}
+
+// Ensure that a sidecar that starts before its server refuses politely, and works as soon as the server is there.
+func TestUpstreamDownAtTheStart(t *testing.T) {
+	t.Parallel()
+	sample, _ := newSample(t, fhirtest.Plain(), 1)
+	address := freeAddress(t)
+	upstream := "http://" + address + "/fhir"
+	s := startSidecar(t, upstream, nil)
+	until(t, "bucket", func() bool { return s.server.exporter.Ready() == nil })
+	for _, path := range []string{"/$export", "/Patient/$export?_type=Patient", "/Group/demo-group/$export"} {
+		checkOutcome(t, ask(t, http.MethodGet, s.base+path), http.StatusServiceUnavailable, "transient")
+	}
+	checkOutcome(t, ask(t, http.MethodGet, s.base+"/Patient"), http.StatusBadGateway, "transient")
+	checkOutcome(t, ask(t, http.MethodGet, s.base+"/metadata"), http.StatusBadGateway, "transient")
+	checkOutcome(t, ask(t, http.MethodGet, s.base+"/$export-status/x"), http.StatusNotFound, "not-found")
+	checkOutcome(t, ask(t, http.MethodPost, s.base+"/$export"), http.StatusMethodNotAllowed, "not-supported")
+	if got := ask(t, http.MethodGet, "http://"+s.server.back.Addr().String()+"/readyz"); got.status != http.StatusOK {
+		t.Errorf("/readyz: got %d", got.status)
+	}
+	serveAt(t, address, sample)
+	s.checkForwards(upstream)
+	_, manifest := s.export("/$export")
+	checkFiles(t, manifest, expected(t, sample, nil))
+}
+
+// Ensure that a server that goes away while an export runs costs time only.
+func TestUpstreamDownLater(t *testing.T) {
+	t.Parallel()
+	sample, _ := newSample(t, fhirtest.Plain(), 5)
+	address := freeAddress(t)
+	upstream := "http://" + address + "/fhir"
+	end := serveAt(t, address, sample)
+	s := startSidecar(t, upstream, func(c *config) { c.MaxRunning = 2 })
+	done, _ := s.export("/$export?_type=Patient")
+	status := s.kickOff("/$export")
+	end()
+	checkOutcome(t, ask(t, http.MethodGet, s.base+"/$export"), http.StatusServiceUnavailable, "transient")
+	checkOutcome(t, ask(t, http.MethodGet, s.base+"/Patient"), http.StatusBadGateway, "transient")
+	if got := ask(t, http.MethodGet, done); got.status != http.StatusOK {
+		t.Errorf("manifest of a finished export: got %d", got.status)
+	}
+	if got := ask(t, http.MethodGet, status); got.status != http.StatusAccepted && got.status != http.StatusOK {
+		t.Errorf("status of a running export: got %d %s", got.status, got.body)
+	}
+	serveAt(t, address, sample)
+	s.checkForwards(upstream)
+	checkFiles(t, s.manifest(status), expected(t, sample, nil))
+}
+
+// Ensure that a server that answers with a login page while an export runs does not spoil it.
+func TestUpstreamAnswersHTMLLater(t *testing.T) {
+	t.Parallel()
+	sample, upstream := newSample(t, fhirtest.Plain(), 5)
+	s := startSidecar(t, upstream, nil)
+	s.export("/$export?_type=Patient")
+	sample.Fail(fhirtest.Fault{HTML: true, Times: 2, Match: func(r *http.Request) bool { return r.URL.Query().Has("_sort") }})
+	_, manifest := s.export("/$export")
+	checkFiles(t, manifest, expected(t, sample, nil))
+}
+
+// Ensure that what the upstream refuses for good while an export runs is told with the type and nothing else.
+func TestUpstreamRefusesATypeLater(t *testing.T) {
+	t.Parallel()
+	sample, upstream := newSample(t, fhirtest.Plain(), 5)
+	s := startSidecar(t, upstream, nil)
+	s.export("/$export?_type=Patient")
+	sample.Fail(fhirtest.Fault{Status: http.StatusForbidden, Times: -1, Match: func(r *http.Request) bool {
+		return r.URL.Path == "/fhir/Condition" && r.URL.Query().Has("_sort")
+	}})
+	got := s.finish(s.kickOff("/$export"))
+	checkOutcome(t, got, http.StatusInternalServerError, "forbidden")
+	if !strings.Contains(got.body, "Condition") || strings.Contains(got.body, "http") || strings.Contains(got.body, "?") {
+		t.Errorf("outcome: got %s", got.body)
+	}
+}
+
+// Ensure that an export that is interrupted by a stop ends as if it had not been.
+func TestServeGoesOnAfterARestart(t *testing.T) {
+	t.Parallel()
+	for name, match := range map[string]func(*http.Request) bool{
+		"at the first search": func(r *http.Request) bool { return strings.Contains(r.URL.RawQuery, "_lastUpdated") },
+		"while reading":       func(r *http.Request) bool { return r.URL.Path == "/fhir/Observation" && r.URL.Query().Has("_sort") },
+		"in the history":      func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/_history") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			sample, upstream := newSample(t, fhirtest.Plain(), 20)
+			s := startSidecar(t, upstream, func(c *config) { c.PageSize = 10 })
+			s.export("/$export?_type=Patient") // the probes are over, so that the fault meets the export itself
+			reached := make(chan struct{})
+			sample.Fail(fhirtest.Fault{Match: match, Hang: true, Times: -1, Do: func(*http.Request) {
+				select {
+				case <-reached:
+				default:
+					close(reached)
+				}
+			}})
+			status := s.kickOff("/Patient/$export")
+			select {
+			case <-reached:
+			case <-time.After(patience):
+				t.Fatal("the moment was not reached")
+			}
+			s.stop()
+			sample.ClearFaults()
+			s.start()
+			checkFiles(t, s.manifest(status), expected(t, sample, patientIDs(1, 20)))
+		})
+	}
+}
+
+func TestServeRefusesAFolderInUseOrOfANewerVersion(t *testing.T) {
+	t.Parallel()
+	_, upstream := newSample(t, fhirtest.Plain(), 1)
+	s := startSidecar(t, upstream, nil)
+	args := []string{"serve", "-upstream", upstream, "-listen", "127.0.0.1:0", "-data", s.config.Data}
+	err := run(t.Context(), args, io.Discard, io.Discard)
+	if err == nil || !strings.Contains(err.Error(), "in use by another process") {
+		t.Errorf("second process: got %v", err)
+	}
+	s.stop()
+	path := filepath.Join(s.config.Data, "state.db")
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	newer := bytes.ReplaceAll(raw, []byte("version1"), []byte("version9"))
+	if bytes.Equal(newer, raw) {
+		t.Fatal("the state file holds no version")
+	}
+	if err := os.WriteFile(path, newer, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err = run(t.Context(), args, io.Discard, io.Discard)
+	if err == nil || !strings.Contains(err.Error(), "newer version") {
+		t.Errorf("newer state: got %v", err)
+	}
+}

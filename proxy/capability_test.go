@@ -1,0 +1,197 @@
+package proxy_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/json"
+	"encoding/xml"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const (
+	definitionBase = "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/"
+
+	jsonSystem  = `{"name":"export","definition":"` + definitionBase + `export"}`
+	jsonPatient = `{"name":"export","definition":"` + definitionBase + `patient-export"}`
+	jsonGroup   = `{"name":"export","definition":"` + definitionBase + `group-export"}`
+
+	xmlSystem  = `<operation><name value="export"/><definition value="` + definitionBase + `export"/></operation>`
+	xmlPatient = `<operation><name value="export"/><definition value="` + definitionBase + `patient-export"/></operation>`
+	xmlGroup   = `<operation><name value="export"/><definition value="` + definitionBase + `group-export"/></operation>`
+)
+
+// metadataOf answers GET metadata with a body and headers given in pairs.
+func metadataOf(t *testing.T, contentType, body string, header ...string) *house {
+	t.Helper()
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/fhir/metadata" {
+			http.NotFound(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", contentType)
+		for i := 0; i < len(header); i += 2 {
+			w.Header().Set(header[i], header[i+1])
+		}
+		if _, err := io.WriteString(w, body); err != nil {
+			t.Error(err)
+		}
+	}))
+	t.Cleanup(upstream.Close)
+	return newHouse(t, upstream.URL+"/fhir", nil)
+}
+
+// Each row marks with « » what is added; everything else has to be byte-equal.
+var jsonStatements = map[string]string{
+	"compact": `{"resourceType":"CapabilityStatement","rest":[{"mode":"server","resource":[{"type":"Patient"«,"operation":[` + jsonPatient + `]»},` +
+		`{"type":"Group"«,"operation":[` + jsonGroup + `]»}]«,"operation":[` + jsonSystem + `]»}]}`,
+	"pretty": "{\n  \"resourceType\" : \"CapabilityStatement\",\r\n  \"x\" : 1.10,\n  \"rest\" : [ {\n    \"resource\" : [ {\n      \"type\" : \"Patient\",\n" +
+		"      \"operation\" : [ {\n        \"name\" : \"everything\"\n      } «," + jsonPatient + "»]\n    }, {\"type\":\"Gro\\u0075p\"\n   «,\"operation\":[" + jsonGroup + "]»} ],\n" +
+		"    \"mode\" : \"server\",\n    \"operation\" : [ «" + jsonSystem + "»]\n  } ]\n}\n",
+	"no Patient, no Group": `{"rest":[{"mode":"server","resource":[{"type":"Task"}«,{"type":"Patient","operation":[` + jsonPatient + `]},{"type":"Group","operation":[` + jsonGroup + `]}»]` +
+		`«,"operation":[` + jsonSystem + `]»}],"resourceType":"CapabilityStatement"}`,
+	"empty resource": `{"resourceType":"CapabilityStatement","rest":[{"resource":[«{"type":"Patient","operation":[` + jsonPatient + `]},{"type":"Group","operation":[` + jsonGroup + `]}»],` +
+		`"mode":"server"«,"operation":[` + jsonSystem + `]»}]}`,
+	"no resource": `{"resourceType":"CapabilityStatement","rest":[{"mode":"client"},{"mode":"server"«,"operation":[` + jsonSystem + `]»` +
+		`«,"resource":[{"type":"Patient","operation":[` + jsonPatient + `]},{"type":"Group","operation":[` + jsonGroup + `]}]»}]}`,
+	"there already": `{"resourceType":"CapabilityStatement","rest":[{"mode":"server","resource":[{"type":"Patient","operation":[` + jsonPatient + `]},` +
+		`{"type":"Group","operation":[{"definition":"` + definitionBase + `group-export|2.0.0","name":"export"}]}],"operation":[` + jsonSystem + `]}]}`,
+	"terminology":       `{"resourceType":"TerminologyCapabilities","rest":[{"mode":"server"}]}`,
+	"no rest":           `{"resourceType":"CapabilityStatement","status":"active"}`,
+	"client only":       `{"resourceType":"CapabilityStatement","rest":[{"mode":"client"}]}`,
+	"outcome":           `{"resourceType":"OperationOutcome","issue":[]}`,
+	"array":             `[1,2]`,
+	"broken":            `{"resourceType":"CapabilityStatement","rest":[{"mode":"server"`,
+	"rest of own shape": `{"resourceType":"CapabilityStatement","rest":{"mode":"server"}}`,
+	"empty":             ``,
+}
+
+var xmlStatements = map[string]string{
+	"compact": `<?xml version="1.0" encoding="UTF-8"?><CapabilityStatement xmlns="http://hl7.org/fhir"><rest><mode value="server"/><resource><type value="Patient"/>«` + xmlPatient + `»</resource>` +
+		`<resource><type value="Group"/><operation><name value="x"/><definition value="y"/></operation>«` + xmlGroup + `»</resource>«` + xmlSystem + `»</rest></CapabilityStatement>`,
+	"prefix": `<f:CapabilityStatement xmlns:f="http://hl7.org/fhir"><f:rest><f:mode value='server'/><f:resource ><f:type value="Patient"></f:type>«` +
+		strings.NewReplacer("</", "</f:", "<", "<f:").Replace(xmlPatient) + `»</f:resource><f:resource><f:type value="Group"/>«` +
+		strings.NewReplacer("</", "</f:", "<", "<f:").Replace(xmlGroup) + `»</f:resource>«` + strings.NewReplacer("</", "</f:", "<", "<f:").Replace(xmlSystem) + `»</f:rest></f:CapabilityStatement>`,
+	"order of elements": `<CapabilityStatement xmlns="http://hl7.org/fhir"><!-- <rest> --><text><div xmlns="http://www.w3.org/1999/xhtml">&lt;rest&gt;</div></text><rest><mode value="server"/>` +
+		"\n  <resource><type value=\"Task\"/></resource>\n  «<resource><type value=\"Patient\"/>" + xmlPatient + `</resource><resource><type value="Group"/>` + xmlGroup + `</resource>»` +
+		`<interaction><code value="batch"/></interaction><searchParam><name value="x"/></searchParam><operation><name value="y"/></operation>«` + xmlSystem + `»<compartment value="z"/></rest></CapabilityStatement>`,
+	"there already": `<CapabilityStatement xmlns="http://hl7.org/fhir"><rest><mode value="server"/><resource><type value="Patient"/>` + xmlPatient + `</resource>` +
+		`<resource><type value="Group"/>` + strings.ReplaceAll(xmlGroup, `group-export"`, `group-export|2.0.0"`) + `</resource>` + xmlSystem + `</rest></CapabilityStatement>`,
+	"terminology": `<TerminologyCapabilities xmlns="http://hl7.org/fhir"><rest><mode value="server"/></rest></TerminologyCapabilities>`,
+	"no rest":     `<CapabilityStatement xmlns="http://hl7.org/fhir"><status value="active"/></CapabilityStatement>`,
+	"broken":      `<CapabilityStatement xmlns="http://hl7.org/fhir"><rest><mode value="server"/></CapabilityStatement>`,
+	"cut":         `<CapabilityStatement xmlns="http://hl7.org/fhir"><rest><mode value="server"/>`,
+	"HTML":        `<!DOCTYPE html><html><body>Please sign in<br></body></html>`,
+	"latin":       `<?xml version="1.0" encoding="ISO-8859-1"?><CapabilityStatement><rest><mode value="server"/></rest></CapabilityStatement>`,
+}
+
+func TestMetadataIsCompletedAndElseByteEqual(t *testing.T) {
+	for format, rows := range map[string]map[string]string{
+		"application/fhir+json;charset=UTF-8": jsonStatements,
+		"application/json":                    jsonStatements,
+		"application/fhir+xml; charset=utf-8": xmlStatements,
+		"text/xml":                            xmlStatements,
+	} {
+		for name, marked := range rows {
+			t.Run(format+"/"+name, func(t *testing.T) {
+				want := strings.NewReplacer("«", "", "»", "").Replace(marked)
+				h := metadataOf(t, format, withoutMarked(marked), "ETag", `"7"`)
+				got := h.ask(http.MethodGet, h.base+"/metadata?mode=full")
+				if got.body != want {
+					t.Errorf("statement:\n got %s\nwant %s", got.body, want)
+				}
+				if got.header.Get("Content-Length") != strconv.Itoa(len(want)) || got.header.Get("Content-Type") != format || got.header.Get("ETag") != `"7"` {
+					t.Errorf("header: got %q", got.header)
+				}
+				if strings.Contains(marked, "«") {
+					checkParses(t, format, got.body)
+				}
+			})
+		}
+	}
+}
+
+// withoutMarked cuts out what the marks enclose.
+func withoutMarked(marked string) string {
+	var out strings.Builder
+	for i, part := range strings.Split(marked, "«") {
+		if i > 0 {
+			_, part, _ = strings.Cut(part, "»")
+		}
+		out.WriteString(part)
+	}
+	return out.String()
+}
+
+func checkParses(t *testing.T, format, body string) {
+	t.Helper()
+	if strings.Contains(format, "json") {
+		if !json.Valid([]byte(body)) {
+			t.Error("the statement is no JSON any more")
+		}
+		return
+	}
+	for decoder := xml.NewDecoder(strings.NewReader(body)); ; {
+		if _, err := decoder.Token(); errors.Is(err, io.EOF) {
+			return
+		} else if err != nil {
+			t.Fatalf("the statement is no XML any more: %v", err)
+		}
+	}
+}
+
+func TestMetadataIsAskedUncompressedAndPassedOnWhenItIsNot(t *testing.T) {
+	var packed bytes.Buffer
+	writer := gzip.NewWriter(&packed)
+	if _, err := io.WriteString(writer, withoutMarked(jsonStatements["compact"])); err != nil {
+		t.Fatal(err)
+	}
+	if err := writer.Close(); err != nil {
+		t.Fatal(err)
+	}
+	h := metadataOf(t, "application/fhir+json", packed.String(), "Content-Encoding", "gzip")
+	got := h.ask(http.MethodGet, h.base+"/metadata", "Accept-Encoding", "gzip")
+	if got.body != packed.String() || got.header.Get("Content-Encoding") != "gzip" {
+		t.Errorf("the compressed answer was changed: %q", got.header)
+	}
+	upstream := newRawUpstream(t, replying(plainReply))
+	h = newHouse(t, "http://"+upstream.address+"/fhir", nil)
+	h.ask(http.MethodGet, h.base+"/metadata", "Accept-Encoding", "br, gzip")
+	if got := await(t, "request", upstream.seen).header.Get("Accept-Encoding"); got != "identity" {
+		t.Errorf("Accept-Encoding: got %q", got)
+	}
+}
+
+func TestMetadataLeavesOtherAnswersAlone(t *testing.T) {
+	statement := withoutMarked(jsonStatements["compact"])
+	for name, test := range map[string]struct{ method, path, reply string }{
+		"not modified": {"GET", "/metadata", "HTTP/1.1 304 Not Modified\r\nETag: \"7\"\r\n\r\n"},
+		"error":        {"GET", "/metadata", "HTTP/1.1 500 Oops\r\nContent-Type: application/json\r\nContent-Length: " + strconv.Itoa(len(statement)) + "\r\n\r\n" + statement},
+		"text":         {"GET", "/metadata", "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: " + strconv.Itoa(len(statement)) + "\r\n\r\n" + statement},
+		"other path":   {"GET", "/metadata/x", "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: " + strconv.Itoa(len(statement)) + "\r\n\r\n" + statement},
+		"post":         {"POST", "/metadata", "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: " + strconv.Itoa(len(statement)) + "\r\n\r\n" + statement},
+	} {
+		t.Run(name, func(t *testing.T) {
+			upstream := newRawUpstream(t, replying(test.reply))
+			h := newHouse(t, "http://"+upstream.address+"/fhir", nil)
+			got := h.ask(test.method, h.base+test.path)
+			_, want, _ := strings.Cut(test.reply, "\r\n\r\n")
+			if got.body != want {
+				t.Errorf("body:\n got %s\nwant %s", got.body, want)
+			}
+		})
+	}
+}
+
+func TestMetadataTooLargeIsPassedOn(t *testing.T) {
+	statement := withoutMarked(jsonStatements["compact"]) + strings.Repeat(" ", 33<<20)
+	h := metadataOf(t, "application/json", statement)
+	if got := h.ask(http.MethodGet, h.base+"/metadata"); got.body != statement {
+		t.Errorf("body: got %d bytes, want %d", len(got.body), len(statement))
+	}
+}

@@ -1,0 +1,248 @@
+package proxy_test
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"sidecar/exporter/blob"
+	"sidecar/exporter/fhir"
+	"sidecar/exporter/fhir/fhirtest"
+	"sidecar/proxy"
+	"sidecar/state"
+)
+
+// patience bounds every wait of these tests.
+const patience = 20 * time.Second
+
+// exports is the engine that these tests put behind the proxy: it only keeps the books, in the real store.
+type exports struct {
+	store     *state.Store
+	retention time.Duration
+	ready     error
+	// kickOff replaces the usual one where it is set.
+	kickOff func(state.Kickoff) (*state.Job, error)
+	asked   []state.Kickoff
+}
+
+func (e *exports) KickOff(ctx context.Context, kickoff state.Kickoff) (*state.Job, error) {
+	e.asked = append(e.asked, kickoff)
+	if e.kickOff != nil {
+		return e.kickOff(kickoff)
+	}
+	job := &state.Job{ID: "job-1", Folder: "folder-1", Status: state.Accepted, Kickoff: kickoff, Accepted: time.Now()}
+	return job, e.store.Create(ctx, job, 1)
+}
+
+func (e *exports) Cancel(ctx context.Context, id string) error {
+	return e.store.Update(ctx, id, func(job *state.Job) error {
+		job.Status = state.Cancelled
+		return nil
+	})
+}
+
+func (e *exports) Ready() error { return e.ready }
+
+func (e *exports) ExpiresAt(job *state.Job) time.Time {
+	if job.Finished.IsZero() {
+		return time.Time{}
+	}
+	return job.Finished.Add(e.retention)
+}
+
+// house is a proxy before an upstream, with a real store and a folder as bucket.
+type house struct {
+	t       *testing.T
+	url     string // of the proxy's root
+	base    string // of FHIR at the proxy
+	handler http.Handler
+	store   *state.Store
+	bucket  *blob.Dir
+	exports *exports
+}
+
+// newHouse serves a proxy for the FHIR base at upstream; edit may change its configuration.
+func newHouse(t *testing.T, upstream string, edit func(*proxy.Config)) *house {
+	t.Helper()
+	base, err := fhir.ParseBase(upstream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := fhir.NewClient(fhir.Config{BaseURL: upstream})
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := state.Open(filepath.Join(t.TempDir(), "state.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bucket, err := blob.NewDir(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &house{t: t, store: store, bucket: bucket, exports: &exports{store: store, retention: time.Hour}}
+	cfg := proxy.Config{
+		Upstream: base, Intercept: true, Client: client, Exports: h.exports, Jobs: store, Bucket: bucket,
+		TypesOf: func(level state.Level, statement *fhir.CapabilityStatement) ([]string, error) {
+			if level == state.System {
+				return statement.Types, nil
+			}
+			return []string{"Patient", "Observation", "Condition", "Group"}, nil
+		},
+		Log: slog.New(slog.DiscardHandler),
+	}
+	if edit != nil {
+		edit(&cfg)
+	}
+	if h.handler, err = proxy.New(cfg); err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(h.handler)
+	h.url, h.base = server.URL, server.URL+base.Path
+	t.Cleanup(func() {
+		server.Close()
+		if err := store.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return h
+}
+
+// newFHIRHouse is newHouse before a plain FHIR server with a few patients and Groups.
+func newFHIRHouse(t *testing.T, edit func(*proxy.Config)) (*house, *fhirtest.Server) {
+	t.Helper()
+	sample := fhirtest.New(fhirtest.Plain(), "/fhir")
+	for _, resource := range fhirtest.Generate(1, 3) {
+		if err := sample.Put(resource); err != nil {
+			t.Fatal(err)
+		}
+	}
+	upstream := httptest.NewServer(sample)
+	t.Cleanup(upstream.Close)
+	return newHouse(t, upstream.URL+"/fhir", edit), sample
+}
+
+// answer is a response that was read to its end.
+type answer struct {
+	status int
+	header http.Header
+	body   string
+}
+
+// ask sends a request; header holds pairs of name and value.
+func (h *house) ask(method, address string, header ...string) answer {
+	h.t.Helper()
+	request, err := http.NewRequestWithContext(h.t.Context(), method, address, nil)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for pair := range slices.Chunk(header, 2) {
+		request.Header.Add(pair[0], pair[1])
+	}
+	response, err := http.DefaultTransport.RoundTrip(request)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return answer{response.StatusCode, response.Header, string(body)}
+}
+
+// addJob stores a job that has ended as status says, with the given files, contents by name.
+func (h *house) addJob(job state.Job, files map[string]string) {
+	h.t.Helper()
+	ctx, end := h.t.Context(), job.Status
+	job.Status = state.InProgress
+	if err := h.store.Create(ctx, &job, 100); err != nil {
+		h.t.Fatal(err)
+	}
+	for _, typ := range slices.Sorted(func(yield func(string) bool) {
+		for typ := range files {
+			if !yield(typ) {
+				return
+			}
+		}
+	}) {
+		content := files[typ]
+		file := state.File{Kind: state.Output, Type: typ, Count: int64(strings.Count(content, "\n")), Bytes: int64(len(content))}
+		if typ == "OperationOutcome" {
+			file.Kind = state.Error
+		}
+		file, err := h.store.Allot(ctx, job.ID, file)
+		if err == nil {
+			err = h.bucket.Put(ctx, job.Folder+"/"+file.Name, "application/fhir+ndjson", strings.NewReader(content))
+		}
+		if err == nil {
+			err = h.store.MarkStored(ctx, job.ID, file, nil)
+		}
+		if err != nil {
+			h.t.Fatal(err)
+		}
+	}
+	err := h.store.Update(ctx, job.ID, func(stored *state.Job) error {
+		stored.Status = end
+		return nil
+	})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// issueTypes are the codes of FHIR's value set issue-type.
+const issueTypes = " invalid structure required value invariant security login unknown expired forbidden suppressed processing " +
+	"not-supported duplicate multiple-matches not-found deleted too-long code-invalid extension too-costly business-rule conflict " +
+	"transient lock-error no-store exception timeout incomplete throttled informational "
+
+// checkOutcome fails the test unless the answer is an OperationOutcome with the given status and issue code.
+func checkOutcome(t *testing.T, got answer, status int, code string) {
+	t.Helper()
+	if got.status != status {
+		t.Errorf("status: got %d, want %d (%s)", got.status, status, got.body)
+	}
+	if media := got.header.Get("Content-Type"); media != "application/fhir+json" {
+		t.Errorf("Content-Type: got %q", media)
+	}
+	var outcome struct {
+		ResourceType string `json:"resourceType"`
+		Issue        []struct{ Severity, Code, Diagnostics string }
+	}
+	if err := json.Unmarshal([]byte(got.body), &outcome); err != nil {
+		t.Fatalf("body is not JSON: %v: %q", err, got.body)
+	}
+	if outcome.ResourceType != "OperationOutcome" || len(outcome.Issue) != 1 {
+		t.Fatalf("not an OperationOutcome with one issue: %s", got.body)
+	}
+	issue := outcome.Issue[0]
+	if !slices.Contains([]string{"fatal", "error", "warning", "information"}, issue.Severity) {
+		t.Errorf("severity: got %q", issue.Severity)
+	}
+	if issue.Code != code || !strings.Contains(issueTypes, " "+issue.Code+" ") {
+		t.Errorf("code: got %q, want %q (%s)", issue.Code, code, issue.Diagnostics)
+	}
+	if issue.Diagnostics == "" {
+		t.Error("no diagnostics")
+	}
+}
+
+// await fails the test when nothing comes from a channel in time.
+func await[T any](t *testing.T, what string, from <-chan T) T {
+	t.Helper()
+	select {
+	case value := <-from:
+		return value
+	case <-time.After(patience):
+		t.Fatalf("%s: nothing within %s", what, patience)
+		panic("unreachable")
+	}
+}

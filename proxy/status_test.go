@@ -1,0 +1,315 @@
+package proxy_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"sidecar/proxy"
+	"sidecar/state"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// completed is a job that has ended well, a minute ago.
+func completed() state.Job {
+	return state.Job{
+		ID: "0b6a", Folder: "20211208T082800Z_0b6a", Status: state.Completed,
+		Kickoff: state.Kickoff{
+			Level: state.Patient, Base: "https://fhir.example.org/api/fhir",
+			Request: "https://fhir.example.org/api/fhir/Patient/$export?_type=Patient,Observation&_since=2020-01-01T00:00:00Z",
+		},
+		TransactionTime: time.Date(2021, 12, 8, 8, 28, 7, 0, time.UTC),
+		Finished:        time.Now().Add(-time.Minute),
+	}
+}
+
+var twoFiles = map[string]string{"Patient": "{\"id\":\"1\"}\n{\"id\":\"2\"}\n", "Observation": "{}\n"}
+
+func TestStatusOfARunningJob(t *testing.T) {
+	for name, test := range map[string]struct {
+		slices   []state.Slice
+		job      state.Job
+		progress string
+	}{
+		"accepted": {nil, state.Job{Status: state.Accepted, Accepted: time.Now()}, "0 %"},
+		"settling": {nil, state.Job{Status: state.InProgress, Accepted: time.Now(), TransactionTime: time.Now()}, "0 %, waiting"},
+		"half": {
+			[]state.Slice{{Seq: 1, Counted: 100, Shown: 100}, {Seq: 2, Counted: 100, Shown: 7}, {Seq: 3, Counted: -1, Shown: 50}},
+			state.Job{Status: state.InProgress, Accepted: time.Now()},
+			"53 %, 107 of 200",
+		},
+		"nearly": {[]state.Slice{{Seq: 1, Counted: 10, Shown: 12}}, state.Job{Status: state.InProgress, Accepted: time.Now()}, "99 %"},
+		"uncounted": {
+			[]state.Slice{{Seq: 1, Counted: -1, Shown: 12}}, state.Job{Status: state.InProgress, Accepted: time.Now().Add(-time.Hour)}, "1 %",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h, _ := newFHIRHouse(t, nil)
+			job := test.job
+			job.ID = "j"
+			if err := h.store.Create(t.Context(), &job, 1); err != nil {
+				t.Fatal(err)
+			}
+			if test.slices != nil {
+				if err := h.store.PutPlan(t.Context(), "j", test.slices, func(*state.Job) {}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			got := h.ask(http.MethodGet, h.base+"/$export-status/j")
+			if got.status != http.StatusAccepted || got.body != "" {
+				t.Errorf("answer: got %d %q", got.status, got.body)
+			}
+			progress := got.header.Get("X-Progress")
+			if !strings.HasPrefix(progress, test.progress) || len(progress) >= 100 {
+				t.Errorf("X-Progress: got %q, want %q", progress, test.progress)
+			}
+			wait, err := strconv.Atoi(got.header.Get("Retry-After"))
+			if want := time.Since(job.Accepted) > time.Minute; err != nil || wait < 1 || (wait == 30) != want {
+				t.Errorf("Retry-After: got %q", got.header.Get("Retry-After"))
+			}
+		})
+	}
+}
+
+func TestManifestIsTheGoldenOne(t *testing.T) {
+	h, _ := newFHIRHouse(t, nil)
+	job := completed()
+	h.addJob(job, map[string]string{"Patient": twoFiles["Patient"], "Observation": "{}\n", "OperationOutcome": "{}\n"})
+	got := h.ask(http.MethodGet, h.base+"/$export-status/0b6a")
+	if got.status != http.StatusOK || got.header.Get("Content-Type") != "application/json" {
+		t.Fatalf("answer: %d %q", got.status, got.header)
+	}
+	if want := job.Finished.Add(time.Hour).UTC().Format(http.TimeFormat); got.header.Get("Expires") != want {
+		t.Errorf("Expires: got %q, want %q", got.header.Get("Expires"), want)
+	}
+	if got.header.Get("Cache-Control") != "no-store" || got.header.Get("Content-Length") != strconv.Itoa(len(got.body)) {
+		t.Errorf("header: got %q", got.header)
+	}
+	var pretty bytes.Buffer
+	if err := json.Indent(&pretty, []byte(got.body), "", "  "); err != nil {
+		t.Fatal(err)
+	}
+	pretty.WriteByte('\n')
+	golden := filepath.Join("testdata", "manifest.golden.json")
+	if *update {
+		if err := os.WriteFile(golden, pretty.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pretty.String() != string(want) {
+		t.Errorf("manifest:\n got %s\nwant %s", pretty.String(), want)
+	}
+}
+
+func TestManifestOfNothingHasAllArrays(t *testing.T) {
+	h, _ := newFHIRHouse(t, nil)
+	h.addJob(completed(), nil)
+	got := h.ask(http.MethodGet, h.base+"/$export-status/0b6a/")
+	for _, part := range []string{`"output":[]`, `"deleted":[]`, `"error":[]`, `"requiresAccessToken":false`} {
+		if !strings.Contains(got.body, part) {
+			t.Errorf("manifest lacks %s: %s", part, got.body)
+		}
+	}
+}
+
+// signing is a bucket that gives links.
+type signing struct {
+	dies time.Time
+	err  error
+}
+
+func (signing) Put(context.Context, string, string, io.ReadSeeker) error { return nil }
+
+func (signing) Open(context.Context, string) (io.ReadCloser, error) {
+	return io.NopCloser(strings.NewReader("{}\n")), nil
+}
+
+func (s signing) SignURL(_ context.Context, name string, ttl time.Duration) (string, time.Time, error) {
+	dies := time.Now().Add(ttl)
+	if !s.dies.IsZero() {
+		dies = s.dies
+	}
+	return "https://store.example/" + name + "?sig=1", dies, s.err
+}
+
+func (signing) Delete(context.Context, string) error { return nil }
+
+// Ensure that Expires is the end of the link that dies first: its lifetime, the signer's credential, or retention.
+func TestManifestExpiresWithItsFirstLink(t *testing.T) {
+	now := time.Now()
+	for name, test := range map[string]struct {
+		lifetime time.Duration
+		dies     time.Time
+		want     time.Time
+	}{
+		"lifetime":   {10 * time.Minute, time.Time{}, now.Add(10 * time.Minute)},
+		"retention":  {10 * time.Hour, time.Time{}, now.Add(59 * time.Minute)},
+		"credential": {10 * time.Hour, now.Add(5 * time.Minute), now.Add(5 * time.Minute)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h, _ := newFHIRHouse(t, func(c *proxy.Config) { c.Bucket, c.LinkLifetime = signing{dies: test.dies}, test.lifetime })
+			h.addJob(completed(), twoFiles)
+			got := h.ask(http.MethodGet, h.base+"/$export-status/0b6a")
+			expires, err := http.ParseTime(got.header.Get("Expires"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if off := expires.Sub(test.want); off < -3*time.Second || off > 3*time.Second {
+				t.Errorf("Expires: got %s, want %s", expires, test.want)
+			}
+			if !strings.Contains(got.body, `"https://store.example/20211208T082800Z_0b6a/Patient.1.ndjson?sig=1"`) {
+				t.Errorf("manifest has no signed link: %s", got.body)
+			}
+			checkOutcome(t, h.ask(http.MethodGet, h.base+"/$export-file/0b6a/Patient.1.ndjson"), http.StatusNotFound, "not-found")
+		})
+	}
+}
+
+func TestManifestWaitsWhileLinksCannotBeSigned(t *testing.T) {
+	h, _ := newFHIRHouse(t, func(c *proxy.Config) { c.Bucket = signing{err: errors.New("secret key is wrong")} })
+	h.addJob(completed(), twoFiles)
+	got := h.ask(http.MethodGet, h.base+"/$export-status/0b6a")
+	checkOutcome(t, got, http.StatusServiceUnavailable, "transient")
+	if strings.Contains(got.body, "secret") || got.header.Get("Retry-After") == "" {
+		t.Errorf("answer: %q %s", got.header, got.body)
+	}
+}
+
+func TestStatusOfAFailedJob(t *testing.T) {
+	h, _ := newFHIRHouse(t, nil)
+	job := completed()
+	job.Status, job.Failure = state.Failed, &state.Failure{Status: 500, Code: "incomplete", Text: "rows are missing"}
+	h.addJob(job, twoFiles)
+	checkOutcome(t, h.ask(http.MethodGet, h.base+"/$export-status/0b6a"), http.StatusInternalServerError, "incomplete")
+	checkOutcome(t, h.ask(http.MethodGet, h.base+"/$export-file/0b6a/Patient.1.ndjson"), http.StatusNotFound, "not-found")
+}
+
+func TestUnknownJobsAreNotFound(t *testing.T) {
+	h, sample := newFHIRHouse(t, nil)
+	job := completed()
+	h.addJob(job, twoFiles)
+	old := completed()
+	old.ID, old.Finished = "old", time.Now().Add(-2*time.Hour)
+	h.addJob(old, twoFiles)
+	for _, test := range []struct{ method, path string }{
+		{"GET", "/$export-status/x"},
+		{"DELETE", "/$export-status/x"},
+		{"GET", "/$export-status/%2e%2e"},
+		{"GET", "/$export-status/0b6a%2F1"},
+		{"GET", "/$export-status/old"},
+		{"DELETE", "/$export-status/old"},
+		{"GET", "/$export-file/old/Patient.1.ndjson"},
+		{"GET", "/$export-file/x/Patient.1.ndjson"},
+		{"GET", "/$export-file/0b6a/Patient.2.ndjson"},
+		{"GET", "/$export-file/0b6a/manifest.json"},
+		{"GET", "/$export-file/0b6a/..%2FPatient.1.ndjson"},
+		{"GET", "/$export-file/0b6a/%2e%2e"},
+	} {
+		t.Run(test.method+test.path, func(t *testing.T) {
+			checkOutcome(t, h.ask(test.method, h.base+test.path), http.StatusNotFound, "not-found")
+		})
+	}
+	if got := sample.Requests(); len(got) > 0 {
+		t.Errorf("the upstream was asked: %+v", got)
+	}
+}
+
+func TestDeleteEndsAJobAtOnce(t *testing.T) {
+	h, _ := newFHIRHouse(t, nil)
+	h.addJob(completed(), twoFiles)
+	address := h.base + "/$export-status/0b6a"
+	checkOutcome(t, h.ask(http.MethodDelete, address), http.StatusAccepted, "informational")
+	checkOutcome(t, h.ask(http.MethodDelete, address), http.StatusNotFound, "not-found")
+	checkOutcome(t, h.ask(http.MethodGet, address), http.StatusNotFound, "not-found")
+	checkOutcome(t, h.ask(http.MethodGet, h.base+"/$export-file/0b6a/Patient.1.ndjson"), http.StatusNotFound, "not-found")
+}
+
+func TestFileIsServedWithRangeAndConditions(t *testing.T) {
+	h, _ := newFHIRHouse(t, nil)
+	h.addJob(completed(), twoFiles)
+	address, content := h.base+"/$export-file/0b6a/Patient.1.ndjson", twoFiles["Patient"]
+	whole := h.ask(http.MethodGet, address)
+	etag := whole.header.Get("ETag")
+	if !regexp.MustCompile(`^"[^"]+"$`).MatchString(etag) {
+		t.Errorf("ETag: got %q", etag)
+	}
+	for _, test := range []struct {
+		name, method string
+		header       []string
+		status       int
+		body         string
+	}{
+		{"whole", "GET", nil, 200, content},
+		{"head", "HEAD", nil, 200, ""},
+		{"range", "GET", []string{"Range", "bytes=2-4"}, 206, content[2:5]},
+		{"suffix", "GET", []string{"Range", "bytes=-3"}, 206, content[len(content)-3:]},
+		{"if-range", "GET", []string{"Range", "bytes=2-4", "If-Range", etag}, 206, content[2:5]},
+		{"if-range of another", "GET", []string{"Range", "bytes=2-4", "If-Range", `"x"`}, 200, content},
+		{"not modified", "GET", []string{"If-None-Match", etag}, 304, ""},
+		{"no gzip", "GET", []string{"Accept-Encoding", "gzip"}, 200, content},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got := h.ask(test.method, address, test.header...)
+			if got.status != test.status || got.body != test.body {
+				t.Errorf("answer: got %d %q, want %d %q", got.status, got.body, test.status, test.body)
+			}
+			if test.status == http.StatusNotModified {
+				return
+			}
+			if got.header.Get("Content-Type") != "application/fhir+ndjson" || got.header.Get("Accept-Ranges") != "bytes" {
+				t.Errorf("header: got %q", got.header)
+			}
+			if length := got.header.Get("Content-Length"); test.method == "HEAD" && length != strconv.Itoa(len(content)) {
+				t.Errorf("Content-Length: got %s", length)
+			}
+		})
+	}
+	checkOutcome(t, h.ask(http.MethodGet, address, "Range", "bytes=1000-"), http.StatusRequestedRangeNotSatisfiable, "processing")
+}
+
+func TestFileThatTheBucketLostIsNotFound(t *testing.T) {
+	h, _ := newFHIRHouse(t, nil)
+	job := completed()
+	h.addJob(job, twoFiles)
+	if err := h.bucket.Delete(t.Context(), job.Folder+"/Patient.1.ndjson"); err != nil {
+		t.Fatal(err)
+	}
+	checkOutcome(t, h.ask(http.MethodGet, h.base+"/$export-file/0b6a/Patient.1.ndjson"), http.StatusNotFound, "not-found")
+}
+
+func TestFileLinksFollowTheKickoffsBase(t *testing.T) {
+	h, _ := newFHIRHouse(t, nil)
+	job := completed()
+	job.Kickoff.Base = h.base
+	h.addJob(job, twoFiles)
+	var manifest proxy.Manifest
+	if err := json.Unmarshal([]byte(h.ask(http.MethodGet, h.base+"/$export-status/0b6a").body), &manifest); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range manifest.Output {
+		link, err := url.Parse(file.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := h.ask(http.MethodGet, link.String()); got.body != twoFiles[file.Type] {
+			t.Errorf("%s: got %q", file.Type, got.body)
+		}
+	}
+}
