@@ -64,7 +64,8 @@ type Config struct {
 // Exporter does the jobs of one store.
 type Exporter struct {
 	Config
-	wake chan struct{}
+	wake   chan struct{}
+	retest chan struct{}
 
 	mu      sync.Mutex
 	running map[string]context.CancelCauseFunc
@@ -95,6 +96,7 @@ func New(cfg Config) (*Exporter, error) {
 	return &Exporter{
 		Config:  cfg,
 		wake:    make(chan struct{}, 1),
+		retest:  make(chan struct{}, 1),
 		running: map[string]context.CancelCauseFunc{},
 		bucket:  errUntested,
 	}, nil
@@ -156,10 +158,14 @@ func (e *Exporter) cancel(ctx context.Context, id string) error {
 	return nil
 }
 
-// Ready tells whether an export could store its files now; the error says what the last test of the bucket found.
+// Ready tells whether an export could store its files now; the error says what the last test of the bucket found, and a
+// new test begins, so that a bucket that works again is not noticed a minute late.
 func (e *Exporter) Ready() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.bucket != nil {
+		signal(e.retest)
+	}
 	return e.bucket
 }
 
@@ -220,9 +226,12 @@ func (e *Exporter) dispatch(ctx context.Context) error {
 }
 
 // nudge wakes dispatch.
-func (e *Exporter) nudge() {
+func (e *Exporter) nudge() { signal(e.wake) }
+
+// signal leaves a sign in a channel of capacity one, unless there is one.
+func signal(sign chan<- struct{}) {
 	select {
-	case e.wake <- struct{}{}:
+	case sign <- struct{}{}:
 	default:
 	}
 }
@@ -313,6 +322,7 @@ func (e *Exporter) watchBucket(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		case <-e.retest:
 		}
 	}
 }

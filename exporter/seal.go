@@ -217,9 +217,11 @@ func (r *run) putManifest(ctx context.Context) error {
 			manifest.Output = append(manifest.Output, entry)
 		}
 	}
-	body, err := json.Marshal(manifest)
-	if err != nil {
+	var body bytes.Buffer
+	encoder := json.NewEncoder(&body)
+	encoder.SetEscapeHTML(false) // the request's "&" stays one
+	if err := encoder.Encode(manifest); err != nil {
 		return err
 	}
-	return r.put(ctx, manifestName, "application/json", bytes.NewReader(body))
+	return r.put(ctx, manifestName, "application/json", bytes.NewReader(body.Bytes()))
 }

@@ -113,16 +113,21 @@ func exchange(t *testing.T, address, raw string) (answer, http.Header) {
 		t.Fatal(err)
 	}
 	method, _, _ := strings.Cut(raw, " ")
-	response, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})
-	if err != nil {
-		t.Fatal(err)
+	reader := bufio.NewReader(conn)
+	for {
+		response, err := http.ReadResponse(reader, &http.Request{Method: method})
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(response.Body)
+		response.Body.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if response.StatusCode >= http.StatusOK {
+			return answer{response.StatusCode, response.Header, string(body)}, response.Trailer
+		}
 	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return answer{response.StatusCode, response.Header, string(body)}, response.Trailer
 }
 
 // Ensure that the upstream sees the same request, byte for byte where HTTP lets it be, as if there were no proxy.
@@ -139,6 +144,8 @@ func TestForwardKeepsRequests(t *testing.T) {
 		"odd headers":             get("X-One: a\r\nx-one:  b , c\r\nX-Empty:\r\nCookie: a=1; b=2\r\nAuthorization: Bearer a.b-c_d\r\nX-Umlaut: \xc3\xa9\r\n"),
 		"conditional":             get("If-None-Match: W/\"3\"\r\nIf-Modified-Since: Tue, 02 Jan 2024 03:04:05 GMT\r\n"),
 		"range":                   get("Range: bytes=0-10\r\n"),
+		"te":                      get("Te: trailers\r\n"),
+		"other schemes' headers":  get("X-Real-Ip: 10.1.1.1\r\nX-Forwarded-Prefix: /a\r\nVia: 1.1 edge\r\nTraceparent: 00-a-b-01\r\nOrigin: https://a.example\r\n"),
 		"respond-async elsewhere": get("Prefer: respond-async\r\nPrefer: handling=lenient\r\n"),
 		"host with port":          "GET /fhir/Patient HTTP/1.1\r\nHost: fhir.example.org:8443\r\n\r\n",
 		"get with a body":         "GET /fhir/Patient HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc",
@@ -275,6 +282,7 @@ func TestForwardKeepsAnswers(t *testing.T) {
 	const date = "Date: Tue, 02 Jan 2024 03:04:05 GMT\r\n"
 	large := strings.Repeat("0123456789abcdef", 1<<16)
 	for name, test := range map[string]struct{ method, reply string }{
+		"hint, no type":     {"GET", "HTTP/1.1 103 Early Hints\r\nLink: <a>\r\n\r\nHTTP/1.1 200 OK\r\n" + date + "Content-Length: 6\r\n\r\n<html>"},
 		"no content type":   {"GET", "HTTP/1.1 200 OK\r\n" + date + "Content-Length: 6\r\n\r\n<html>"},
 		"odd headers":       {"GET", "HTTP/1.1 200 OK\r\n" + date + "Server: Jetty\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2; Path=/\r\nx-request-id: 7\r\nVary: Origin\r\nContent-Length: 0\r\n\r\n"},
 		"created":           {"POST", "HTTP/1.1 201 Created\r\n" + date + "Location: http://inside/fhir/Patient/1/_history/1\r\nETag: W/\"1\"\r\nContent-Length: 0\r\n\r\n"},
@@ -290,13 +298,14 @@ func TestForwardKeepsAnswers(t *testing.T) {
 		"large":             {"GET", "HTTP/1.1 200 OK\r\n" + date + "Content-Type: a/b\r\nContent-Length: " + fmt.Sprint(len(large)) + "\r\n\r\n" + large},
 		"chunked":           {"GET", "HTTP/1.1 200 OK\r\n" + date + "Content-Type: a/b\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n"},
 		"trailers":          {"GET", "HTTP/1.1 200 OK\r\n" + date + "Content-Type: a/b\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n3\r\nabc\r\n0\r\nX-Sum: 1.10\r\n\r\n"},
+		"hint, metadata":    {"GET", "HTTP/1.1 103 Early Hints\r\nLink: <a>\r\n\r\nHTTP/1.1 200 OK\r\n" + date + "Content-Length: 2\r\n\r\nok"},
 		"metadata not JSON": {"GET", "HTTP/1.1 200 OK\r\n" + date + "Content-Type: text/turtle\r\nContent-Length: 2\r\n\r\nok"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			upstream := newRawUpstream(t, replying(test.reply))
 			h := newHouse(t, "http://"+upstream.address+"/fhir", nil)
 			path := "/fhir/Patient"
-			if strings.HasPrefix(name, "metadata") {
+			if strings.Contains(name, "metadata") {
 				path = "/fhir/metadata"
 			}
 			raw := test.method + " " + path + " HTTP/1.1\r\nHost: h\r\n"

@@ -281,7 +281,11 @@ func TestFileIsServedWithRangeAndConditions(t *testing.T) {
 			}
 		})
 	}
-	checkOutcome(t, h.ask(http.MethodGet, address, "Range", "bytes=1000-"), http.StatusRequestedRangeNotSatisfiable, "processing")
+	beyond := h.ask(http.MethodGet, address, "Range", "bytes=1000-")
+	checkOutcome(t, beyond, http.StatusRequestedRangeNotSatisfiable, "processing")
+	if got, want := beyond.header.Get("Content-Range"), "bytes */"+strconv.Itoa(len(content)); got != want {
+		t.Errorf("Content-Range: got %q, want %q", got, want)
+	}
 }
 
 func TestFileThatTheBucketLostIsNotFound(t *testing.T) {

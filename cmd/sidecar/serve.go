@@ -218,6 +218,7 @@ func (s *server) close() error {
 func (s *server) run(ctx context.Context) error {
 	front := &http.Server{
 		Handler: s.handler, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
+		DisableGeneralOptionsHandler: true, // "OPTIONS *" is the upstream's to answer
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 	back := &http.Server{Handler: s.admin, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout}

@@ -41,10 +41,10 @@ var _ Bucket = (*Dir)(nil)
 func NewDir(path string) (*Dir, error) {
 	root, err := filepath.Abs(path)
 	if err != nil {
-		return nil, fmt.Errorf("folder bucket: %w", err)
+		return nil, fmt.Errorf("folder bucket: %w", withoutPath(err))
 	}
 	if err := os.MkdirAll(root, dirMode); err != nil {
-		return nil, fmt.Errorf("folder bucket: %w", err)
+		return nil, fmt.Errorf("folder bucket: %w", withoutPath(err))
 	}
 	return &Dir{root: root, writing: make(map[string]bool)}, nil
 }

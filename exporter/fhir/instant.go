@@ -12,10 +12,25 @@ const instantLayout = "2006-01-02T15:04:05.000Z"
 // R4). A year outside 1 to 9999 or a date that does not exist is an error.
 func ParseInstant(s string) (time.Time, error) {
 	t, err := time.Parse(time.RFC3339Nano, s)
-	if err != nil || t.Year() < 1 {
+	if err != nil || t.Year() < 1 || !hasInstantForm(s) {
 		return time.Time{}, fmt.Errorf("not an instant such as 2021-12-08T08:28:07.000Z")
 	}
 	return t.UTC(), nil
+}
+
+// hasInstantForm refuses what Go's parser lets through: hours of one digit, a comma before the fraction, and digits
+// finer than nanoseconds, which it cuts.
+func hasInstantForm(s string) bool {
+	const seconds = len("2021-12-08T08:28:07")
+	if len(s) <= seconds || s[seconds-3] != ':' {
+		return false
+	}
+	digits := 0
+	if s[seconds] == '.' {
+		for digits = 0; s[seconds+1+digits] >= '0' && s[seconds+1+digits] <= '9'; digits++ {
+		}
+	}
+	return s[seconds] != ',' && digits <= 9
 }
 
 // FormatInstant writes t as an instant with milliseconds in UTC. Finer digits are cut.
