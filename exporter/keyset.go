@@ -7,10 +7,19 @@ import (
 	"time"
 
 	"sidecar/exporter/fhir"
+	"sidecar/state"
 )
 
 // maxIdle is how many pages in a row may bring nothing. More means that a bound is ignored.
 const maxIdle = 10
+
+const (
+	// pageBytes is the size in bytes that pages are aimed at, firstRowBytes what a row is taken to have before one was
+	// seen, minPageRows the fewest rows asked for.
+	pageBytes     = 1 << 20
+	firstRowBytes = 2 << 10
+	minPageRows   = 50
+)
 
 // outcome is what one page of a keyset walk said.
 type outcome struct {
@@ -28,7 +37,7 @@ type outcome struct {
 // keyset reads a window by first pages only: each begins at the time of the last row seen, so that nothing depends on
 // the server's paging. q holds the window.
 func (w *walk) keyset(ctx context.Context, q fhir.Query) error {
-	q.Sort, q.Count = "_lastUpdated", w.pageSize()
+	q.Sort, q.Count = "_lastUpdated", w.pageRows()
 	idle := 0
 	for {
 		page, err := w.keysetPage(ctx, q)
@@ -47,11 +56,22 @@ func (w *walk) keyset(ctx context.Context, q fhir.Query) error {
 		if done {
 			return w.committed(ctx)
 		}
+		q.Count = w.pageRows()
 		w.fetchAhead(ctx, w.at(q))
 		if err := w.committed(ctx); err != nil {
 			return err
 		}
 	}
+}
+
+// pageRows is how many rows to ask for, so that a page has about pageBytes: a server that builds pages in memory, several
+// at once, is slowed down by large ones, and small ones cost more requests than they need.
+func (w *walk) pageRows() int {
+	average := int64(firstRowBytes)
+	if w.seenRows > 0 {
+		average = w.seenBytes/w.seenRows + 1
+	}
+	return int(min(int64(w.pageSize()), max(minPageRows, pageBytes/average)))
 }
 
 // at is the query for the page at the cursor.
@@ -72,21 +92,26 @@ func (w *walk) advance(ctx context.Context, q fhir.Query, page *outcome) (done b
 		return true, nil
 	case page.raced == page.rows: // all changed under the reading: asked again, they are not in the window any more
 		return false, nil
-	case !full && (page.fresh == 0 || !w.profile.HAPI || w.metAll()):
+	}
+	before := w.slice.Cursor
+	w.moveCursor(page, q.Count) // also behind the last page: a restart before the slice is done reads it again
+	switch {
+	case !full && (page.fresh == 0 && !w.metLess() || !w.profile.HAPI || w.metAll()):
 		// HAPI gives no link here, so a short page is the end only when all that was counted is met, or when another
 		// page brings nothing new.
 		return true, nil
-	}
-	before := w.slice.Cursor
-	w.moveCursor(page, q.Count)
-	if !full || w.slice.Cursor.After(before) {
+	case w.slice.Cursor.After(before), !full && page.fresh > 0:
 		return false, nil
 	}
+	// A full page within one granule, or a short one with nothing new although more was counted: the server cuts pages.
 	return false, w.hotGranule(ctx, q)
 }
 
 // metAll tells whether as many rows were met as were counted when the slice was planned.
 func (w *walk) metAll() bool { return w.slice.Counted > 0 && w.slice.Met >= w.slice.Counted }
+
+// metLess tells whether fewer rows were met than were counted. Lists have no count of their own.
+func (w *walk) metLess() bool { return len(w.slice.Lists) == 0 && w.slice.Met < w.slice.Counted }
 
 // moveCursor sets the cursor to the last row's time. It is a whole second as long as that is cheap, because servers
 // misread fractions; in a crowded second it is a millisecond.
@@ -134,19 +159,20 @@ func (w *walk) keysetPage(ctx context.Context, q fhir.Query) (*outcome, error) {
 	var result *outcome
 	asked := w.at(q)
 	err := w.pace.do(ctx, func() error {
-		before, rows, index := *w.slice, w.spool.rows.size, w.spool.index.size
+		before := *w.slice
 		page, err := w.fetch(ctx, asked)
 		if err == nil {
 			result, err = w.readKeyset(page, asked)
 		}
 		if err != nil {
-			*w.slice = before
-			err = errors.Join(err, w.spool.cut(rows, index))
+			err = errors.Join(err, w.takeBack(before))
 			if w.written != nil {
-				err = errors.Join(err, w.loadWrittenUpTo(index))
+				err = errors.Join(err, w.loadWritten())
 			}
+			return err
 		}
-		return err
+		w.keepPage()
+		return nil
 	})
 	if status := fhir.StatusOf(err); status == 400 && w.slice.Met == 0 && w.slice.Query == 0 {
 		return nil, fmt.Errorf("%w: %w", errStrategy, err)
@@ -154,13 +180,16 @@ func (w *walk) keysetPage(ctx context.Context, q fhir.Query) (*outcome, error) {
 	return result, err
 }
 
-// loadWrittenUpTo takes ids back that a broken page added.
-func (w *walk) loadWrittenUpTo(index int64) error {
-	before := w.slice.IndexSize
-	w.slice.IndexSize = index
-	err := w.loadWritten()
-	w.slice.IndexSize = before
-	return err
+// keepPage makes what a page wrote a part of the slice. Counts and sizes change together, so that the slice can be stored
+// at any moment between two pages.
+func (w *walk) keepPage() {
+	w.slice.SpoolSize, w.slice.IndexSize = w.spool.rows.size, w.spool.index.size
+}
+
+// takeBack undoes a page that broke off.
+func (w *walk) takeBack(before state.Slice) error {
+	*w.slice = before
+	return w.spool.cut(before.SpoolSize, before.IndexSize)
 }
 
 // readKeyset reads the rows of a page, filters and writes them.
@@ -172,6 +201,7 @@ func (w *walk) readKeyset(page *fhir.Page, q fhir.Query) (*outcome, error) {
 			return err
 		}
 		o.rows++
+		w.seenRows, w.seenBytes = w.seenRows+1, w.seenBytes+int64(len(row.Resource))
 		if !row.LastUpdated.Before(q.To) {
 			o.raced++
 			return nil

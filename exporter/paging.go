@@ -26,7 +26,7 @@ func (w *walk) paging(ctx context.Context) error {
 			q.Sort = "_lastUpdated"
 		}
 		err := w.verified(ctx, q, func(q fhir.Query) (int64, error) {
-			unique, err := w.pass(ctx, q, w.emitInWindow, w.dropPage)
+			unique, err := w.pass(ctx, q, w.emitInWindow, w.loadWritten)
 			w.slice.Met = unique
 			return unique, err
 		})
@@ -49,40 +49,34 @@ func (w *walk) emitInWindow(row *fhir.Entry) error {
 	return w.emit(row)
 }
 
-// dropPage takes back the ids of a page that broke off.
-func (w *walk) dropPage() error { return w.loadWrittenUpTo(w.slice.IndexSize) }
-
 // granulePages reads a second or millisecond with more rows than a page has. The boundary knows all ids of the second.
 func (w *walk) granulePages(ctx context.Context, q fhir.Query) error {
 	q.Sort = "_lastUpdated"
-	var added []string
 	take := func(row *fhir.Entry) error {
 		if _, known := w.boundary[row.ID]; known || row.LastUpdated.Before(q.From) || !row.LastUpdated.Before(q.To) {
 			return nil
 		}
-		added = append(added, row.ID)
+		w.added = append(w.added, row.ID)
 		w.boundary[row.ID] = struct{}{}
 		w.slice.Met++
 		return w.emit(row)
 	}
 	broke := func() error {
-		for _, id := range added {
+		for _, id := range w.added {
 			delete(w.boundary, id)
 		}
 		if w.written == nil {
 			return nil
 		}
-		return w.dropPage()
+		return w.loadWritten()
 	}
-	return w.verified(ctx, q, func(q fhir.Query) (int64, error) {
-		added = nil
-		return w.pass(ctx, q, take, func() error { defer func() { added = nil }(); return broke() })
-	})
+	return w.verified(ctx, q, func(q fhir.Query) (int64, error) { return w.pass(ctx, q, take, broke) })
 }
 
-// verified repeats a pass until the server's count before it, its count after it and the number of different rows in it
-// agree: pages that shift under writes give themselves away. Rows of several passes are united. Without counts one pass
-// has to do, and the export says so.
+// verified repeats a pass until it met as many different rows as the server counted before it: pages that shift under
+// writes give themselves away. A window that has settled only loses rows, so that is enough; without a window rows come in
+// as well, and the count after the pass has to agree, too. Rows of several passes are united. Without counts one pass has
+// to do, and the export says so.
 func (w *walk) verified(ctx context.Context, q fhir.Query, pass func(fhir.Query) (int64, error)) error {
 	var before, unique, after int64
 	for range maxPasses {
@@ -94,14 +88,13 @@ func (w *walk) verified(ctx context.Context, q fhir.Query, pass func(fhir.Query)
 		if errors.Is(err, errExpired) {
 			continue
 		}
-		if err != nil {
+		if err != nil || !w.profile.Counts {
 			return err
 		}
-		if !w.profile.Counts {
-			return nil
-		}
-		if after, err = w.countRows(ctx, q); err != nil {
-			return err
+		if after = before; q.To.IsZero() {
+			if after, err = w.countRows(ctx, q); err != nil {
+				return err
+			}
 		}
 		if before == after && unique == after {
 			return nil
@@ -157,13 +150,14 @@ func (w *walk) serverPage(
 	ctx context.Context, q fhir.Query, link string, ids *idSet, take func(*fhir.Entry) error, broke func() error,
 ) (next string, rows int, err error) {
 	err = w.pace.do(ctx, func() error {
-		before, size, index := *w.slice, w.spool.rows.size, w.spool.index.size
+		before := *w.slice
+		w.added = w.added[:0]
 		next, rows, err = w.readServerPage(ctx, q, link, ids, take)
 		if err != nil {
-			*w.slice = before
-			err = errors.Join(err, w.spool.cut(size, index), broke())
+			return errors.Join(err, w.takeBack(before), broke())
 		}
-		return err
+		w.keepPage()
+		return nil
 	})
 	if link != "" {
 		switch fhir.StatusOf(err) {

@@ -175,7 +175,7 @@ func (r *run) probe(ctx context.Context) error {
 	if known == nil || !fresh {
 		err := r.pace.do(ctx, func() error {
 			var err error
-			known, err = r.Client.Probe(ctx)
+			known, err = r.Client.Probe(ctx, r.PageSize)
 			return err
 		})
 		if err != nil {
@@ -199,20 +199,20 @@ func (r *run) probe(ctx context.Context) error {
 	return err
 }
 
-// pageSize is the number of rows asked for in one page.
-func (r *run) pageSize() int {
-	if r.PageSize > 0 {
-		return r.PageSize
-	}
-	return r.profile.PageSize
-}
+// pageSize is the largest number of rows asked for in one page.
+func (r *run) pageSize() int { return r.profile.PageSize }
 
-// settleTime is how long the upstream may take to make a write visible.
+// settleTime is how long the upstream may take to make a write visible. Where lastUpdated has whole seconds, a write in
+// the second after T still carries T, so that second has to be over.
 func (r *run) settleTime() time.Duration {
+	settle := r.profile.Settle
 	if r.Settle > 0 {
-		return r.Settle
+		settle = r.Settle
 	}
-	return r.profile.Settle
+	if !r.profile.Milliseconds {
+		settle = max(settle, time.Second)
+	}
+	return settle
 }
 
 // settle waits until T + settle: servers stamp lastUpdated when a write begins and show it when it commits.

@@ -36,6 +36,10 @@ type walk struct {
 	durable   state.Slice
 	durableAt time.Time
 	ahead     *pending
+	// added are the ids that the current server page put into the boundary.
+	added []string
+	// seenRows and seenBytes tell how large the rows of the slice are.
+	seenRows, seenBytes int64
 }
 
 // walk reads a slice from where its last checkpoint left it, and proves it.
@@ -210,9 +214,8 @@ func (w *walk) emit(row *fhir.Entry) error {
 	return w.spool.write(row.Resource, row.ID, row.Version)
 }
 
-// committed ends a page: what it wrote belongs to the slice. Now and then that is made durable, and a full file leaves.
+// committed follows each page: now and then the slice is made durable, and a full file leaves.
 func (w *walk) committed(ctx context.Context) error {
-	w.slice.SpoolSize, w.slice.IndexSize = w.spool.rows.size, w.spool.index.size
 	if w.slice.SpoolSize >= w.MaxFileBytes {
 		return w.roll(ctx)
 	}

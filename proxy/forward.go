@@ -2,7 +2,9 @@ package proxy
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -11,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -39,13 +42,27 @@ func (p *Proxy) newForwarder() *httputil.ReverseProxy {
 // one, and holding back an answer until the whole body of the request has come.
 func verbatim(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header()["Content-Type"] = nil
 		if r.ContentLength != 0 {
 			_ = http.NewResponseController(w).EnableFullDuplex() // a connection that cannot is none of HTTP/1.1 and has no need
 		}
-		next.ServeHTTP(w, r)
+		next.ServeHTTP(unguessed{w}, r)
 	})
 }
+
+// unguessed is a writer whose answers have a Content-Type only where the server gave one. It decides with each status,
+// because ReverseProxy empties the header behind an interim answer.
+type unguessed struct{ http.ResponseWriter }
+
+// WriteHeader sends the header as it is.
+func (u unguessed) WriteHeader(status int) {
+	if header := u.Header(); header["Content-Type"] == nil {
+		header["Content-Type"] = nil
+	}
+	u.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap lets flushes and upgrades through.
+func (u unguessed) Unwrap() http.ResponseWriter { return u.ResponseWriter }
 
 // newTransport makes the transport of forwarded requests.
 func newTransport() *http.Transport {
@@ -139,15 +156,28 @@ func (p *Proxy) upstreamFailed(w http.ResponseWriter, r *http.Request, err error
 	p.refuse(w, r, failure)
 }
 
-// cause is the innermost text of a network error: those around it hold the URL.
+// cause names a network error for the log. Only kinds whose text is the system's own are quoted: that of the others may
+// hold the URL or a piece of what the server sent.
 func cause(err error) string {
-	for {
-		next := errors.Unwrap(err)
-		if next == nil {
-			return err.Error()
-		}
-		err = next
+	var errno syscall.Errno
+	var lookup *net.DNSError
+	var certificate *tls.CertificateVerificationError
+	var timeout net.Error
+	switch {
+	case errors.As(err, &errno):
+		return errno.Error()
+	case errors.As(err, &lookup):
+		return "the host name cannot be looked up"
+	case errors.As(err, &certificate):
+		return "the certificate is not trusted"
+	case errors.Is(err, context.Canceled):
+		return context.Canceled.Error()
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return "timeout"
+	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
+		return "the connection was closed before the end of the answer"
 	}
+	return "no valid HTTP answer"
 }
 
 // bufferPool lends copy buffers to ReverseProxy.

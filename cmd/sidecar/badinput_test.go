@@ -91,6 +91,12 @@ var badRequests = []badRequest{
 	{"Group of characteristics", "GET", "/Group/by-trait/$export", 400, "not-supported", ""},
 	{"Group with a slash", "GET", "/Group/a%2Fb/$export", 400, "invalid", ""},
 	{"Group of dots", "GET", "/Group/../$export", 400, "invalid", ""},
+	{"Group with a query in its id", "GET", "/Group/demo-group%3F_summary=true/$export", 400, "invalid", ""},
+	{"Group with a zero byte", "GET", "/Group/%00/$export", 404, "not-found", ""},
+	{"Group with a line break", "GET", "/Group/demo-group%0D%0AX-Evil:1/$export", 404, "not-found", ""},
+	{"Group with a letter of another script", "GET", "/Group/%E2%82%AC/$export", 404, "not-found", ""},
+	{"a name that is markup", "GET", "/$export?%3Cscript%3E%00%E2%82%AC=1", 400, "not-supported", ""},
+	{"a type without end", "GET", "/$export?_type=" + strings.Repeat("A", 5000), 400, "invalid", ""},
 	{"POST kick-off", "POST", "/$export", 405, "not-supported", "GET, OPTIONS"},
 	{"POST at Patient", "POST", "/Patient/$export", 405, "not-supported", "GET, OPTIONS"},
 	{"PUT at Group", "PUT", "/Group/demo-group/$export", 405, "not-supported", "GET, OPTIONS"},
@@ -138,9 +144,49 @@ func TestBadInputIsAnsweredWithAnOutcome(t *testing.T) {
 	checkOutcome(t, ask(t, http.MethodDelete, status), http.StatusNotFound, "not-found")
 }
 
+// Ensure that each path of ours refuses each method that is not its own and names those that are, in whatever way the
+// path is written, and that the server behind never sees one of them.
+func TestBadMethodsAreRefusedOnEveryPath(t *testing.T) {
+	t.Parallel()
+	sample, upstream := newSample(t, fhirtest.Plain(), 1)
+	s := startSidecar(t, upstream, nil)
+	for path, allow := range map[string]string{
+		"/$export":                  "GET, OPTIONS",
+		"/%24export/?_type=Patient": "GET, OPTIONS",
+		"/Patient/$export":          "GET, OPTIONS",
+		"/Group/demo-group/$export": "GET, OPTIONS",
+		"/$export-status/x":         "GET, DELETE, OPTIONS",
+		"/%24export-status/x/":      "GET, DELETE, OPTIONS",
+		"/$export-file/x/y":         "GET, HEAD, OPTIONS",
+	} {
+		for _, method := range []string{"HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE", "CONNECTED", "get"} {
+			if slices.Contains(strings.Split(allow, ", "), method) {
+				continue
+			}
+			got := ask(t, method, s.base+path)
+			if method == http.MethodHead {
+				if got.status != http.StatusMethodNotAllowed || got.body != "" {
+					t.Errorf("HEAD %s: got %d %q", path, got.status, got.body)
+				}
+			} else {
+				checkOutcome(t, got, http.StatusMethodNotAllowed, "not-supported")
+			}
+			if got.header.Get("Allow") != allow {
+				t.Errorf("%s %s: Allow: got %q, want %q", method, path, got.header.Get("Allow"), allow)
+			}
+		}
+	}
+	for _, request := range sample.Requests() {
+		if strings.Contains(request.URL.Path, "$export") {
+			t.Errorf("the upstream was asked %s for a path of ours", request.Method)
+		}
+	}
+}
+
 func TestBadUpstreamAnswersAreToldAtTheKickoff(t *testing.T) {
 	t.Parallel()
 	onType := func(r *http.Request) bool { return r.URL.Path == "/fhir/Observation" }
+	onGroup := func(r *http.Request) bool { return r.URL.Path == "/fhir/Group/demo-group" }
 	for name, test := range map[string]struct {
 		fault  fhirtest.Fault
 		status int
@@ -153,6 +199,14 @@ func TestBadUpstreamAnswersAreToldAtTheKickoff(t *testing.T) {
 		"overload":      {fhirtest.Fault{Match: onType, Status: 429, Times: -1}, 503, "transient"},
 		"cut body":      {fhirtest.Fault{Match: onType, CutBody: true, Times: -1}, 503, "transient"},
 		"HTML for all":  {fhirtest.Fault{HTML: true, Times: -1}, 503, "transient"},
+		"failure":       {fhirtest.Fault{Match: onType, Status: 500, Times: -1}, 503, "transient"},
+		"refused":       {fhirtest.Fault{Match: onType, Status: 422, Times: -1}, 400, "not-supported"},
+		"Group HTML":    {fhirtest.Fault{Match: onGroup, HTML: true, Times: -1}, 503, "transient"},
+		"Group 401":     {fhirtest.Fault{Match: onGroup, Status: 401, Times: -1}, 401, "login"},
+		"Group 403":     {fhirtest.Fault{Match: onGroup, Status: 403, Times: -1}, 403, "forbidden"},
+		"Group 410":     {fhirtest.Fault{Match: onGroup, Status: 410, Times: -1}, 404, "not-found"},
+		"Group 500":     {fhirtest.Fault{Match: onGroup, Status: 500, Times: -1}, 503, "transient"},
+		"Group cut":     {fhirtest.Fault{Match: onGroup, CutBody: true, Times: -1}, 503, "transient"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -160,9 +214,9 @@ func TestBadUpstreamAnswersAreToldAtTheKickoff(t *testing.T) {
 			s := startSidecar(t, upstream, nil)
 			until(t, "bucket", func() bool { return s.server.exporter.Ready() == nil })
 			sample.Fail(test.fault)
-			checkOutcome(t, ask(t, http.MethodGet, s.base+"/Patient/$export?_type=Patient,Observation"), test.status, test.code)
+			checkOutcome(t, ask(t, http.MethodGet, s.base+"/Group/demo-group/$export?_type=Patient,Observation"), test.status, test.code)
 			sample.ClearFaults()
-			s.kickOff("/Patient/$export?_type=Patient,Observation")
+			s.kickOff("/Group/demo-group/$export?_type=Patient,Observation")
 		})
 	}
 }
@@ -205,6 +259,58 @@ func TestBadUpstreamThatHangsIsGivenUp(t *testing.T) {
 	checkOutcome(t, ask(t, http.MethodGet, s.base+"/Patient/$export?_type=Patient,Observation"), http.StatusServiceUnavailable, "timeout")
 	if got := ask(t, http.MethodGet, s.base+"/Observation"); got.status != http.StatusOK {
 		t.Errorf("a forwarded request got %d", got.status)
+	}
+}
+
+// askAll sends the same request several times at once and counts the answers by status.
+func askAll(t *testing.T, times int, method, address string) map[int]int {
+	t.Helper()
+	replies := make(chan int)
+	for range times {
+		go func() {
+			request, err := http.NewRequestWithContext(t.Context(), method, address, nil)
+			if err != nil {
+				t.Error(err)
+				replies <- 0
+				return
+			}
+			response, err := http.DefaultTransport.RoundTrip(request)
+			if err != nil {
+				t.Error(err)
+				replies <- 0
+				return
+			}
+			if err := response.Body.Close(); err != nil {
+				t.Error(err)
+			}
+			replies <- response.StatusCode
+		}()
+	}
+	counts := map[int]int{}
+	for range times {
+		counts[<-replies]++
+	}
+	return counts
+}
+
+// Ensure that of requests that arrive together no more succeed than of such that come one by one.
+func TestBadTimingGivesOneExportAndOneDelete(t *testing.T) {
+	t.Parallel()
+	_, upstream := newSample(t, fhirtest.Plain(), 1)
+	s := startSidecar(t, upstream, func(c *config) { c.Settle = time.Hour })
+	until(t, "bucket", func() bool { return s.server.exporter.Ready() == nil })
+	if got := askAll(t, 12, http.MethodGet, s.base+"/$export"); got[http.StatusAccepted] != 1 || got[http.StatusTooManyRequests] != 11 {
+		t.Errorf("kick-offs at once: got %v", got)
+	}
+	jobs, err := s.server.store.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(jobs) != 1 {
+		t.Fatalf("jobs: got %d, want 1", len(jobs))
+	}
+	if got := askAll(t, 12, http.MethodDelete, s.base+"/$export-status/"+jobs[0].ID); got[http.StatusAccepted] != 1 || got[http.StatusNotFound] != 11 {
+		t.Errorf("DELETEs at once: got %v", got)
 	}
 }
 

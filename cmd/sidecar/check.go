@@ -73,7 +73,7 @@ func checkUpstream(ctx context.Context, c *config, r *report) error {
 	if statement.Export {
 		r.note("upstream declares an $export of its own: set intercept: false to leave it alone, or let the sidecar answer instead")
 	}
-	profile, err := client.Probe(ctx)
+	profile, err := client.Probe(ctx, c.PageSize)
 	if err != nil {
 		r.fault("upstream cannot be searched (%v): check upstream_auth", err)
 		return nil
@@ -119,7 +119,7 @@ func reportProfile(p *fhir.Profile, c *config, r *report) {
 	if c.Settle > 0 {
 		settle = c.Settle
 	}
-	r.ok("pages of %d rows; %s pause before reading (settle)", p.PageSize, settle)
+	r.ok("pages of up to %d rows; %s pause before reading (settle)", p.PageSize, settle)
 }
 
 func checkBucket(ctx context.Context, c *config, r *report) {

@@ -31,8 +31,8 @@ func (secret) String() string { return "***" }
 // GoString hides the value.
 func (secret) GoString() string { return "***" }
 
-// MarshalYAML hides the value.
-func (secret) MarshalYAML() (any, error) { return "***", nil }
+// MarshalText hides the value in JSON and YAML, and in log lines of either form.
+func (secret) MarshalText() ([]byte, error) { return []byte("***"), nil }
 
 // config is the configuration file. Each key is explained in config.example.yaml.
 type config struct {
@@ -139,13 +139,15 @@ func loadConfig(name string, args []string, stderr io.Writer) (*config, error) {
 		return nil, fmt.Errorf("unexpected argument %q: settings are given by flags", flags.Arg(0))
 	}
 	c := defaultConfig()
+	title, inFile := "configuration", error(nil)
 	if *path != "" {
 		raw, err := os.ReadFile(*path)
 		if err != nil {
 			return nil, fmt.Errorf("read configuration: %w", err)
 		}
-		if err := c.decode(raw, os.LookupEnv); err != nil {
-			return nil, fmt.Errorf("configuration %s:\n%w", *path, err)
+		title += " " + *path
+		if inFile = c.decode(raw, os.LookupEnv); errors.Is(inFile, errNoYAML) { // what is in it is not known
+			return nil, fmt.Errorf("%s:\n%w", title, inFile)
 		}
 	}
 	for _, set := range []struct {
@@ -156,8 +158,8 @@ func loadConfig(name string, args []string, stderr io.Writer) (*config, error) {
 			*set.target = set.value
 		}
 	}
-	if err := errors.Join(c.applyBox(os.LookupEnv), c.validate()); err != nil {
-		return nil, fmt.Errorf("configuration:\n%w", err)
+	if err := errors.Join(inFile, c.applyBox(os.LookupEnv), c.validate()); err != nil {
+		return nil, fmt.Errorf("%s:\n%w", title, err)
 	}
 	return c, nil
 }
@@ -165,27 +167,60 @@ func loadConfig(name string, args []string, stderr io.Writer) (*config, error) {
 // environment is a reference such as ${NAME}.
 var environment = regexp.MustCompile(`\$\{([A-Za-z_][A-Za-z0-9_]*)\}`)
 
+// errNoYAML tells that the file as a whole cannot be read.
+var errNoYAML = errors.New("not a YAML file")
+
 // decode reads the file over what c holds. References to the environment are replaced in values, after the YAML was
-// parsed, so that no value can change the structure. Unknown keys and unset variables are errors.
+// parsed, so that no value can change the structure. Unknown keys, wrong types and unset variables are errors, each on a
+// line of its own.
 func (c *config) decode(raw []byte, lookup func(string) (string, bool)) error {
 	var document yaml.Node
 	if err := yaml.Unmarshal(raw, &document); err != nil {
-		return err
+		return fmt.Errorf("  %w: %w", errNoYAML, err)
 	}
 	if document.Kind == 0 { // an empty file
 		return nil
 	}
-	errs := expand(&document, lookup)
-	expanded, err := yaml.Marshal(&document)
-	if err != nil {
-		return err
-	}
-	decoder := yaml.NewDecoder(bytes.NewReader(expanded))
+	errs := unknownKeys(raw)
+	errs = append(errs, expand(&document, lookup)...)
+	return errors.Join(append(errs, faults(document.Decode(c))...)...)
+}
+
+// notFound is how the decoder begins to say that a key is unknown.
+const notFound = " not found in type "
+
+// unknownKeys looks at the file as it was written: only a decoder of text refuses keys that it does not know, and only
+// there the lines are those of the file.
+func unknownKeys(raw []byte) []error {
+	decoder := yaml.NewDecoder(bytes.NewReader(raw))
 	decoder.KnownFields(true)
-	if err := decoder.Decode(c); err != nil && !errors.Is(err, io.EOF) {
-		errs = append(errs, err)
+	var wrong *yaml.TypeError
+	if !errors.As(decoder.Decode(defaultConfig()), &wrong) {
+		return nil
 	}
-	return errors.Join(errs...)
+	var errs []error
+	for _, text := range wrong.Errors {
+		if key, _, ok := strings.Cut(text, notFound); ok {
+			errs = append(errs, errors.New("  "+strings.Replace(key, "field ", "there is no setting ", 1)))
+		}
+	}
+	return errs
+}
+
+// quoted is how the decoder shows a value. It may be a secret in the wrong place.
+var quoted = regexp.MustCompile("(?s) `.*`")
+
+// faults are the errors of a decoder, one each, without the values.
+func faults(err error) []error {
+	var wrong *yaml.TypeError
+	if !errors.As(err, &wrong) {
+		return []error{err}
+	}
+	var errs []error
+	for _, text := range wrong.Errors {
+		errs = append(errs, errors.New("  "+quoted.ReplaceAllString(text, "")))
+	}
+	return errs
 }
 
 func expand(node *yaml.Node, lookup func(string) (string, bool)) []error {
@@ -195,11 +230,16 @@ func expand(node *yaml.Node, lookup func(string) (string, bool)) []error {
 			name := environment.FindStringSubmatch(reference)[1]
 			value, ok := lookup(name)
 			if !ok {
-				errs = append(errs, fmt.Errorf("line %d: the environment has no %s", node.Line, name))
+				errs = append(errs, fmt.Errorf("  line %d: the environment has no %s", node.Line, name))
+				return reference
 			}
 			return value
 		})
 		node.Tag = "" // a number may have come in
+		switch node.Value {
+		case "", "~", "null", "Null", "NULL": // YAML would take it for no value at all
+			node.Style = yaml.DoubleQuotedStyle
+		}
 	}
 	for _, child := range node.Content {
 		errs = append(errs, expand(child, lookup)...)

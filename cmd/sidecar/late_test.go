@@ -10,6 +10,8 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -205,6 +207,52 @@ func TestServeGoesOnAfterARestart(t *testing.T) {
 			sample.ClearFaults()
 			s.start()
 			checkFiles(t, s.manifest(status), expected(t, sample, patientIDs(1, 20)))
+		})
+	}
+}
+
+// Ensure that DELETE ends the work on an export that hangs in a search, frees its slot at once, and holds after a restart.
+func TestDeleteEndsARunningExportForGood(t *testing.T) {
+	t.Parallel()
+	sample, upstream := newSample(t, fhirtest.Plain(), 5)
+	s := startSidecar(t, upstream, nil)
+	s.export("/$export?_type=Patient") // the probes are over
+	reached, left := make(chan struct{}), make(chan struct{})
+	sample.Fail(fhirtest.Fault{
+		Match: func(r *http.Request) bool { return r.URL.Path == "/fhir/Observation" && r.URL.Query().Has("_sort") },
+		Hang:  true,
+		Do: func(r *http.Request) {
+			close(reached)
+			context.AfterFunc(r.Context(), func() { close(left) })
+		},
+	})
+	status := s.kickOff("/Patient/$export")
+	select {
+	case <-reached:
+	case <-time.After(patience):
+		t.Fatal("the search was not reached")
+	}
+	running := ask(t, http.MethodGet, status)
+	if wait, err := strconv.Atoi(running.header.Get("Retry-After")); err != nil || wait < 1 || wait > 2 || running.header.Get("X-Progress") == "" {
+		t.Errorf("status while it runs: got %d %q", running.status, running.header)
+	}
+	checkOutcome(t, ask(t, http.MethodDelete, status), http.StatusAccepted, "informational")
+	checkOutcome(t, ask(t, http.MethodGet, status), http.StatusNotFound, "not-found")
+	next := s.kickOff("/Patient/$export")
+	select {
+	case <-left:
+	case <-time.After(patience):
+		t.Error("the search of the deleted export goes on")
+	}
+	checkFiles(t, s.manifest(next), expected(t, sample, patientIDs(1, 5)))
+	checkOutcome(t, ask(t, http.MethodDelete, next), http.StatusAccepted, "informational")
+	s.stop()
+	s.start()
+	for _, address := range []string{status, next} {
+		checkOutcome(t, ask(t, http.MethodGet, address), http.StatusNotFound, "not-found")
+		id := strings.TrimPrefix(address, s.base+"/$export-status/")
+		until(t, "spool and files removed", func() bool {
+			return !slices.ContainsFunc(filesBelow(t, s.config.Data), func(path string) bool { return strings.Contains(path, id) })
 		})
 	}
 }

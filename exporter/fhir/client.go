@@ -200,7 +200,7 @@ func (c *Client) readWith(ctx context.Context, typ, id string, header http.Heade
 // Now returns the upstream's clock: the Date header of an answer, else meta.lastUpdated of a searchset, else ours. It
 // is at most one second behind, because Date has whole seconds.
 func (c *Client) Now(ctx context.Context, typ string) (time.Time, error) {
-	query := Query{Type: typ, Criteria: []QueryParam{{"_summary", "count"}}}.encode()
+	query := Query{Type: typ, Count: 1}.encode()
 	body, header, err := c.small(ctx, "clock", c.address("/"+typ, query), c.credentials(http.Header{"Cache-Control": {"no-cache"}}))
 	if err != nil {
 		return time.Time{}, err

@@ -23,7 +23,7 @@ type Profile struct {
 	Counts bool
 	// IDLists: _id takes a list of ids.
 	IDLists bool
-	// PageSize is the largest _count that the server was seen to honour, at most 1000 (500 on HAPI).
+	// PageSize is the largest _count that the server was seen to honour, and no more than was wanted.
 	PageSize int
 	// TypeHistory: GET Type/_history works.
 	TypeHistory bool
@@ -38,9 +38,6 @@ var never = time.Date(2199, 1, 1, 0, 0, 0, 0, time.UTC)
 
 const (
 	maxPageSize = 1000
-	// hapiPageSize is what HAPI reads fastest: pages of 1000 large resources, several at once, cost it memory and were a
-	// quarter slower.
-	hapiPageSize = 500
 	// probeRows is how many rows of a type are asked about.
 	probeRows = 3
 	// UnknownID is an id that no server has, for negative controls.
@@ -70,9 +67,13 @@ func defaultSettle(software string) time.Duration {
 	return 5 * time.Second
 }
 
-// Probe asks the upstream what it can do, by about twenty small requests on a type that has rows. It fails only when
-// the upstream cannot be reached or refuses to be searched at all; what a server cannot do is an answer.
-func (c *Client) Probe(ctx context.Context) (*Profile, error) {
+// Probe asks the upstream what it can do, by about twenty small requests on a type that has rows. pageSize is the
+// _count that is wanted, 0 for the largest useful one. It fails only when the upstream cannot be reached or refuses to be
+// searched at all; what a server cannot do is an answer.
+func (c *Client) Probe(ctx context.Context, pageSize int) (*Profile, error) {
+	if pageSize == 0 {
+		pageSize = maxPageSize
+	}
 	statement, err := c.Capabilities(ctx)
 	if err != nil {
 		return nil, err
@@ -81,10 +82,10 @@ func (c *Client) Probe(ctx context.Context) (*Profile, error) {
 		FHIRVersion: statement.FHIRVersion,
 		Software:    strings.TrimSpace(statement.Software + " " + statement.Version),
 		HAPI:        statement.IsHAPI(),
-		PageSize:    100,
+		PageSize:    min(pageSize, 100),
 		Settle:      defaultSettle(statement.Software),
 	}
-	probe := &probe{client: c, profile: p}
+	probe := &probe{client: c, profile: p, wanted: pageSize}
 	if err := probe.findRows(ctx, statement.Types); err != nil {
 		return nil, err
 	}
@@ -104,6 +105,7 @@ func (c *Client) Probe(ctx context.Context) (*Profile, error) {
 type probe struct {
 	client  *Client
 	profile *Profile
+	wanted  int // page size
 	typ     string
 	rows    []probeRow
 }
@@ -271,11 +273,7 @@ func (p *probe) sort(ctx context.Context) error {
 
 // pageSize is P6. A server with fewer rows than a page says nothing about its limit; the walk copes with short pages.
 func (p *probe) pageSize(ctx context.Context) error {
-	asked := maxPageSize
-	if p.profile.HAPI {
-		asked = hapiPageSize
-	}
-	page, err := p.client.Search(ctx, Query{Type: p.typ, Count: asked, ServerPages: true})
+	page, err := p.client.Search(ctx, Query{Type: p.typ, Count: p.wanted, ServerPages: true})
 	if err != nil {
 		return err
 	}
@@ -293,7 +291,7 @@ func (p *probe) pageSize(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
-	p.profile.PageSize = asked
+	p.profile.PageSize = p.wanted
 	if next != "" && rows > 0 {
 		p.profile.PageSize = rows
 	}

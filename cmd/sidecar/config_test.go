@@ -1,0 +1,248 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// load reads a configuration as `sidecar serve -config` does, with more flags behind it.
+func load(t *testing.T, text string, args ...string) (*config, error) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return loadConfig("serve", append([]string{"-config", file}, args...), io.Discard)
+}
+
+// environ looks variables up in a map.
+func environ(values map[string]string) func(string) (string, bool) {
+	return func(name string) (string, bool) {
+		value, ok := values[name]
+		return value, ok
+	}
+}
+
+func TestConfigNeedsNoFile(t *testing.T) {
+	got, err := loadConfig("serve", []string{"-upstream", "http://localhost:8080/fhir"}, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := defaultConfig()
+	want.Upstream = "http://localhost:8080/fhir"
+	if fmt.Sprintf("%+v", *got) != fmt.Sprintf("%+v", *want) {
+		t.Errorf("got %+v, want %+v", *got, *want)
+	}
+}
+
+func TestConfigLetsAFlagBeatTheFile(t *testing.T) {
+	text := "upstream: http://file/fhir\nlisten: :1\ndata: /file\nworkers: 2\n"
+	got, err := load(t, text, "-upstream", "http://flag/fhir", "-listen", ":2", "-data", "/flag")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Upstream != "http://flag/fhir" || got.Listen != ":2" || got.Data != "/flag" {
+		t.Errorf("with flags: got %s, %s, %s", got.Upstream, got.Listen, got.Data)
+	}
+	if got.Workers != 2 || got.Retention != 24*time.Hour {
+		t.Errorf("the rest: got %d workers, retention %s", got.Workers, got.Retention)
+	}
+	if got, err = load(t, text); err != nil {
+		t.Fatal(err)
+	}
+	if got.Upstream != "http://file/fhir" || got.Listen != ":1" || got.Data != "/file" {
+		t.Errorf("without flags: got %s, %s, %s", got.Upstream, got.Listen, got.Data)
+	}
+}
+
+// Ensure one run of the program tells everything that is wrong, with the lines of the file as it was written.
+func TestConfigReportsAllFaultsAtOnce(t *testing.T) {
+	_, err := load(t, `# A comment, and an empty line:
+
+upstream: ftp://server/fhir
+workerz: 3
+
+workers: many
+retention: 0s
+log_format: ${SIDECAR_TEST_IS_NOT_SET}
+bucket:
+  kind: s3
+  s3:
+    buckets: exports
+    access_key_id: key
+public_url: server
+trusted_proxies: [10.0.0.1]
+upstream_auth:
+  header: {name: X-Key}
+`)
+	if err == nil {
+		t.Fatal("no error")
+	}
+	for _, want := range []string{
+		"upstream: address must begin with http",
+		"line 4: there is no setting workerz",
+		"line 6: cannot unmarshal !!str into int",
+		"retention is out of range",
+		"line 8: the environment has no SIDECAR_TEST_IS_NOT_SET",
+		"line 12: there is no setting buckets",
+		"bucket.s3.bucket is missing",
+		"bucket.s3 needs both access_key_id and secret_access_key",
+		"public_url: address must begin with http",
+		`trusted_proxies: "10.0.0.1" is not a range`,
+		"upstream_auth.header needs both name and value",
+	} {
+		if !strings.Contains(err.Error(), "\n  "+want) {
+			t.Errorf("no line %q in:\n%v", want, err)
+		}
+	}
+}
+
+func TestConfigFaultsDoNotShowTheirValues(t *testing.T) {
+	for name, text := range map[string]string{
+		"secret for a number":    "upstream: http://a/fhir\nworkers: hunter2\n",
+		"secret for a structure": "upstream: http://a/fhir\nupstream_auth: {basic: hunter2}\n",
+		"secret for a duration":  "upstream: http://a/fhir\nretention: \"hunter2 `x` hunter2\"\n",
+		"secret alone":           "upstream: http://a/fhir\nupstream_auth: {basic: {password: hunter2}}\n",
+		"secret in the address":  "upstream: http://user:hunter2@a/fhir\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := load(t, text)
+			if err == nil {
+				t.Fatal("no error")
+			}
+			if strings.Contains(err.Error(), "hunter") {
+				t.Errorf("the error holds the value: %v", err)
+			}
+		})
+	}
+}
+
+func TestConfigRefusesWhatIsNoYAML(t *testing.T) {
+	_, err := load(t, "upstream: [http://a/fhir\n")
+	if !errors.Is(err, errNoYAML) {
+		t.Errorf("got %v, want errNoYAML", err)
+	}
+	if strings.Contains(err.Error(), "missing") {
+		t.Errorf("faults of a file that was not read: %v", err)
+	}
+	if _, err := load(t, "", "-upstream", "http://a/fhir"); err != nil {
+		t.Errorf("an empty file: %v", err)
+	}
+	if _, err := load(t, "- upstream\n"); err == nil {
+		t.Error("a list is taken for a configuration")
+	}
+}
+
+// Ensure whatever a variable holds is the value, and no YAML.
+func TestConfigTakesVariablesAsValues(t *testing.T) {
+	for _, value := range []string{
+		"plain", "a: b", "{a: b}", "[a]", "x # y", "*x", "&x", "!x", "- x", "'", `"`, `a\nb`, "~", "null", "true", "0x1F", "1e3",
+		" blanks ", "-----BEGIN-----\nline\n-----END-----\n", "password: x\nupstream: http://other/fhir", "${OTHER}", "$", "", "ü|>%@`",
+	} {
+		c := defaultConfig()
+		c.UpstreamAuth.Basic.Password = "before"
+		err := c.decode([]byte("upstream_auth:\n  basic:\n    password: ${PASSWORD}\n    username: in-${PASSWORD}-out\n"), environ(map[string]string{"PASSWORD": value}))
+		if err != nil {
+			t.Errorf("%q: %v", value, err)
+			continue
+		}
+		if got := string(c.UpstreamAuth.Basic.Password); got != value {
+			t.Errorf("password: got %q, want %q", got, value)
+		}
+		if got, want := c.UpstreamAuth.Basic.Username, "in-"+value+"-out"; got != want {
+			t.Errorf("username: got %q, want %q", got, want)
+		}
+		if c.Upstream != "" {
+			t.Errorf("%q has changed another setting", value)
+		}
+	}
+}
+
+func TestConfigTakesNumbersFromVariables(t *testing.T) {
+	c := defaultConfig()
+	text := "workers: ${WORKERS}\nretention: ${HOURS}h\nintercept: ${INTERCEPT}\nforward_headers: [\"${HEADER}\"]\n"
+	values := map[string]string{"WORKERS": "7", "HOURS": "3", "INTERCEPT": "false", "HEADER": "X-Tenant"}
+	if err := c.decode([]byte(text), environ(values)); err != nil {
+		t.Fatal(err)
+	}
+	if c.Workers != 7 || c.Retention != 3*time.Hour || c.Intercept || !slices.Equal(c.ForwardHeaders, []string{"X-Tenant"}) {
+		t.Errorf("got %d, %s, %t, %q", c.Workers, c.Retention, c.Intercept, c.ForwardHeaders)
+	}
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		less := maps.Clone(values)
+		delete(less, name)
+		err := defaultConfig().decode([]byte(text), environ(less))
+		if err == nil || !strings.Contains(err.Error(), "the environment has no "+name) {
+			t.Errorf("without %s: got %v", name, err)
+		}
+	}
+}
+
+// Ensure no way of printing a configuration shows what is secret in it.
+func TestConfigNeverPrintsSecrets(t *testing.T) {
+	c := defaultConfig()
+	err := c.decode([]byte(`
+upstream_auth: {header: {name: X-Key, value: hunter2}, basic: {username: u, password: hunter2}}
+bucket: {s3: {secret_access_key: hunter2, session_token: hunter2}, gcs: {private_key: hunter2}}
+accounts: [{private-key: hunter2, secret-access-key: hunter2}]
+`), environ(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	asYAML, err := yaml.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asJSON, err := json.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	printed := map[string]string{
+		"YAML": string(asYAML), "JSON": string(asJSON),
+		"%v": fmt.Sprintf("%v", *c), "%+v": fmt.Sprintf("%+v", *c), "%#v": fmt.Sprintf("%#v", *c),
+		"%s": fmt.Sprintf("%s", c.UpstreamAuth.Basic.Password), "%q": fmt.Sprintf("%q", c.UpstreamAuth.Basic.Password),
+	}
+	var text, object bytes.Buffer
+	for _, handler := range []slog.Handler{slog.NewTextHandler(&text, nil), slog.NewJSONHandler(&object, nil)} {
+		log := slog.New(handler)
+		log.InfoContext(t.Context(), "configuration", "all", *c, "password", c.UpstreamAuth.Basic.Password, "accounts", c.Accounts)
+	}
+	printed["log as text"], printed["log as JSON"] = text.String(), object.String()
+	for way, got := range printed {
+		if strings.Contains(got, "hunter2") || !strings.Contains(got, "***") {
+			t.Errorf("%s: %s", way, got)
+		}
+	}
+}
+
+func TestConfigFlagsAskedForHelpOrWrong(t *testing.T) {
+	var out bytes.Buffer
+	if _, err := loadConfig("serve", []string{"-h"}, &out); !errors.Is(err, flag.ErrHelp) {
+		t.Errorf("-h: got %v", err)
+	}
+	for _, want := range []string{"-config", "-data", "-listen", "-upstream", "(default :8000)", "(default ./sidecar-data)"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("the help lacks %q:\n%s", want, out.String())
+		}
+	}
+	if _, err := loadConfig("serve", []string{"-workers", "2"}, io.Discard); !errors.Is(err, errUsage) {
+		t.Errorf("unknown flag: got %v", err)
+	}
+	if _, err := loadConfig("serve", []string{"-config", filepath.Join(t.TempDir(), "none")}, io.Discard); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no file: got %v", err)
+	}
+}

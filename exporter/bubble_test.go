@@ -1,0 +1,247 @@
+package exporter_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"sidecar/exporter"
+	"sidecar/exporter/blob"
+	"sidecar/exporter/fhir"
+	"sidecar/exporter/fhir/fhirtest"
+)
+
+// bubble is an engine inside a synctest bubble: pauses cost nothing, and the whole process can be frozen at a moment.
+type bubble struct {
+	*engine
+	link   *wire
+	events *events
+}
+
+// inBubble runs fn on an engine in a bubble. The sample server is filled by fill, since when the bubble's clock stands
+// still. Each request takes latency, so that checkpoints by time happen.
+func inBubble(
+	t *testing.T, personality fhirtest.Personality, edit func(*exporter.Config), fill func(*fhirtest.Server), fn func(*testing.T, *bubble),
+) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		sample := fhirtest.New(personality, "/fhir")
+		fill(sample)
+		b := &bubble{events: &events{}}
+		b.link = &wire{handler: sample, events: b.events}
+		b.engine = &engine{t: t, sample: sample, upstream: "http://fhir.example/fhir", folder: t.TempDir()}
+		b.edit = b.wired(edit)
+		b.start()
+		defer func() { b.stop() }()
+		fn(t, b)
+	})
+}
+
+// wired puts the exporter on the in-memory wire.
+func (b *bubble) wired(edit func(*exporter.Config)) func(*exporter.Config) {
+	return func(c *exporter.Config) {
+		client, err := fhir.NewClient(fhir.Config{BaseURL: b.upstream, PublicBase: "http://public/fhir", Transport: b.link})
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		c.Client, c.Settle, c.Log = client, 2*time.Second, slog.New(slog.DiscardHandler)
+		c.Bucket = &slowBucket{Bucket: c.Bucket, events: b.events}
+		if edit != nil {
+			edit(c)
+		}
+	}
+}
+
+// resume goes on as another process would: after SIGTERM in the same folder, after kill -9 in what lies on the disk at
+// this moment, which a copy of the folder is.
+func (b *bubble) resume(hard bool) {
+	b.t.Helper()
+	if !hard {
+		b.stop()
+		b.events.thaw()
+		b.start()
+		return
+	}
+	synctest.Wait()
+	copied := b.t.TempDir()
+	if err := os.CopyFS(copied, os.DirFS(b.folder)); err != nil {
+		b.t.Fatal(err)
+	}
+	b.stop()
+	b.events.thaw()
+	b.folder = copied
+	b.start()
+}
+
+// events numbers what a process does to the outside, and freezes it from one of them on.
+type events struct {
+	n        atomic.Int64
+	freezeAt int64
+
+	mu     sync.Mutex
+	frozen chan struct{}
+}
+
+func (e *events) freeze(at int64) <-chan struct{} {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.n.Store(0)
+	e.freezeAt, e.frozen = at, make(chan struct{})
+	return e.frozen
+}
+
+func (e *events) thaw() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.freezeAt = 0
+}
+
+// pass counts an event. From the chosen one on nothing passes any more until ctx ends.
+func (e *events) pass(ctx context.Context) error {
+	n := e.n.Add(1)
+	e.mu.Lock()
+	stop := e.freezeAt > 0 && n >= e.freezeAt
+	if n == e.freezeAt {
+		close(e.frozen)
+	}
+	e.mu.Unlock()
+	if !stop {
+		return nil
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// slowBucket makes an event of what lies before and behind each Put.
+type slowBucket struct {
+	blob.Bucket
+	events *events
+}
+
+func (b *slowBucket) Put(ctx context.Context, name, contentType string, body io.ReadSeeker) error {
+	if err := b.events.pass(ctx); err != nil {
+		return err
+	}
+	if err := b.Bucket.Put(ctx, name, contentType, body); err != nil {
+		return err
+	}
+	return b.events.pass(ctx)
+}
+
+// latency is how long a request takes in the bubble's time.
+const latency = 300 * time.Millisecond
+
+// wire carries requests to a handler without a network.
+type wire struct {
+	handler http.Handler
+	events  *events
+	// hook sees each request before it is answered. May be nil.
+	hook func(*http.Request)
+}
+
+// RoundTrip runs the handler beside the caller.
+func (l *wire) RoundTrip(r *http.Request) (*http.Response, error) {
+	if err := l.events.pass(r.Context()); err != nil {
+		return nil, err
+	}
+	select {
+	case <-time.After(latency):
+	case <-r.Context().Done():
+		return nil, r.Context().Err()
+	}
+	asked := r.Clone(r.Context())
+	asked.Body, asked.Host = http.NoBody, r.URL.Host
+	if l.hook != nil {
+		l.hook(asked)
+	}
+	reader, writer := io.Pipe()
+	answer := &wireAnswer{header: http.Header{}, body: writer, begun: make(chan int, 1)}
+	go answer.serve(l.handler, asked)
+	select {
+	case status := <-answer.begun:
+		if status == 0 {
+			return nil, errors.Join(io.ErrUnexpectedEOF, reader.Close())
+		}
+		return &http.Response{
+			StatusCode: status, Status: fmt.Sprint(status), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+			Header: answer.header, Body: reader, ContentLength: -1, Request: r,
+		}, nil
+	case <-r.Context().Done():
+		return nil, errors.Join(r.Context().Err(), reader.Close())
+	}
+}
+
+type wireAnswer struct {
+	header http.Header
+	body   *io.PipeWriter
+	begun  chan int
+	sent   bool
+}
+
+func (a *wireAnswer) serve(handler http.Handler, r *http.Request) {
+	defer func() {
+		fault := recover()
+		if fault != nil && fault != http.ErrAbortHandler { //nolint:errorlint // a panic value is compared as it is
+			panic(fault)
+		}
+		if fault == nil {
+			a.WriteHeader(http.StatusOK)
+			_ = a.body.Close() // a pipe's Close does not fail
+			return
+		}
+		if !a.sent {
+			a.begun <- 0
+		}
+		_ = a.body.CloseWithError(io.ErrUnexpectedEOF)
+	}()
+	handler.ServeHTTP(a, r)
+}
+
+func (a *wireAnswer) Header() http.Header { return a.header }
+
+func (a *wireAnswer) WriteHeader(status int) {
+	if !a.sent {
+		a.sent = true
+		a.header = a.header.Clone()
+		a.begun <- status
+	}
+}
+
+func (a *wireAnswer) Write(p []byte) (int, error) {
+	a.WriteHeader(http.StatusOK)
+	return a.body.Write(p)
+}
+
+func (a *wireAnswer) Flush() {}
+
+// spread puts rows of a type whose times lie step apart and end ago before now.
+func spread(t *testing.T, s *fhirtest.Server, typ string, n int, step, ago time.Duration) {
+	t.Helper()
+	begin := time.Now().Add(-ago - time.Duration(n)*step)
+	for i := range n {
+		at := begin.Add(time.Duration(i) * step)
+		if err := s.PutAt(fmt.Appendf(nil, `{"resourceType":%q,"id":"%s-%d","language":"en"}`, typ, typ[:3], i), at); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// burst puts rows of a type with one lastUpdated, ago before now.
+func burst(t *testing.T, s *fhirtest.Server, typ string, n int, ago time.Duration) {
+	t.Helper()
+	at := time.Now().Add(-ago)
+	for i := range n {
+		if err := s.PutAt(fmt.Appendf(nil, `{"resourceType":%q,"id":"burst-%d","language":"en"}`, typ, i), at); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
