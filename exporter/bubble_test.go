@@ -18,6 +18,7 @@ import (
 	"sidecar/exporter/blob"
 	"sidecar/exporter/fhir"
 	"sidecar/exporter/fhir/fhirtest"
+	"sidecar/state"
 )
 
 // bubble is an engine inside a synctest bubble: pauses cost nothing, and the whole process can be frozen at a moment.
@@ -80,6 +81,22 @@ func (b *bubble) resume(hard bool) {
 	b.events.thaw()
 	b.folder = copied
 	b.start()
+}
+
+// finish waits up to two hours of the bubble's time for a job to end.
+func (b *bubble) finish(id string) *state.Job {
+	b.t.Helper()
+	for deadline := time.Now().Add(2 * time.Hour); time.Now().Before(deadline); time.Sleep(time.Second) {
+		job, err := b.store.Get(b.t.Context(), id)
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		if !job.Running() {
+			return job
+		}
+	}
+	b.t.Fatal("the export does not end")
+	return nil
 }
 
 // events numbers what a process does to the outside, and freezes it from one of them on.

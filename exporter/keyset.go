@@ -108,7 +108,9 @@ func (w *walk) advance(ctx context.Context, q fhir.Query, page *outcome) (done b
 }
 
 // metAll tells whether as many rows were met as were counted when the slice was planned.
-func (w *walk) metAll() bool { return w.slice.Counted > 0 && w.slice.Met >= w.slice.Counted }
+func (w *walk) metAll() bool {
+	return len(w.slice.Lists) == 0 && w.slice.Counted > 0 && w.slice.Met >= w.slice.Counted
+}
 
 // metLess tells whether fewer rows were met than were counted. Lists have no count of their own.
 func (w *walk) metLess() bool { return len(w.slice.Lists) == 0 && w.slice.Met < w.slice.Counted }

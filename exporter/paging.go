@@ -159,13 +159,19 @@ func (w *walk) serverPage(
 		w.keepPage()
 		return nil
 	})
-	if link != "" {
-		switch fhir.StatusOf(err) {
-		case 400, 404, 409, 410, 412, 422:
-			return "", 0, fmt.Errorf("%w: %w", errExpired, err)
-		}
+	if link != "" && expired(err) {
+		return "", 0, fmt.Errorf("%w: %w", errExpired, err)
 	}
 	return next, rows, err
+}
+
+// expired tells whether the answer to a next link says that the server forgot what it belongs to.
+func expired(err error) bool {
+	switch fhir.StatusOf(err) {
+	case 400, 404, 409, 410, 412, 422:
+		return true
+	}
+	return false
 }
 
 func (w *walk) readServerPage(

@@ -85,6 +85,9 @@ func (r *run) plan(ctx context.Context) error {
 			Severity: "information", Code: "incomplete", Text: "the server does not count, so completeness could not be verified",
 		})
 	}
+	if len(planned) > 0 && !r.profile.TypeHistory {
+		issues = append(issues, noHistory("resources"))
+	}
 	slices.SortStableFunc(planned, func(a, b state.Slice) int {
 		return cmp.Or(cmp.Compare(a.Type, b.Type), a.From.Compare(b.From))
 	})
@@ -131,7 +134,7 @@ func (r *run) planType(ctx context.Context, typ string) ([]state.Slice, error) {
 	q := fhir.Query{Type: typ}
 	if !r.profile.Keyset {
 		if !r.profile.Counts {
-			return []state.Slice{whole}, nil
+			return r.uncounted(ctx, whole)
 		}
 		total, err := r.count(ctx, q)
 		whole.Counted = total
@@ -149,7 +152,7 @@ func (r *run) planType(ctx context.Context, typ string) ([]state.Slice, error) {
 	}
 	q.From, q.To = whole.From, whole.To
 	if !r.profile.Counts {
-		return []state.Slice{whole}, nil
+		return r.uncounted(ctx, whole)
 	}
 	total, err := r.count(ctx, q)
 	if fhir.StatusOf(err) == 400 { // this type knows no _lastUpdated
@@ -169,6 +172,21 @@ func (r *run) planType(ctx context.Context, typ string) ([]state.Slice, error) {
 		return []state.Slice{whole}, nil
 	}
 	return r.cut(ctx, whole)
+}
+
+// uncounted returns one slice for a type that is not counted, after a look whether the type is offered at all.
+func (r *run) uncounted(ctx context.Context, whole state.Slice) ([]state.Slice, error) {
+	err := r.pace.do(ctx, func() error {
+		page, err := r.Client.Search(ctx, fhir.Query{Type: whole.Type, Count: 1})
+		if err != nil {
+			return err
+		}
+		return page.Close()
+	})
+	if err != nil {
+		return nil, err
+	}
+	return []state.Slice{whole}, nil
 }
 
 func (r *run) count(ctx context.Context, q fhir.Query) (n int64, err error) {

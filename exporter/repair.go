@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -36,6 +38,8 @@ func (r *run) repair(ctx context.Context) error {
 		return err
 	}
 	next := 1
+	var mu sync.Mutex
+	var issues []state.Issue
 	crawled, done := map[string][]state.Slice{}, map[string]bool{}
 	for _, slice := range all {
 		if slice.Strategy == state.History {
@@ -45,7 +49,7 @@ func (r *run) repair(ctx context.Context) error {
 		crawled[slice.Type] = append(crawled[slice.Type], slice)
 		next = max(next, slice.Seq+1)
 	}
-	group, ctx := errgroup.WithContext(ctx)
+	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(r.Workers)
 	for i, typ := range r.job.Types {
 		if done[typ] {
@@ -53,13 +57,53 @@ func (r *run) repair(ctx context.Context) error {
 		}
 		group.Go(func() error {
 			slice := state.Slice{Seq: next + i, Type: typ, Strategy: state.History}
-			if err := r.repairType(ctx, &slice, crawled[typ]); err != nil {
+			err := r.repairType(groupCtx, &slice, crawled[typ])
+			if errors.Is(err, errNoHistory) {
+				// A type without rows has no history on some servers: nothing has changed there.
+				if len(crawled[typ]) > 0 {
+					mu.Lock()
+					defer mu.Unlock()
+					issues = append(issues, noHistory(typ+" resources"))
+				}
+				return nil
+			}
+			if err != nil {
 				return fmt.Errorf("repair %s from history: %w", typ, err)
 			}
 			return nil
 		})
 	}
-	return group.Wait()
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return r.remark(ctx, issues)
+}
+
+// errNoHistory tells that the server does not offer the history of a type.
+var errNoHistory = errors.New("history is not offered")
+
+// noHistory is the remark that what changed while the export ran could not be had as of T.
+func noHistory(what string) state.Issue {
+	return state.Issue{
+		Severity: "warning", Code: "incomplete",
+		Text: "the server gives no history, so " + what + " that were changed or deleted while the export ran may be missing",
+	}
+}
+
+// remark adds remarks to the job, each once.
+func (r *run) remark(ctx context.Context, issues []state.Issue) error {
+	if len(issues) == 0 {
+		return nil
+	}
+	return r.Store.Update(ctx, r.job.ID, func(job *state.Job) error {
+		for _, issue := range issues {
+			if !slices.Contains(job.Issues, issue) {
+				job.Issues = append(job.Issues, issue)
+			}
+		}
+		r.job = job
+		return nil
+	})
 }
 
 // change is what the history says of one id: its newest version at or before T, as far as the history was read.
@@ -85,7 +129,7 @@ func (r *run) repairType(ctx context.Context, slice *state.Slice, crawled []stat
 				return nil
 			}
 			c.captured = true
-			if c.known && !c.deleted && c.version != version {
+			if c.known && (c.deleted || c.version != version) {
 				return errSettle
 			}
 			return nil
@@ -150,7 +194,7 @@ func (r *run) changes(ctx context.Context, typ string) (map[string]*change, erro
 	})
 	var response *fhir.ResponseError
 	if errors.As(err, &response) && response.NotOffered() {
-		return nil, nil // a type without rows has no history on some servers
+		return nil, errNoHistory
 	}
 	return changes, err
 }
@@ -216,8 +260,18 @@ func gone(err error) bool {
 	return status == 404 || status == 410
 }
 
-// history reads all pages of a history.
+// history reads all pages of a history, from the first one again when the server forgot a link: fn sees entries twice then.
 func (r *run) history(ctx context.Context, typ, id string, since time.Time, fn func(*fhir.Entry) error) error {
+	for range maxPasses {
+		err := r.historyPages(ctx, typ, id, since, fn)
+		if !errors.Is(err, errExpired) {
+			return err
+		}
+	}
+	return fmt.Errorf("pages of the history expire before they are read: %w", errIncomplete)
+}
+
+func (r *run) historyPages(ctx context.Context, typ, id string, since time.Time, fn func(*fhir.Entry) error) error {
 	link := ""
 	followed := map[string]bool{}
 	for {
@@ -239,6 +293,9 @@ func (r *run) history(ctx context.Context, typ, id string, since time.Time, fn f
 			next, err = page.Next()
 			return err
 		})
+		if link != "" && expired(err) {
+			return errExpired // without the status, which would say that there is no history
+		}
 		if err != nil || next == "" {
 			return err
 		}

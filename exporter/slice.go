@@ -59,7 +59,7 @@ func (r *run) walk(ctx context.Context, slice *state.Slice) (err error) {
 		}
 	}()
 	w.loadBoundary()
-	if len(slice.Lists) > 0 || slice.Strategy == state.Paging {
+	if len(slice.Lists) > 0 || slice.Strategy == state.Paging || slice.Reread {
 		if err := w.loadWritten(); err != nil {
 			return err
 		}
@@ -159,7 +159,7 @@ func (w *walk) again(ctx context.Context) error {
 		return err
 	}
 	w.ahead = nil
-	w.slice.Query, w.slice.Cursor, w.slice.Boundary, w.slice.Met = 0, time.Time{}, nil, 0
+	w.slice.Query, w.slice.Cursor, w.slice.Boundary, w.slice.Met, w.slice.Reread = 0, time.Time{}, nil, 0, true
 	clear(w.boundary)
 	if err := w.checkpoint(ctx); err != nil {
 		return err

@@ -46,7 +46,7 @@ func TestExpiredHistoryPageLosesNothing(t *testing.T) {
 					}
 				}
 				b.sample.Fail(fhirtest.Fault{ExpirePages: status, Match: func(r *http.Request) bool { return once.Load() }})
-				same(t, b.rows(b.await(b.kickOff(system()))), want)
+				same(t, b.rows(b.finish(b.kickOff(system()))), want)
 			})
 		})
 	}
@@ -94,7 +94,7 @@ func TestKilledWhileASliceIsReadAgain(t *testing.T) {
 						}
 					case <-time.After(patience):
 					}
-					same(t, b.rows(b.await(id)), b.snapshot())
+					same(t, b.rows(b.finish(id)), b.snapshot())
 				})
 			})
 		}
@@ -105,7 +105,7 @@ func TestKilledWhileASliceIsReadAgain(t *testing.T) {
 func TestMissingHistoryIsRemarked(t *testing.T) {
 	refuse := func(p *fhirtest.Personality) { p.NoHistory = true }
 	inBubble(t, with(fhirtest.Plain(), refuse), smallPages, thirtyRows(t), func(t *testing.T, b *bubble) {
-		job := b.await(b.kickOff(system()))
+		job := b.finish(b.kickOff(system()))
 		if job.Status != state.Completed || len(job.Issues) != 1 || !strings.Contains(job.Issues[0].Text, "history") {
 			t.Errorf("%s with the remarks %+v, want one on the history", job.Status, job.Issues)
 		}
@@ -115,7 +115,7 @@ func TestMissingHistoryIsRemarked(t *testing.T) {
 		b.sample.Fail(fhirtest.Fault{
 			Match: func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/Condition/_history") }, Times: -1, Status: 405,
 		})
-		job := b.await(b.kickOff(system()))
+		job := b.finish(b.kickOff(system()))
 		if job.Status != state.Completed || len(job.Issues) != 1 || !strings.Contains(job.Issues[0].Text, "Condition") {
 			t.Errorf("%s with the remarks %+v, want one on Condition's history", job.Status, job.Issues)
 		}
@@ -129,7 +129,7 @@ func TestTypeNotOfferedByAServerThatDoesNotCount(t *testing.T) {
 		b.sample.Fail(fhirtest.Fault{
 			Match: func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/Condition") }, Times: -1, Status: 501,
 		})
-		job := b.await(b.kickOff(system()))
+		job := b.finish(b.kickOff(system()))
 		same(t, b.rows(job), b.snapshot())
 		if len(job.Issues) != 2 {
 			t.Errorf("remarks %+v, want one on the counts and one on the type", job.Issues)
@@ -144,14 +144,18 @@ func TestDeletionSeenTooLateFailsTheJob(t *testing.T) {
 		var pages atomic.Int64
 		b.link.hook = func(r *http.Request) {
 			if isRowPage(r) && pages.Add(1) == 3 {
-				b.sample.Now = func() time.Time { return clock().Add(-20 * time.Second) } // it began before T
+				jobs, err := b.store.List(t.Context())
+				if err != nil {
+					t.Error(err)
+				}
+				b.sample.Now = func() time.Time { return jobs[0].TransactionTime.Add(-time.Second) }
 				if err := b.sample.Delete("Observation", "Obs-0"); err != nil {
 					t.Error(err)
 				}
 				b.sample.Now = clock
 			}
 		}
-		job := b.await(b.kickOff(system()))
+		job := b.finish(b.kickOff(system()))
 		if job.Status != state.Failed || !strings.Contains(job.Failure.Text, "settle") {
 			t.Errorf("%s: %+v, want a failure that names settle", job.Status, job.Failure)
 		}
@@ -172,7 +176,7 @@ func TestExpiredLinkInACrowdedInstant(t *testing.T) {
 				follows := func(*http.Request) bool { skip--; return skip == 0 }
 				b.sample.Fail(fhirtest.Fault{Match: follows, ExpirePages: http.StatusGone})
 				b.sample.Fail(fhirtest.Fault{Match: func(r *http.Request) bool { return r.URL.Query().Has("_page") }, CutBody: true})
-				same(t, b.rows(b.await(b.kickOff(system()))), b.snapshot())
+				same(t, b.rows(b.finish(b.kickOff(system()))), b.snapshot())
 			})
 		})
 	}
@@ -211,8 +215,7 @@ func TestBucketThatIsAway(t *testing.T) {
 			}
 			inBubble(t, fhirtest.Plain(), edit, thirtyRows(t), func(t *testing.T, b *bubble) {
 				id := b.kickOff(system())
-				b.await2h(id)
-				job := b.await(id)
+				job := b.finish(id)
 				if name != "for good" {
 					same(t, b.rows(job), b.snapshot())
 					return
@@ -222,15 +225,6 @@ func TestBucketThatIsAway(t *testing.T) {
 				}
 			})
 		})
-	}
-}
-
-// await2h waits up to two hours of the bubble's time for a job to end.
-func (b *bubble) await2h(id string) {
-	for deadline := time.Now().Add(2 * time.Hour); time.Now().Before(deadline); time.Sleep(time.Second) {
-		if job, err := b.store.Get(b.t.Context(), id); err != nil || !job.Running() {
-			return
-		}
 	}
 }
 

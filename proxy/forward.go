@@ -39,14 +39,9 @@ func (p *Proxy) newForwarder() *httputil.ReverseProxy {
 }
 
 // verbatim switches off what net/http would add of its own: guessing the Content-Type of an answer that comes without
-// one, and holding back an answer until the whole body of the request has come.
+// one.
 func verbatim(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.ContentLength != 0 {
-			_ = http.NewResponseController(w).EnableFullDuplex() // a connection that cannot is none of HTTP/1.1 and has no need
-		}
-		next.ServeHTTP(unguessed{w}, r)
-	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { next.ServeHTTP(unguessed{w}, r) })
 }
 
 // unguessed is a writer whose answers have a Content-Type only where the server gave one. It decides with each status,

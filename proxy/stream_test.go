@@ -126,59 +126,6 @@ func TestForwardStreamsRequests(t *testing.T) {
 	}
 }
 
-// Ensure that a server that answers before it has read the body is heard at once.
-func TestForwardPassesEarlyAnswers(t *testing.T) {
-	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
-			t.Error(err)
-		}
-		w.Header().Set("Connection", "close")
-		w.WriteHeader(http.StatusRequestEntityTooLarge)
-		flush(t, w)
-	}))
-	t.Cleanup(upstream.Close)
-	h := newHouse(t, upstream.URL+"/fhir", nil)
-	conn := dial(t, h.url)
-	if _, err := io.WriteString(conn, "POST /fhir HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n{"); err != nil {
-		t.Fatal(err)
-	}
-	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	response.Body.Close()
-	if response.StatusCode != http.StatusRequestEntityTooLarge {
-		t.Errorf("status: got %d", response.StatusCode)
-	}
-}
-
-func TestForwardCancelsUpstreamWhenClientLeaves(t *testing.T) {
-	for name, begun := range map[string]bool{"before the answer": false, "in the answer": true} {
-		t.Run(name, func(t *testing.T) {
-			arrived, left := make(chan struct{}), make(chan struct{})
-			upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if begun {
-					flush(t, w)
-				}
-				close(arrived)
-				<-r.Context().Done()
-				close(left)
-			}))
-			t.Cleanup(upstream.Close)
-			h := newHouse(t, upstream.URL+"/fhir", nil)
-			conn := dial(t, h.url)
-			if _, err := io.WriteString(conn, "GET /fhir/Patient HTTP/1.1\r\nHost: h\r\n\r\n"); err != nil {
-				t.Fatal(err)
-			}
-			await(t, "request at the upstream", arrived)
-			if err := conn.Close(); err != nil {
-				t.Fatal(err)
-			}
-			await(t, "end of the upstream's request", left)
-		})
-	}
-}
-
 // Ensure that half an answer is an error for the client and never looks whole.
 func TestForwardAbortsBrokenAnswers(t *testing.T) {
 	for name, head := range map[string]string{

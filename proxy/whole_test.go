@@ -86,10 +86,11 @@ func TestForwardEndsEarlyAnswers(t *testing.T) {
 // Ensure that requests at the same time do not mix, although they share copy buffers and connections.
 func TestForwardKeepsRequestsApart(t *testing.T) {
 	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
 			t.Error(err)
 		}
-		if _, err := io.Copy(w, r.Body); err != nil {
+		if _, err := w.Write(body); err != nil {
 			t.Error(err)
 		}
 	}))
@@ -124,10 +125,9 @@ func TestForwardKeepsRequestsApart(t *testing.T) {
 // Ensure that requests in the forms that only odd clients use are forwarded as well.
 func TestForwardTakesOddForms(t *testing.T) {
 	for name, test := range map[string]struct{ raw, line string }{
-		"absolute form":         {"GET http://h/fhir/a%2Fb?x=1;y HTTP/1.1\r\nHost: h\r\n\r\n", "GET /fhir/a%2Fb?x=1;y HTTP/1.1"},
-		"HTTP/1.0":              {"GET /fhir//Patient? HTTP/1.0\r\n\r\n", "GET /fhir//Patient? HTTP/1.1"},
-		"HTTP/1.0 with a host":  {"GET /fhir/Patient HTTP/1.0\r\nHost: h\r\nConnection: keep-alive\r\n\r\n", "GET /fhir/Patient HTTP/1.1"},
-		"empty line in advance": {"\r\nGET /fhir/Patient HTTP/1.1\r\nHost: h\r\n\r\n", "GET /fhir/Patient HTTP/1.1"},
+		"absolute form":        {"GET http://h/fhir/a%2Fb?x=1;y HTTP/1.1\r\nHost: h\r\n\r\n", "GET /fhir/a%2Fb?x=1;y HTTP/1.1"},
+		"HTTP/1.0":             {"GET /fhir//Patient? HTTP/1.0\r\n\r\n", "GET /fhir//Patient? HTTP/1.1"},
+		"HTTP/1.0 with a host": {"GET /fhir/Patient HTTP/1.0\r\nHost: h\r\nConnection: keep-alive\r\n\r\n", "GET /fhir/Patient HTTP/1.1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			upstream := newRawUpstream(t, replying(plainReply))

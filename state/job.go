@@ -140,7 +140,9 @@ type Slice struct {
 	IndexSize int64 `json:"indexSize"`
 	// SpoolRows is the number of lines in the open spool file.
 	SpoolRows int64 `json:"spoolRows"`
-	Done      bool  `json:"done,omitempty"`
+	// Reread tells that the slice was begun again: rows that it meets may be in the index already.
+	Reread bool `json:"reread,omitempty"`
+	Done   bool `json:"done,omitempty"`
 }
 
 // Kind tells in which array of the manifest a file is listed.

@@ -2,8 +2,11 @@ package main
 
 import (
 	"encoding/json"
+	"io"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -177,7 +180,7 @@ func TestBadMethodsAreRefusedOnEveryPath(t *testing.T) {
 		}
 	}
 	for _, request := range sample.Requests() {
-		if strings.Contains(request.URL.Path, "$export") {
+		if strings.Contains(request.Path, "export") {
 			t.Errorf("the upstream was asked %s for a path of ours", request.Method)
 		}
 	}
@@ -346,6 +349,47 @@ func TestExpiredExportsAreGone(t *testing.T) {
 					return strings.Contains(path, strings.TrimPrefix(status, s.base+"/$export-status/"))
 				})
 			})
+		})
+	}
+}
+
+func TestRunRefusesFaultyCommands(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(file, []byte("upstream: http://a/fhir\nworkerz: 3\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	faulty := filepath.Join(t.TempDir(), "faulty.yaml")
+	text := "upstream: ftp://a\nworkers: 0\nbucket: {kind: tape}\nupstream_auth: {basic: {password: hunter2}}\n"
+	if err := os.WriteFile(faulty, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		args []string
+		want []string
+	}{
+		"nothing":         {nil, []string{"usage"}},
+		"unknown command": {[]string{"fly"}, []string{"usage"}},
+		"unknown flag":    {[]string{"serve", "-wings"}, []string{"usage"}},
+		"argument":        {[]string{"serve", "http://a/fhir"}, []string{"unexpected argument"}},
+		"no upstream":     {[]string{"serve"}, []string{"upstream is missing"}},
+		"no such file":    {[]string{"serve", "-config", file + "x"}, []string{"read configuration"}},
+		"unknown key":     {[]string{"serve", "-config", file}, []string{"workerz"}},
+		"all at once":     {[]string{"serve", "-config", faulty}, []string{"upstream: address must begin", "workers is out of range", "bucket.kind must be", "basic has a password"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := run(t.Context(), test.args, io.Discard, io.Discard)
+			if err == nil {
+				t.Fatal("no error")
+			}
+			for _, want := range test.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("error: got %q, want %q in it", err, want)
+				}
+			}
+			if strings.Contains(err.Error(), "hunter2") {
+				t.Errorf("the error holds a secret: %q", err)
+			}
 		})
 	}
 }

@@ -176,7 +176,7 @@ var errNoYAML = errors.New("not a YAML file")
 func (c *config) decode(raw []byte, lookup func(string) (string, bool)) error {
 	var document yaml.Node
 	if err := yaml.Unmarshal(raw, &document); err != nil {
-		return fmt.Errorf("  %w: %w", errNoYAML, err)
+		return fmt.Errorf("  %w: %s", errNoYAML, hidden(err.Error()))
 	}
 	if document.Kind == 0 { // an empty file
 		return nil
@@ -194,11 +194,14 @@ const notFound = " not found in type "
 func unknownKeys(raw []byte) []error {
 	decoder := yaml.NewDecoder(bytes.NewReader(raw))
 	decoder.KnownFields(true)
+	var errs []error
 	var wrong *yaml.TypeError
 	if !errors.As(decoder.Decode(defaultConfig()), &wrong) {
-		return nil
+		wrong = &yaml.TypeError{}
 	}
-	var errs []error
+	if !errors.Is(decoder.Decode(&yaml.Node{}), io.EOF) {
+		errs = append(errs, errors.New("  only one YAML document is read: there is more behind a line ---"))
+	}
 	for _, text := range wrong.Errors {
 		if key, _, ok := strings.Cut(text, notFound); ok {
 			errs = append(errs, errors.New("  "+strings.Replace(key, "field ", "there is no setting ", 1)))
@@ -207,18 +210,24 @@ func unknownKeys(raw []byte) []error {
 	return errs
 }
 
-// quoted is how the decoder shows a value. It may be a secret in the wrong place.
-var quoted = regexp.MustCompile("(?s) `.*`")
+// quoted is how the YAML library shows a value, or the name of an anchor that a password with a star in front seems to be.
+var quoted = regexp.MustCompile("(?s) `.*`| '[^']{2,}'")
+
+// hidden takes values out of an error's text: one may be a secret in the wrong place.
+func hidden(text string) string { return quoted.ReplaceAllString(text, "") }
 
 // faults are the errors of a decoder, one each, without the values.
 func faults(err error) []error {
+	if err == nil {
+		return nil
+	}
 	var wrong *yaml.TypeError
 	if !errors.As(err, &wrong) {
-		return []error{err}
+		return []error{errors.New("  " + hidden(err.Error()))}
 	}
 	var errs []error
 	for _, text := range wrong.Errors {
-		errs = append(errs, errors.New("  "+quoted.ReplaceAllString(text, "")))
+		errs = append(errs, errors.New("  "+hidden(text)))
 	}
 	return errs
 }

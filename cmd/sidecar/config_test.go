@@ -116,6 +116,8 @@ func TestConfigFaultsDoNotShowTheirValues(t *testing.T) {
 		"secret for a number":    "upstream: http://a/fhir\nworkers: hunter2\n",
 		"secret for a structure": "upstream: http://a/fhir\nupstream_auth: {basic: hunter2}\n",
 		"secret for a duration":  "upstream: http://a/fhir\nretention: \"hunter2 `x` hunter2\"\n",
+		"secret with a star":     "upstream: http://a/fhir\nupstream_auth: {basic: {username: u, password: *hunter2}}\n",
+		"secret with a tag":      "upstream: http://a/fhir\nupstream_auth: {basic: {username: u, password: !!int hunter2}}\n",
 		"secret alone":           "upstream: http://a/fhir\nupstream_auth: {basic: {password: hunter2}}\n",
 		"secret in the address":  "upstream: http://user:hunter2@a/fhir\n",
 	} {
@@ -141,6 +143,12 @@ func TestConfigRefusesWhatIsNoYAML(t *testing.T) {
 	}
 	if _, err := load(t, "", "-upstream", "http://a/fhir"); err != nil {
 		t.Errorf("an empty file: %v", err)
+	}
+	if _, err := load(t, "upstream: http://a/fhir\n---\nworkers: 2\n"); err == nil || !strings.Contains(err.Error(), "only one YAML document") {
+		t.Errorf("two documents: got %v", err)
+	}
+	if _, err := load(t, "upstream: http://a/fhir\nlisten: :1 'x\n"); err != nil {
+		t.Errorf("a quote within a value: %v", err)
 	}
 	if _, err := load(t, "- upstream\n"); err == nil {
 		t.Error("a list is taken for a configuration")

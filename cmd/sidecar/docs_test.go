@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"flag"
 	"io"
 	"io/fs"
@@ -12,6 +13,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"sidecar/exporter"
+	"sidecar/exporter/fhir/fhirtest"
 	"sidecar/proxy"
 )
 
@@ -64,69 +67,94 @@ func blocks(text string, languages ...string) []string {
 	return out
 }
 
-// Ensure the README's two commands are these, since CI runs the second one.
+// Ensure the README has its two commands, each in a block of its own, and that CI runs the second one.
 func TestReadmeHasItsTwoCommands(t *testing.T) {
-	readme := documents(t)[filepath.Join(top, "README.md")]
-	for _, command := range []string{"go run ./cmd/sidecar demo", "go test ./..."} {
-		if !strings.Contains(strings.Join(blocks(readme, "sh", "bash", ""), "\n"), command) {
-			t.Errorf("README.md has no block with %q", command)
+	shown := blocks(documents(t)[filepath.Join(top, "README.md")], "sh")
+	for _, want := range []string{"go run ./cmd/sidecar demo\n", "go test ./...\n"} {
+		if !slices.Contains(shown, want) {
+			t.Errorf("README.md has no block %q", want)
 		}
 	}
 	ci, err := os.ReadFile(filepath.Join(top, ".ci/run"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(string(ci), "go test ./...") {
+	if !strings.Contains(string(ci), "\n  go test ./...\n") {
 		t.Error(".ci/run does not run the README's test command")
 	}
 }
 
+var (
+	// span is code within a line.
+	span = regexp.MustCompile("`([^`\n]+)`")
+	// command is a call of the program as documents write it; what a shell would do with its output is left out.
+	command = regexp.MustCompile(`(?m)^(?:[^#\n]*\s)?(?:go run \./cmd/sidecar|(?:\./|/)?sidecar) +([a-z][^#&|>\n]*)`)
+)
+
 // Ensure each command line of the documents is one that the program takes.
 func TestDocumentedCommandsParse(t *testing.T) {
-	seen := 0
+	seen := map[string]bool{}
 	for path, text := range documents(t) {
-		for _, block := range blocks(text, "sh", "bash", "console", "") {
-			for line := range strings.Lines(strings.ReplaceAll(block, "\\\n", " ")) {
-				fields := strings.Fields(strings.TrimPrefix(strings.TrimSpace(line), "$ "))
-				at := slices.IndexFunc(fields, func(f string) bool { return f == "sidecar" || f == "./sidecar" || strings.HasSuffix(f, "cmd/sidecar") })
-				if at < 0 || at > 2 || at+1 >= len(fields) || at == 1 && fields[0] != "go" || fields[0] == "go" && fields[1] != "run" {
-					continue
-				}
-				seen++
-				checkCommand(t, path, fields[at+1:])
-			}
+		lines := strings.ReplaceAll(strings.Join(blocks(text, "sh", "bash", "console", ""), ""), "\\\n", " ")
+		for _, found := range span.FindAllStringSubmatch(fence.ReplaceAllString(text, ""), -1) {
+			lines += found[1] + "\n"
+		}
+		for _, found := range command.FindAllStringSubmatch(lines, -1) {
+			args := strings.Fields(found[1])
+			seen[args[0]] = true
+			checkCommand(t, path, args)
 		}
 	}
-	if seen < 3 {
-		t.Errorf("only %d command lines found", seen)
+	for _, name := range []string{"serve", "check", "demo"} {
+		if !seen[name] {
+			t.Errorf("no document shows the command %s", name)
+		}
 	}
+}
+
+// knownFlags asks a command itself for its flags. -keep is the only one without a value.
+func knownFlags(t *testing.T, name string) *flag.FlagSet {
+	t.Helper()
+	flags := flag.NewFlagSet("", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	if name == "version" {
+		return flags
+	}
+	var help bytes.Buffer
+	if err := run(t.Context(), []string{name, "-h"}, io.Discard, &help); !errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
+	for _, found := range regexp.MustCompile(`(?m)^  -([a-z]+)`).FindAllStringSubmatch(help.String(), -1) {
+		if found[1] == "keep" {
+			flags.Bool(found[1], false, "")
+		} else {
+			flags.String(found[1], "", "")
+		}
+	}
+	return flags
 }
 
 func checkCommand(t *testing.T, path string, args []string) {
 	t.Helper()
-	known := map[string][]string{
-		"serve": {"upstream", "listen", "data", "config"}, "check": {"upstream", "listen", "data", "config"},
-		"demo": {"keep"}, "version": {},
-	}
-	names, ok := known[args[0]]
-	if !ok {
+	flags := knownFlags(t, args[0])
+	if flags == nil {
 		t.Errorf("%s: no command %q", path, args[0])
 		return
 	}
-	flags := flag.NewFlagSet("", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	for _, name := range names {
-		if name == "keep" {
-			flags.Bool(name, false, "")
-		} else {
-			flags.String(name, "", "")
-		}
-	}
-	if end := slices.IndexFunc(args, func(a string) bool { return strings.ContainsAny(a, "#&|>") }); end > 0 {
-		args = args[:end]
-	}
 	if err := flags.Parse(args[1:]); err != nil || flags.NArg() > 0 {
 		t.Errorf("%s: sidecar %s: %v", path, strings.Join(args, " "), err)
+	}
+}
+
+// Ensure the README shows what `sidecar check` says of the sample server.
+func TestDocumentedCheckIsTheRealOne(t *testing.T) {
+	_, upstream := newSample(t, fhirtest.Plain(), 5)
+	var out bytes.Buffer
+	if err := run(t.Context(), []string{"check", "-upstream", upstream, "-data", filepath.Join(t.TempDir(), "data")}, &out, io.Discard); err != nil {
+		t.Fatalf("check: %v\n%s", err, out.String())
+	}
+	if shown := blocks(documents(t)[filepath.Join(top, "README.md")], "text"); !slices.Contains(shown, out.String()) {
+		t.Errorf("README.md does not show:\n%s", out.String())
 	}
 }
 
@@ -160,14 +188,34 @@ func TestExampleConfigurationIsTheDefault(t *testing.T) {
 	if err := got.decode(raw, func(string) (string, bool) { return "x", true }); err != nil {
 		t.Fatal(err)
 	}
-	got.Upstream = want.Upstream // the only key without a default
+	got.Upstream = want.Upstream // the only key that has a value and no default
 	if !reflect.DeepEqual(emptyLists(got), emptyLists(want)) {
 		t.Errorf("config.example.yaml differs from the defaults:\n%+v\n%+v", got, want)
+	}
+	examples := regexp.MustCompile(`(?m)^#(  .*)$`).ReplaceAll(bytes.Replace(raw, []byte("accounts: []"), []byte("accounts:"), 1), []byte("$1"))
+	if err := got.decode(examples, func(string) (string, bool) { return "x", true }); err != nil || len(got.Accounts) != 2 {
+		t.Errorf("the commented accounts: %d read, %v", len(got.Accounts), err)
 	}
 	for _, key := range configKeys(reflect.TypeFor[config]()) {
 		if !regexp.MustCompile(`(?m)^[ #-]*` + regexp.QuoteMeta(key) + `:`).Match(raw) {
 			t.Errorf("config.example.yaml lacks the key %s", key)
 		}
+	}
+}
+
+// Ensure every setting of the example is explained by a sentence right above it.
+func TestExampleConfigurationExplainsEachSetting(t *testing.T) {
+	raw, err := os.ReadFile(filepath.Join(top, "config.example.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	above := ""
+	for line := range strings.Lines(string(raw)) {
+		line = strings.TrimSpace(line)
+		if line != "" && !strings.HasPrefix(line, "#") && !(strings.HasPrefix(above, "# ") && strings.HasSuffix(above, ".")) {
+			t.Errorf("no sentence above %q", line)
+		}
+		above = line
 	}
 }
 
@@ -201,18 +249,72 @@ func configKeys(structure reflect.Type) []string {
 	return keys
 }
 
-var link = regexp.MustCompile(`\]\(([^)#]+)(#[^)]*)?\)`)
+var link = regexp.MustCompile(`\]\(([^)#]*)(#[^)]*)?\)`)
 
 // Ensure links between the documents lead somewhere.
 func TestDocumentLinksExist(t *testing.T) {
-	for path, text := range documents(t) {
+	all := documents(t)
+	for path, text := range all {
 		for _, found := range link.FindAllStringSubmatch(text, -1) {
 			if strings.Contains(found[1], "://") {
 				continue
 			}
-			if _, err := os.Stat(filepath.Join(filepath.Dir(path), found[1])); err != nil {
+			target := path
+			if found[1] != "" {
+				target = filepath.Join(filepath.Dir(path), found[1])
+			}
+			if _, err := os.Stat(target); err != nil {
 				t.Errorf("%s: %v", path, err)
 			}
+			if found[2] != "" && !slices.Contains(anchors(all[target]), found[2]) {
+				t.Errorf("%s: %s has no heading %s", path, target, found[2])
+			}
+		}
+	}
+}
+
+// anchors are the names under which the headings of a document can be linked.
+func anchors(text string) []string {
+	var names []string
+	for _, heading := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(text, -1) {
+		name := regexp.MustCompile(`[^a-z0-9 -]`).ReplaceAllString(strings.ToLower(heading[1]), "")
+		names = append(names, "#"+strings.ReplaceAll(name, " ", "-"))
+	}
+	return names
+}
+
+var testName = regexp.MustCompile("`(Test[A-Za-z0-9_]+)`")
+
+// Ensure each trouble has its row, and the tests that it names exist.
+func TestTroublesAreCompleteAndTheirTestsExist(t *testing.T) {
+	text := documents(t)[filepath.Join(top, "docs/troubles.md")]
+	rows := regexp.MustCompile(`(?m)^\| (\d+) \| [^|]+ \| [^|]+ \|$`).FindAllStringSubmatch(text, -1)
+	const troubles = 62
+	if len(rows) != troubles {
+		t.Errorf("%d rows, want %d", len(rows), troubles)
+	}
+	for i, row := range rows {
+		if row[1] != strconv.Itoa(i+1) {
+			t.Errorf("row %d has the number %s", i+1, row[1])
+		}
+	}
+	tests := map[string]bool{}
+	err := filepath.WalkDir(top, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		raw, err := os.ReadFile(path)
+		for _, found := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllSubmatch(raw, -1) {
+			tests[string(found[1])] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, found := range testName.FindAllStringSubmatch(text, -1) {
+		if !tests[found[1]] && found[1] != "TestX" {
+			t.Errorf("docs/troubles.md: there is no test %s", found[1])
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -218,19 +219,21 @@ func TestDeleteEndsARunningExportForGood(t *testing.T) {
 	s := startSidecar(t, upstream, nil)
 	s.export("/$export?_type=Patient") // the probes are over
 	reached, left := make(chan struct{}), make(chan struct{})
-	sample.Fail(fhirtest.Fault{
-		Match: func(r *http.Request) bool { return r.URL.Path == "/fhir/Observation" && r.URL.Query().Has("_sort") },
+	first, gone := sync.OnceFunc(func() { close(reached) }), sync.OnceFunc(func() { close(left) })
+	sample.Fail(fhirtest.Fault{ // all searches hang, so that no other part of the export can notice its end
+		Match: func(r *http.Request) bool { return r.URL.Query().Has("_sort") },
 		Hang:  true,
+		Times: -1,
 		Do: func(r *http.Request) {
-			close(reached)
-			context.AfterFunc(r.Context(), func() { close(left) })
+			context.AfterFunc(r.Context(), gone)
+			first()
 		},
 	})
 	status := s.kickOff("/Patient/$export")
 	select {
 	case <-reached:
 	case <-time.After(patience):
-		t.Fatal("the search was not reached")
+		t.Fatal("no search was reached")
 	}
 	running := ask(t, http.MethodGet, status)
 	if wait, err := strconv.Atoi(running.header.Get("Retry-After")); err != nil || wait < 1 || wait > 2 || running.header.Get("X-Progress") == "" {
@@ -238,11 +241,12 @@ func TestDeleteEndsARunningExportForGood(t *testing.T) {
 	}
 	checkOutcome(t, ask(t, http.MethodDelete, status), http.StatusAccepted, "informational")
 	checkOutcome(t, ask(t, http.MethodGet, status), http.StatusNotFound, "not-found")
+	sample.ClearFaults()
 	next := s.kickOff("/Patient/$export")
 	select {
 	case <-left:
 	case <-time.After(patience):
-		t.Error("the search of the deleted export goes on")
+		t.Error("a search of the deleted export goes on")
 	}
 	checkFiles(t, s.manifest(next), expected(t, sample, patientIDs(1, 5)))
 	checkOutcome(t, ask(t, http.MethodDelete, next), http.StatusAccepted, "informational")
@@ -282,5 +286,46 @@ func TestServeRefusesAFolderInUseOrOfANewerVersion(t *testing.T) {
 	err = run(t.Context(), args, io.Discard, io.Discard)
 	if err == nil || !strings.Contains(err.Error(), "newer version") {
 		t.Errorf("newer state: got %v", err)
+	}
+}
+
+// Ensure that a stop lets an answer that has begun reach its client whole, and takes no new connection meanwhile.
+func TestServeFinishesOpenRequestsWhenStopped(t *testing.T) {
+	t.Parallel()
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/fhir/Binary/1" {
+			http.NotFound(w, r)
+			return
+		}
+		w.Header().Set("Content-Length", "10")
+		_, _ = io.WriteString(w, "first")
+		if err := http.NewResponseController(w).Flush(); err != nil {
+			t.Error(err)
+		}
+		close(begun)
+		<-goOn
+		_, _ = io.WriteString(w, "later")
+	}))
+	t.Cleanup(upstream.Close)
+	s := startSidecar(t, upstream.URL+"/fhir", func(c *config) { c.ShutdownGrace = patience })
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.base+"/Binary/1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response, err := http.DefaultTransport.RoundTrip(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	<-begun
+	s.cancel()
+	until(t, "port closed", func() bool {
+		conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", s.config.Listen)
+		return err != nil || conn.Close() != nil
+	})
+	close(goOn)
+	if body, err := io.ReadAll(response.Body); err != nil || string(body) != "firstlater" {
+		t.Errorf("answer: got %q, %v", body, err)
 	}
 }

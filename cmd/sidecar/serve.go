@@ -219,7 +219,7 @@ func (s *server) run(ctx context.Context) error {
 	front := &http.Server{
 		Handler: s.handler, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
 		DisableGeneralOptionsHandler: true, // "OPTIONS *" is the upstream's to answer
-		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 	back := &http.Server{Handler: s.admin, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout}
 	s.log.InfoContext(ctx, "sidecar serves", "version", versionText(), "listen", s.front.Addr().String(),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 )
 
@@ -12,8 +13,8 @@ import (
 func (c *Client) MaySearch(ctx context.Context, typ string, credentials http.Header) error {
 	op := "search " + typ
 	query := Query{Type: typ, Count: 1}.encode()
-	header := credentials.Clone()
-	header.Set("Cache-Control", "no-cache")
+	header := http.Header{"Cache-Control": {"no-cache"}}
+	maps.Copy(header, credentials)
 	body, _, err := c.small(ctx, op, c.address("/"+typ, query), header)
 	if err != nil {
 		return err
@@ -25,7 +26,9 @@ func (c *Client) MaySearch(ctx context.Context, typ string, credentials http.Hea
 	return nil
 }
 
-// MayRead reads a resource with the headers of a client instead of the sidecar's own.
+// MayRead reads a resource with the headers of a client instead of the sidecar's own. It fails as MaySearch does.
 func (c *Client) MayRead(ctx context.Context, typ, id string, credentials http.Header) ([]byte, error) {
-	return c.readWith(ctx, typ, id, credentials.Clone())
+	header := http.Header{}
+	maps.Copy(header, credentials)
+	return c.readWith(ctx, typ, id, header)
 }

@@ -34,6 +34,7 @@ type Entry struct {
 type Page struct {
 	client *Client
 	op     string
+	typ    string
 	kind   string
 	body   io.ReadCloser
 
@@ -56,11 +57,12 @@ type Page struct {
 // back. An error of fn ends the reading and is returned as it is. The body is closed in any case.
 func (p *Page) Each(fn func(*Entry) error) (err error) {
 	defer func() { err = errors.Join(err, p.body.Close()) }()
-	dec := jsontext.NewDecoder(p.body, lenient...)
+	body := &bodyReader{Reader: p.body}
+	dec := jsontext.NewDecoder(body, lenient...)
 	p.header = jsontext.NewDecoder(&p.reader, lenient...)
 	p.Total = -1
 	if err := p.decode(dec, fn); err != nil {
-		return p.explain(err)
+		return p.explain(err, body.trouble)
 	}
 	if !p.isBundle || !p.hasKind {
 		return fmt.Errorf("%s: not a %s Bundle: %w", p.op, p.kind, ErrMalformed)
@@ -73,19 +75,33 @@ type callerError struct{ err error }
 
 func (e *callerError) Error() string { return e.err.Error() }
 
-// explain tells the three sources of an error apart: the caller, the connection, the answer. The text of JSON errors is
-// dropped, since it quotes the answer.
-func (p *Page) explain(err error) error {
+// bodyReader remembers what ended the body early. The JSON decoder hides it: inside of a value it turns an error of its
+// reader into one of syntax.
+type bodyReader struct {
+	io.Reader
+	trouble error
+}
+
+// Read reads, and keeps an error other than the body's end.
+func (r *bodyReader) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		r.trouble = err
+	}
+	return n, err
+}
+
+// explain tells the three sources of an error apart: the caller, the connection (trouble), the answer. The text of JSON
+// errors is dropped, since it quotes the answer.
+func (p *Page) explain(err, trouble error) error {
 	var caller *callerError
-	if errors.As(err, &caller) {
-		return caller.err
-	}
-	var syntax *jsontext.SyntacticError
 	switch {
-	case errors.Is(err, errShape), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.As(err, &syntax):
-		return fmt.Errorf("%s: not a whole Bundle: %w", p.op, ErrMalformed)
+	case errors.As(err, &caller):
+		return caller.err
+	case trouble != nil:
+		return unreachable(p.op, trouble)
 	}
-	return unreachable(p.op, err)
+	return fmt.Errorf("%s: not a whole Bundle: %w", p.op, ErrMalformed)
 }
 
 var errShape = errors.New("unexpected shape")
@@ -149,7 +165,7 @@ func (p *Page) Next() (string, error) {
 	if p.next == "" {
 		return "", nil
 	}
-	return p.client.rebase(p.next, p.self)
+	return p.client.rebase(p.next, p.self, p.typ)
 }
 
 // Close ends a page that is not going to be read.
@@ -262,23 +278,24 @@ func splitReference(reference string) (typ, id, version string, ok bool) {
 func (p *Page) readHeader(entry *Entry) error {
 	p.reader.b = p.line
 	p.header.Reset(&p.reader, lenient...)
-	found := 0
+	var found struct{ typ, id, meta bool } // a name may come twice, so a count would end too early
 	err := eachMember(p.header, func(name string) error {
 		var err error
 		switch name {
 		case "resourceType":
 			entry.Type, err = readString(p.header)
+			found.typ = true
 		case "id":
 			entry.ID, err = readString(p.header)
+			found.id = true
 		case "meta":
 			err = readMeta(p.header, entry)
+			found.meta = true
 		default:
 			return p.header.SkipValue()
 		}
-		if err == nil {
-			if found++; found == 3 {
-				return errEnough
-			}
+		if err == nil && found.typ && found.id && found.meta {
+			return errEnough
 		}
 		return err
 	})

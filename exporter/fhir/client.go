@@ -133,13 +133,13 @@ func (c *Client) Bases() []string {
 // Search begins a search and returns its first page, unread. It fails with a ResponseError for any status but 200.
 func (c *Client) Search(ctx context.Context, q Query) (*Page, error) {
 	extra, header := c.dialect(q)
-	return c.page(ctx, "search "+q.Type, "searchset", c.address("/"+q.Type, q.encode(extra...)), header)
+	return c.page(ctx, "search", q.Type, "searchset", c.address("/"+q.Type, q.encode(extra...)), header)
 }
 
 // Follow reads the page behind a link that Page.Next returned.
 func (c *Client) Follow(ctx context.Context, typ, kind, link string) (*Page, error) {
 	header := http.Header{"Cache-Control": {"no-cache"}}
-	return c.page(ctx, "next page "+typ, kind, link, header)
+	return c.page(ctx, "next page", typ, kind, link, header)
 }
 
 // History begins to read the history of a type, or of one resource where id is not empty, newest first. since is always
@@ -153,7 +153,7 @@ func (c *Client) History(ctx context.Context, typ, id string, since time.Time, c
 	if c.isHAPI() {
 		query += "&_pretty=false"
 	}
-	return c.page(ctx, "history "+typ, "history", c.address(path, query), http.Header{"Cache-Control": {"no-cache"}})
+	return c.page(ctx, "history", typ, "history", c.address(path, query), http.Header{"Cache-Control": {"no-cache"}})
 }
 
 // Count asks how many rows q has, by _summary=count. It fails with ErrMalformed when the answer has no total.
@@ -164,8 +164,7 @@ func (c *Client) Count(ctx context.Context, q Query) (int64, error) {
 	if c.isHAPI() { // a count writes no search into the database then, and is never cut to max-results
 		header.Set("Cache-Control", "no-store, max-results=1")
 	}
-	op := "count " + q.Type
-	page, err := c.page(ctx, op, "searchset", c.address("/"+q.Type, q.encode(extra...)), header)
+	page, err := c.page(ctx, "count", q.Type, "searchset", c.address("/"+q.Type, q.encode(extra...)), header)
 	if err != nil {
 		return 0, err
 	}
@@ -173,7 +172,7 @@ func (c *Client) Count(ctx context.Context, q Query) (int64, error) {
 		return 0, err
 	}
 	if page.Total < 0 {
-		return 0, fmt.Errorf("%s: no total: %w", op, ErrMalformed)
+		return 0, fmt.Errorf("%s: no total: %w", page.op, ErrMalformed)
 	}
 	return page.Total, nil
 }
@@ -249,12 +248,13 @@ func (c *Client) credentials(header http.Header) http.Header {
 	return header
 }
 
-func (c *Client) page(ctx context.Context, op, kind, address string, header http.Header) (*Page, error) {
+func (c *Client) page(ctx context.Context, verb, typ, kind, address string, header http.Header) (*Page, error) {
+	op := verb + " " + typ
 	body, _, err := c.get(ctx, op, address, c.credentials(header))
 	if err != nil {
 		return nil, err
 	}
-	return &Page{client: c, op: op, kind: kind, body: body}, nil
+	return &Page{client: c, op: op, typ: typ, kind: kind, body: body}, nil
 }
 
 // small reads a whole answer of bounded size.

@@ -65,14 +65,7 @@ func StatusOf(err error) int {
 }
 
 // unreachable hides the text of a network error, which may hold a URL with search values, behind its kind.
-func unreachable(op string, err error) error {
-	switch {
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("%s: %w", op, err)
-	default:
-		return &connectionError{op: op, err: err}
-	}
-}
+func unreachable(op string, err error) error { return &connectionError{op: op, err: err} }
 
 // connectionError is a request without an answer. It unwraps to its cause, which is not printed.
 type connectionError struct {
@@ -82,7 +75,10 @@ type connectionError struct {
 
 func (e *connectionError) Error() string {
 	var op interface{ Timeout() bool }
-	if errors.As(e.err, &op) && op.Timeout() {
+	switch {
+	case errors.Is(e.err, context.Canceled):
+		return e.op + ": " + context.Canceled.Error()
+	case errors.As(e.err, &op) && op.Timeout():
 		return e.op + ": no answer in time"
 	}
 	return e.op + ": connection failed: " + innermost(e.err)
@@ -101,17 +97,21 @@ func innermost(err error) string {
 	}
 }
 
+// maxRetryAfter bounds what a server can ask for, so that a nonsensical number does not overflow.
+const maxRetryAfter = 24 * time.Hour
+
 // retryAfter reads the pause from Retry-After (seconds or a date) or Microsoft's x-ms-retry-after-ms.
 func retryAfter(header http.Header, now time.Time) time.Duration {
-	if ms, err := strconv.Atoi(header.Get("X-Ms-Retry-After-Ms")); err == nil && ms > 0 {
-		return time.Duration(ms) * time.Millisecond
+	for _, row := range []struct {
+		name string
+		unit time.Duration
+	}{{"X-Ms-Retry-After-Ms", time.Millisecond}, {"Retry-After", time.Second}} {
+		if n, err := strconv.ParseInt(header.Get(row.name), 10, 64); err == nil && n > 0 {
+			return time.Duration(min(n, int64(maxRetryAfter/row.unit))) * row.unit
+		}
 	}
-	value := header.Get("Retry-After")
-	if seconds, err := strconv.Atoi(value); err == nil && seconds > 0 {
-		return time.Duration(seconds) * time.Second
-	}
-	if at, err := http.ParseTime(value); err == nil && at.After(now) {
-		return at.Sub(now)
+	if at, err := http.ParseTime(header.Get("Retry-After")); err == nil && at.After(now) {
+		return min(at.Sub(now), maxRetryAfter)
 	}
 	return 0
 }

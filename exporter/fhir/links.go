@@ -7,12 +7,23 @@ import (
 
 // rebase turns a next link into an address below the upstream's base, or fails with ErrForeignLink. Servers build links
 // from hosts that we may not reach, so the link's own host is never dereferenced. self is the page's self link, by which
-// the server shows the base that it believes to have.
-func (c *Client) rebase(next, self string) (string, error) {
-	base := strings.TrimRight(c.base.String(), "/")
-	for _, known := range []string{baseOf(self), strings.TrimRight(c.publicBase, "/"), base} {
+// the server shows the base that it believes to have, and typ the type that was asked for.
+func (c *Client) rebase(next, self, typ string) (string, error) {
+	rest, err := c.belowBase(next, baseOf(self, typ))
+	if err != nil {
+		return "", err
+	}
+	if path, _, _ := strings.Cut(rest, "?"); climbs(path) {
+		return "", ErrForeignLink
+	}
+	return strings.TrimRight(c.base.String(), "/") + strings.ReplaceAll(rest, " ", "%20"), nil
+}
+
+// belowBase returns what of a link stands behind the FHIR base: a path that begins with a slash, a query, or both.
+func (c *Client) belowBase(next, seen string) (string, error) {
+	for _, known := range []string{seen, strings.TrimRight(c.publicBase, "/"), strings.TrimRight(c.base.String(), "/")} {
 		if rest, ok := strings.CutPrefix(next, known); ok && known != "" && (rest == "" || rest[0] == '/' || rest[0] == '?') {
-			return base + rest, nil
+			return rest, nil
 		}
 	}
 	link, err := url.Parse(next)
@@ -20,40 +31,52 @@ func (c *Client) rebase(next, self string) (string, error) {
 		return "", ErrForeignLink
 	}
 	if strings.Contains(link.RawQuery, "_getpages=") { // HAPI's link sits on the base, whatever it believes that to be
-		return base + "?" + link.RawQuery, nil
+		return "?" + link.RawQuery, nil
 	}
-	if link.Scheme != "" || link.Host != "" {
+	if link.Scheme != "" || link.Host != "" || link.Opaque != "" {
 		return "", ErrForeignLink
 	}
-	return c.resolveRelative(base, link)
+	return c.relative(link), nil
 }
 
-// resolveRelative completes a link without a host: a path with or without the base path, or a query alone.
-func (c *Client) resolveRelative(base string, link *url.URL) (string, error) {
+// relative reads a link without a host: a path with or without the base path, or a query alone.
+func (c *Client) relative(link *url.URL) string {
 	path := link.EscapedPath()
-	query := ""
-	if link.RawQuery != "" {
-		query = "?" + link.RawQuery
-	}
-	if basePath := strings.TrimRight(c.base.EscapedPath(), "/"); basePath != "" && strings.HasPrefix(path, basePath+"/") {
-		path = strings.TrimPrefix(path, basePath)
-	}
-	for _, segment := range strings.Split(path, "/") {
-		if segment == ".." || segment == "." {
-			return "", ErrForeignLink
-		}
+	basePath := strings.TrimRight(c.base.EscapedPath(), "/")
+	if rest, ok := strings.CutPrefix(path, basePath); ok && basePath != "" && (rest == "" || rest[0] == '/') {
+		path = rest
 	}
 	if path != "" && !strings.HasPrefix(path, "/") {
 		path = "/" + path
 	}
-	return base + path + query, nil
+	if link.RawQuery != "" {
+		path += "?" + link.RawQuery
+	}
+	return path
 }
 
-// baseOf cuts a self link such as "http://host/fhir/Patient?x=1" before its type.
-func baseOf(self string) string {
+// climbs tells whether a path has dot segments, with which it would leave the base: also escaped ones, those of a
+// backslash, and "..;", which some servers read as "..".
+func climbs(path string) bool {
+	plain, err := url.PathUnescape(path)
+	if err != nil {
+		return true
+	}
+	for _, segment := range strings.FieldsFunc(plain, func(r rune) bool { return r == '/' || r == '\\' }) {
+		name, _, _ := strings.Cut(segment, ";")
+		if name == ".." || name == "." {
+			return true
+		}
+	}
+	return false
+}
+
+// baseOf cuts a self link such as "http://host/fhir/Patient?x=1" before its type. Only the type itself will do: a base
+// path, an id or the token of a page may begin with a capital too.
+func baseOf(self, typ string) string {
 	path, _, _ := strings.Cut(self, "?")
-	for i := len(path) - 1; i > 0; i-- {
-		if path[i] == '/' && i+1 < len(path) && path[i+1] >= 'A' && path[i+1] <= 'Z' {
+	for i := 1; i < len(path); i++ {
+		if rest, ok := strings.CutPrefix(path[i:], "/"+typ); ok && (rest == "" || rest[0] == '/') {
 			return path[:i]
 		}
 	}
