@@ -86,7 +86,7 @@ func (b *bubble) resume(hard bool) {
 // finish waits up to two hours of the bubble's time for a job to end.
 func (b *bubble) finish(id string) *state.Job {
 	b.t.Helper()
-	for deadline := time.Now().Add(2 * time.Hour); time.Now().Before(deadline); time.Sleep(time.Second) {
+	for deadline := time.Now().Add(2 * time.Hour); time.Now().Before(deadline); <-time.After(time.Second) {
 		job, err := b.store.Get(b.t.Context(), id)
 		if err != nil {
 			b.t.Fatal(err)
@@ -207,7 +207,7 @@ type wireAnswer struct {
 func (a *wireAnswer) serve(handler http.Handler, r *http.Request) {
 	defer func() {
 		fault := recover()
-		if fault != nil && fault != http.ErrAbortHandler { //nolint:errorlint // a panic value is compared as it is
+		if err, _ := fault.(error); fault != nil && !errors.Is(err, http.ErrAbortHandler) {
 			panic(fault)
 		}
 		if fault == nil {

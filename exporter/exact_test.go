@@ -139,33 +139,3 @@ func TestSinceIsExclusive(t *testing.T) {
 		t.Errorf("%d resources after the first export's T, want the one that was written", len(got))
 	}
 }
-
-// Ensure an export that is stopped at any request goes on with the next start and gives the same.
-func TestStoppedExportGoesOn(t *testing.T) {
-	for stopAt := 1; stopAt <= 31; stopAt += 3 {
-		t.Run(fmt.Sprint(stopAt), func(t *testing.T) {
-			t.Parallel()
-			e := startEngine(t, fhirtest.HAPI(), 40, func(c *exporter.Config) { c.MaxFileBytes = 8 << 10 })
-			want := e.snapshot()
-			reached := make(chan struct{})
-			n := 0
-			var mu sync.Mutex
-			e.sample.Fail(fhirtest.Fault{Match: isPage, Times: -1, Do: func(*http.Request) {
-				mu.Lock()
-				defer mu.Unlock()
-				if n++; n == stopAt {
-					close(reached)
-				}
-			}})
-			id := e.kickOff(system())
-			select {
-			case <-reached:
-			case <-time.After(patience):
-				t.Fatal("the moment never came")
-			}
-			e.stop()
-			e.start()
-			same(t, e.rows(e.await(id)), want)
-		})
-	}
-}

@@ -30,7 +30,7 @@ func TestRandomExportsAreExact(t *testing.T) {
 				fill := func(s *fhirtest.Server) { randomRows(t, s, random) }
 				inBubble(t, personality, edit, fill, func(t *testing.T, b *bubble) {
 					want := b.snapshot()
-					writeBehind(t, b, 4)
+					writeBehind(t, b, 12)
 					hard, at := random.IntN(2) == 0, 1+random.Int64N(300)
 					reached := b.events.freeze(at)
 					id := b.kickOff(system())

@@ -65,7 +65,7 @@ func TestKilledWhileASliceIsReadAgain(t *testing.T) {
 			t.Run(fmt.Sprintf("%d/hard=%v", at, hard), func(t *testing.T) {
 				t.Parallel()
 				inBubble(t, fhirtest.Plain(), smallPages, thirtyRows(t), func(t *testing.T, b *bubble) {
-					var pages, late atomic.Int64
+					var pages atomic.Int64
 					var reached <-chan struct{}
 					frozen := make(chan struct{})
 					b.link.hook = func(r *http.Request) {
@@ -73,7 +73,6 @@ func TestKilledWhileASliceIsReadAgain(t *testing.T) {
 							return
 						}
 						if pages.Add(1) == 3 { // a row of the first page becomes visible late
-							late.Store(1)
 							err := b.sample.PutAt([]byte(`{"resourceType":"Observation","id":"late"}`), time.Now().Add(-63*time.Minute))
 							if err != nil {
 								t.Error(err)
@@ -241,7 +240,7 @@ func TestProgressNeverGoesBack(t *testing.T) {
 		}
 		id := b.kickOff(system())
 		shown := int64(0)
-		for running := true; running; time.Sleep(50 * time.Millisecond) {
+		for running := true; running; <-time.After(50 * time.Millisecond) {
 			job, err := b.store.Get(t.Context(), id)
 			if err != nil {
 				t.Fatal(err)

@@ -222,7 +222,7 @@ accounts: [{private-key: hunter2, secret-access-key: hunter2}]
 	printed := map[string]string{
 		"YAML": string(asYAML), "JSON": string(asJSON),
 		"%v": fmt.Sprintf("%v", *c), "%+v": fmt.Sprintf("%+v", *c), "%#v": fmt.Sprintf("%#v", *c),
-		"%s": fmt.Sprintf("%s", c.UpstreamAuth.Basic.Password), "%q": fmt.Sprintf("%q", c.UpstreamAuth.Basic.Password),
+		"%s": fmt.Sprintf("%s.", c.UpstreamAuth.Basic.Password), "%q": fmt.Sprintf("%q", c.UpstreamAuth.Basic.Password),
 	}
 	var text, object bytes.Buffer
 	for _, handler := range []slog.Handler{slog.NewTextHandler(&text, nil), slog.NewJSONHandler(&object, nil)} {

@@ -212,7 +212,7 @@ func TestExampleConfigurationExplainsEachSetting(t *testing.T) {
 	above := ""
 	for line := range strings.Lines(string(raw)) {
 		line = strings.TrimSpace(line)
-		if line != "" && !strings.HasPrefix(line, "#") && !(strings.HasPrefix(above, "# ") && strings.HasSuffix(above, ".")) {
+		if line != "" && !strings.HasPrefix(line, "#") && (!strings.HasPrefix(above, "# ") || !strings.HasSuffix(above, ".")) {
 			t.Errorf("no sentence above %q", line)
 		}
 		above = line

@@ -254,7 +254,7 @@ func (m *entryMeta) complete(entry *Entry) {
 			entry.Version = version
 		}
 		entry.LastUpdated = time.Time{} // a stub repeats the time of the version before
-		if modified, err := ParseInstant(m.respond.LastModified); err == nil {
+		if modified, err := parseStamp(m.respond.LastModified); err == nil {
 			entry.LastUpdated = modified
 		}
 	}
@@ -322,7 +322,7 @@ func readMeta(dec *jsontext.Decoder, entry *Entry) error {
 			if err != nil {
 				return err
 			}
-			if entry.LastUpdated, err = ParseInstant(value); err != nil {
+			if entry.LastUpdated, err = parseStamp(value); err != nil {
 				return errShape
 			}
 			return nil

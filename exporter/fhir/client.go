@@ -209,7 +209,7 @@ func (c *Client) Now(ctx context.Context, typ string) (time.Time, error) {
 	}
 	var bundle struct{ Meta struct{ LastUpdated string } }
 	if json.Unmarshal(body, &bundle) == nil {
-		if updated, err := ParseInstant(bundle.Meta.LastUpdated); err == nil {
+		if updated, err := parseStamp(bundle.Meta.LastUpdated); err == nil {
 			return updated, nil
 		}
 	}

@@ -35,7 +35,7 @@ type timeout struct{}
 
 func (timeout) Error() string        { return "net/http: timeout awaiting response headers" }
 func (timeout) Timeout() bool        { return true }
-func (timeout) Is(target error) bool { return target == context.DeadlineExceeded } //nolint:errorlint // net/http does so
+func (timeout) Is(target error) bool { return target == context.DeadlineExceeded }
 
 func TestErrorTextsHoldNoIDValueOrAddress(t *testing.T) {
 	outcome := `{"resourceType":"OperationOutcome","issue":[{"severity":"error","code":"not-found","diagnostics":"Patient/p-4711 Miller"},
