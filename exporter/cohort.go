@@ -54,15 +54,10 @@ func (r *run) resolve(ctx context.Context, id string) (*cohort, error) {
 	c := &cohort{groups: []string{id}}
 	bases := r.filter("Patient").bases
 	for next := 0; next < len(c.groups); next++ {
-		var group *fhir.Group
-		err := r.pace.do(ctx, func() error {
-			raw, err := r.Client.Read(ctx, "Group", c.groups[next])
-			if err != nil {
-				return err
-			}
-			group, err = fhir.ParseGroup(raw)
-			return err
-		})
+		group, err := r.groupAsOf(ctx, c.groups[next])
+		if next > 0 && gone(err) { // a nested Group that is not there has no members
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("read the Group's members: %w", err)
 		}
@@ -82,6 +77,30 @@ func (r *run) resolve(ctx context.Context, id string) (*cohort, error) {
 	c.patients = slices.Compact(c.patients)
 	slices.Sort(c.groups)
 	return c, nil
+}
+
+// groupAsOf reads a Group; where it was changed after T, its version as of T, if the server has a history. One that did
+// not exist at T has no members.
+func (r *run) groupAsOf(ctx context.Context, id string) (group *fhir.Group, err error) {
+	err = r.pace.do(ctx, func() error {
+		raw, err := r.Client.Read(ctx, "Group", id)
+		if err != nil {
+			return err
+		}
+		group, err = fhir.ParseGroup(raw)
+		return err
+	})
+	if err != nil || !r.profile.TypeHistory || !group.LastUpdated.After(r.job.TransactionTime) {
+		return group, err
+	}
+	var then change
+	if err := r.asOf(ctx, "Group", id, &then); err != nil {
+		return nil, err
+	}
+	if !then.known || then.deleted {
+		return &fhir.Group{}, nil
+	}
+	return fhir.ParseGroup(then.body)
 }
 
 // writeCohort writes one line a member. The file appears as a whole or not at all.

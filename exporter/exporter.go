@@ -189,15 +189,15 @@ func (e *Exporter) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// dropOrphans removes spool folders without a job.
+// dropOrphans removes spool folders without a job, and of jobs that have ended.
 func (e *Exporter) dropOrphans(ctx context.Context) error {
 	entries, err := os.ReadDir(e.Spool)
 	if err != nil {
 		return fmt.Errorf("read spool folder: %w", err)
 	}
 	for _, entry := range entries {
-		_, err := e.Store.Get(ctx, entry.Name())
-		if !errors.Is(err, state.ErrNotFound) {
+		job, err := e.Store.Get(ctx, entry.Name())
+		if err == nil && job.Running() || err != nil && !errors.Is(err, state.ErrNotFound) {
 			continue
 		}
 		if err := os.RemoveAll(filepath.Join(e.Spool, entry.Name())); err != nil {

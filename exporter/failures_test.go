@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -91,14 +92,8 @@ func TestPassingTroubleLosesNothing(t *testing.T) {
 			t.Parallel()
 			e := startEngine(t, fhirtest.HAPI(), 20, nil)
 			want := e.snapshot()
-			skip := 3
-			fault.Match = func(r *http.Request) bool {
-				if !isPage(r) {
-					return false
-				}
-				skip--
-				return skip < 0
-			}
+			var pages atomic.Int64
+			fault.Match = func(r *http.Request) bool { return isPage(r) && pages.Add(1) > 3 }
 			e.sample.Fail(fault)
 			same(t, e.rows(e.await(e.kickOff(system()))), want)
 		})
@@ -152,15 +147,10 @@ func TestCancelledExportLeavesNothing(t *testing.T) {
 	t.Parallel()
 	e := startEngine(t, fhirtest.Plain(), 20, func(c *exporter.Config) { c.MaxFileBytes = 4 << 10 })
 	reached := make(chan struct{})
-	n := 0
+	var pages atomic.Int64
 	e.sample.Fail(fhirtest.Fault{
-		Match: func(r *http.Request) bool {
-			if isPage(r) {
-				n++
-			}
-			return n == 12
-		},
-		Do: func(*http.Request) { close(reached) }, Hang: true,
+		Match: func(r *http.Request) bool { return isPage(r) && pages.Add(1) == 12 },
+		Do:    func(*http.Request) { close(reached) }, Hang: true,
 	})
 	id := e.kickOff(system())
 	<-reached
@@ -223,7 +213,15 @@ func TestFilesAreClosedBySize(t *testing.T) {
 	if observations < 3 {
 		t.Errorf("%d Observation files, want several", observations)
 	}
-	if _, err := os.Stat(filepath.Join(e.folder, "spool", job.ID)); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the spool is still there: %v", err)
+	spool := filepath.Join(e.folder, "spool", job.ID)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(patience); ; <-tick.C {
+		if _, err := os.Stat(spool); errors.Is(err, fs.ErrNotExist) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the spool is still there")
+		}
 	}
 }

@@ -53,12 +53,22 @@ func (r *run) listParams(ctx context.Context, typ string) ([]string, error) {
 	}
 	var names []string
 	for _, param := range r.compartment.Params(typ) {
-		if !statement.HasParam(typ, param.Name) {
+		if !statement.HasParam(typ, param.Name) || mayRepeat(typ, param) {
 			return nil, nil
 		}
 		names = append(names, param.Name)
 	}
 	return names, nil
+}
+
+// mayRepeat tells whether a resource can hold several references under the parameter. The server counts such a resource as
+// having the parameter when it has indexed one of them, which says nothing about the others (see listsComplete).
+func mayRepeat(typ string, param fhir.Param) bool {
+	switch typ {
+	case "Account", "Composition", "Contract", "List": // their subject repeats, in R5 at least
+		return true
+	}
+	return len(param.Paths) != 1 || param.Paths[0] != "subject" && param.Paths[0] != "patient"
 }
 
 // listsComplete tells whether lists of a parameter find every row that names a member. A server may not have indexed a

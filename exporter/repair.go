@@ -115,6 +115,7 @@ type change struct {
 	undated  bool   // a deletion without a time was seen
 	body     []byte // nil where it was not kept
 	captured bool   // the crawl wrote it
+	written  string // the version that it wrote
 }
 
 func (r *run) repairType(ctx context.Context, slice *state.Slice, crawled []state.Slice) error {
@@ -128,7 +129,7 @@ func (r *run) repairType(ctx context.Context, slice *state.Slice, crawled []stat
 			if c == nil {
 				return nil
 			}
-			c.captured = true
+			c.captured, c.written = true, version
 			if c.known && (c.deleted || c.version != version) {
 				return errSettle
 			}
@@ -155,7 +156,13 @@ func (r *run) repairType(ctx context.Context, slice *state.Slice, crawled []stat
 // addChanges writes the as-of-T version of each id that the crawl does not have.
 func (w *walk) addChanges(ctx context.Context, changes map[string]*change) error {
 	for id, c := range changes {
-		if c.captured || c.known && c.deleted && !c.undated {
+		if c.captured {
+			if err := w.checkUndated(ctx, id, c); err != nil {
+				return err
+			}
+			continue
+		}
+		if c.known && c.deleted && !c.undated {
 			continue
 		}
 		if !c.known || c.undated || c.body == nil {
@@ -170,6 +177,21 @@ func (w *walk) addChanges(ctx context.Context, changes map[string]*change) error
 		if err := w.emit(row); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// checkUndated fails with errSettle when a deletion without a time, of a row that the crawl wrote, was made before T.
+func (w *walk) checkUndated(ctx context.Context, id string, c *change) error {
+	if !c.undated {
+		return nil
+	}
+	written := c.written
+	if err := w.asOf(ctx, w.slice.Type, id, c); err != nil {
+		return err
+	}
+	if c.known && (c.deleted || c.version != written) {
+		return errSettle
 	}
 	return nil
 }

@@ -127,6 +127,9 @@ func (r *run) begin(ctx context.Context, id string) error {
 		return err
 	}
 	r.job = job
+	if !job.Running() { // it ended between the look of sweep and the start of this work
+		return state.ErrFinal
+	}
 	if job.Status != state.Accepted {
 		return nil
 	}

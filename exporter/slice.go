@@ -36,6 +36,8 @@ type walk struct {
 	durable   state.Slice
 	durableAt time.Time
 	ahead     *pending
+	// linked tells that the last pass over server pages had more than one.
+	linked bool
 	// added are the ids that the current server page put into the boundary.
 	added []string
 	// seenRows and seenBytes tell how large the rows of the slice are.

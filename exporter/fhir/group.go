@@ -8,7 +8,9 @@ import (
 
 // Group is what a FHIR Group says about its members.
 type Group struct {
-	Members []Member
+	// LastUpdated is meta.lastUpdated, zero where there is none.
+	LastUpdated time.Time
+	Members     []Member
 	// Characteristic tells that membership is also, or only, described by characteristics, which nobody here resolves.
 	Characteristic bool
 }
@@ -32,6 +34,7 @@ func (m *Member) ActiveAt(t time.Time) bool {
 func ParseGroup(resource []byte) (*Group, error) {
 	var wire struct {
 		ResourceType   string
+		Meta           struct{ LastUpdated string }
 		Characteristic []json.RawMessage
 		Member         []struct {
 			Entity   struct{ Reference string }
@@ -43,6 +46,9 @@ func ParseGroup(resource []byte) (*Group, error) {
 		return nil, fmt.Errorf("read Group: not a Group: %w", ErrMalformed)
 	}
 	group := &Group{Characteristic: len(wire.Characteristic) > 0, Members: make([]Member, 0, len(wire.Member))}
+	if updated, err := parseStamp(wire.Meta.LastUpdated); err == nil {
+		group.LastUpdated = updated
+	}
 	for _, m := range wire.Member {
 		member := Member{Reference: m.Entity.Reference, Inactive: m.Inactive}
 		var err error
