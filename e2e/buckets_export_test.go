@@ -54,6 +54,8 @@ func exportThrough(t *testing.T, linksBelow string, bucket settings) {
 	}
 	equalRows(t, startSidecar(t, server.base, nil).export(t, "$export").rows, result.rows)
 
+	equalSets(t, s.export(t, "Group/e2e-ten/$export").rows, server.data.groupLevel(t, "e2e-ten", time.Now()))
+
 	s.release(t, result.statusURL)
 	deadline := time.Now().Add(removeTimeout)
 	for fetch(t, http.MethodGet, result.manifest.Output[0].URL)/100 == 2 {

@@ -125,7 +125,7 @@ func (e *Exporter) KickOff(ctx context.Context, kickoff state.Kickoff) (*state.J
 		return nil, err
 	}
 	e.Metrics.jobs.WithLabelValues(string(state.Accepted)).Inc()
-	e.Log.InfoContext(ctx, "export accepted", "job", id, "level", string(kickoff.Level), "types", len(kickoff.Types))
+	e.Log.InfoContext(ctx, "export accepted", "job", id, "level", string(kickoff.Level))
 	e.nudge()
 	return job, nil
 }
@@ -180,8 +180,8 @@ func (e *Exporter) ExpiresAt(job *state.Job) time.Time {
 // Run does jobs until ctx is cancelled, and returns when all work has written its checkpoint. It goes on with jobs that
 // an earlier process left.
 func (e *Exporter) Run(ctx context.Context) error {
-	if err := e.dropOrphans(ctx); err != nil {
-		return err
+	if err := e.dropOrphans(ctx); err != nil { // forwarding must not end for it
+		e.Log.ErrorContext(ctx, "old spool not removed", "error", err)
 	}
 	var group errgroup.Group
 	group.Go(func() error { return e.watchBucket(ctx) })
@@ -255,23 +255,25 @@ func (e *Exporter) sweep(ctx context.Context, work *errgroup.Group) error {
 		switch {
 		case job.Running():
 			e.start(ctx, work, job.ID)
-		case job.Status == state.Cancelled && !e.isRunning(job.ID):
-			if err := e.remove(ctx, job); err != nil {
-				errs = append(errs, fmt.Errorf("remove job %s: %w", job.ID, err))
-			}
+		case job.Status == state.Cancelled:
+			e.own(ctx, work, job.ID, func(ctx context.Context) {
+				if err := e.remove(ctx, job); err != nil && ctx.Err() == nil {
+					e.Log.ErrorContext(ctx, "deleted export not removed yet", "job", job.ID, "error", err)
+				}
+			}, func() {}) // what could not be removed waits for the next minute
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (e *Exporter) isRunning(id string) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.running[id] != nil
+// start gives a job its worker.
+func (e *Exporter) start(ctx context.Context, work *errgroup.Group, id string) {
+	e.own(ctx, work, id, func(ctx context.Context) { e.work(ctx, id) }, e.nudge) // a cancelled job can be removed then
 }
 
-// start gives a job its worker, unless it has one.
-func (e *Exporter) start(ctx context.Context, work *errgroup.Group, id string) {
+// own runs fn for a job in a goroutine of its own, unless one has the job already, and after when the job is free again. A
+// slow bucket then delays neither other jobs nor the sweep.
+func (e *Exporter) own(ctx context.Context, work *errgroup.Group, id string, fn func(context.Context), after func()) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.running[id] != nil || ctx.Err() != nil {
@@ -280,14 +282,18 @@ func (e *Exporter) start(ctx context.Context, work *errgroup.Group, id string) {
 	ctx, stop := context.WithCancelCause(ctx)
 	e.running[id] = stop
 	work.Go(func() error {
-		e.work(ctx, id)
-		stop(nil)
-		e.mu.Lock()
-		delete(e.running, id)
-		e.mu.Unlock()
-		e.nudge() // a cancelled job can be removed now
+		fn(ctx)
+		e.disown(id, stop)
+		after()
 		return nil
 	})
+}
+
+func (e *Exporter) disown(id string, stop context.CancelCauseFunc) {
+	stop(nil)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.running, id)
 }
 
 // remove deletes the objects, the spool and then the record of a cancelled job. The record goes last, so that a crash or
@@ -318,12 +324,25 @@ func (e *Exporter) watchBucket(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		e.testBucket(ctx)
+		e.testState(ctx)
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		case <-e.retest:
 		}
+	}
+}
+
+// testState shows whether the state file can still be written.
+func (e *Exporter) testState(ctx context.Context) {
+	switch err := e.Store.Ping(ctx); {
+	case ctx.Err() != nil:
+	case err != nil:
+		e.Metrics.stateUp.Set(0)
+		e.Log.ErrorContext(ctx, "state file cannot be written: exports cannot go on; check the disk", "error", err)
+	default:
+		e.Metrics.stateUp.Set(1)
 	}
 }
 

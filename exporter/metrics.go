@@ -15,6 +15,7 @@ type Metrics struct {
 	upstream  *prometheus.CounterVec
 	repaired  prometheus.Counter
 	bucketUp  prometheus.Gauge
+	stateUp   prometheus.Gauge
 }
 
 // NewMetrics returns metrics that are not registered yet.
@@ -32,6 +33,9 @@ func NewMetrics() *Metrics {
 			Namespace: "sidecar", Name: "export_repaired_resources_total",
 			Help: "Resources that changed before they were read and were taken from the history.",
 		}),
+		stateUp: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: "sidecar", Name: "state_up", Help: "1 while the last test write into the state file succeeded.",
+		}),
 		bucketUp: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: "sidecar", Name: "bucket_up", Help: "1 while the last test of the bucket succeeded.",
 		}),
@@ -40,7 +44,7 @@ func NewMetrics() *Metrics {
 
 // Collectors returns what has to be registered.
 func (m *Metrics) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.jobs, m.slices, m.resources, m.bytes, m.upstream, m.repaired, m.bucketUp}
+	return []prometheus.Collector{m.jobs, m.slices, m.resources, m.bytes, m.upstream, m.repaired, m.bucketUp, m.stateUp}
 }
 
 // Observe counts one request of the client; it fits fhir.Config.

@@ -107,8 +107,11 @@ func (r *run) plan(ctx context.Context) error {
 
 // types are the types that this job reads.
 func (r *run) types(ctx context.Context) ([]string, error) {
-	if r.cohort != nil && len(r.cohort.patients) == 0 && !slices.Contains(r.job.Kickoff.Types, "Group") {
-		return nil, nil // an empty cohort exports nothing, and nothing is asked for it
+	if r.cohort != nil && len(r.cohort.patients) == 0 { // exports nothing, and nothing is asked for it
+		if slices.Contains(r.job.Kickoff.Types, "Group") {
+			return []string{"Group"}, nil
+		}
+		return nil, nil
 	}
 	if named := r.job.Kickoff.Types; len(named) > 0 {
 		return named, nil

@@ -29,6 +29,8 @@ const (
 // growing jittered pauses, and gives up when nothing has succeeded for giveUp.
 type pace struct {
 	giveUp time.Duration
+	// waiting is told of each pause. May be nil.
+	waiting func(err error, wait time.Duration)
 
 	mu   sync.Mutex
 	last time.Time // of the last success
@@ -62,7 +64,11 @@ func (p *pace) do(ctx context.Context, ask func() error) error {
 		if spent {
 			return fmt.Errorf("%w: %w", errGaveUp, err)
 		}
-		if err := sleep(ctx, pause(try, err)); err != nil {
+		wait := pause(try, err)
+		if p.waiting != nil {
+			p.waiting(err, wait)
+		}
+		if err := sleep(ctx, wait); err != nil {
 			return err
 		}
 	}

@@ -84,8 +84,13 @@ func failureOf(err error) *state.Failure {
 func (e *Exporter) export(ctx context.Context, id string) error {
 	r := &run{
 		Exporter: e, dir: filepath.Join(e.Spool, id),
-		pace: &pace{giveUp: e.GiveUp}, bucketPace: &pace{giveUp: e.GiveUp},
 	}
+	r.pace = &pace{giveUp: e.GiveUp, waiting: func(err error, wait time.Duration) {
+		e.Log.WarnContext(ctx, "FHIR server is waited for", "job", id, "error", err, "seconds", wait.Seconds())
+	}}
+	r.bucketPace = &pace{giveUp: e.GiveUp, waiting: func(err error, wait time.Duration) {
+		e.Log.WarnContext(ctx, "bucket is waited for", "job", id, "error", err, "seconds", wait.Seconds())
+	}}
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
 		return fmt.Errorf("make spool folder: %w", err)
 	}
@@ -131,6 +136,7 @@ func (r *run) begin(ctx context.Context, id string) error {
 		return state.ErrFinal
 	}
 	if job.Status != state.Accepted {
+		r.Log.InfoContext(ctx, "export goes on", "job", id, "planned", job.Planned)
 		return nil
 	}
 	var now time.Time

@@ -4,10 +4,12 @@ import (
 	"context"
 	"net/http"
 	"time"
+
+	"sidecar/exporter/fhir"
 )
 
 // corsTimeout bounds the question whether an origin is allowed; without an answer it is not.
-const corsTimeout = 5 * time.Second
+const corsTimeout = time.Second
 
 // exposed are the headers of our answers that a script in a browser has to read.
 const exposed = "Content-Location, Expires, Retry-After, X-Progress"
@@ -29,7 +31,7 @@ func (p *Proxy) allowOrigin(w http.ResponseWriter, r *http.Request) {
 	preflight.Header.Set("Access-Control-Request-Method", http.MethodGet)
 	answer, err := p.Transport.RoundTrip(preflight)
 	if err != nil {
-		p.Log.DebugContext(ctx, "preflight not answered", "error", cause(err))
+		p.Log.DebugContext(ctx, "preflight not answered", "error", fhir.Cause(err))
 		return
 	}
 	defer func() { _ = answer.Body.Close() }() // nothing in it is wanted

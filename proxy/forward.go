@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"io"
 	"log/slog"
@@ -13,8 +12,9 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
+
+	"sidecar/exporter/fhir"
 )
 
 const (
@@ -83,6 +83,9 @@ func (p *Proxy) rewrite(r *httputil.ProxyRequest) {
 	verbatimPath(out.URL, r.In.RequestURI)
 	// net/http fills the client's map at the end of the body; the copy would stay empty.
 	out.Trailer = r.In.Trailer
+	if out.Body != nil {
+		out.Body = &endedBody{ReadCloser: out.Body}
+	}
 	out.Host = r.In.Host
 	if p.UpstreamHost != "" {
 		out.Host = p.UpstreamHost
@@ -103,6 +106,23 @@ func verbatimPath(u *url.URL, requestURI string) {
 	if path != u.EscapedPath() && strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "//") {
 		u.Opaque = path
 	}
+}
+
+// endedBody remembers the end of a request's body. The transport asks once more behind the last byte; if a quick answer
+// has made the server close the body by then, that read would fail and cut the answer short (golang/go#40747).
+type endedBody struct {
+	io.ReadCloser
+	ended bool
+}
+
+// Read reads until the first end.
+func (b *endedBody) Read(p []byte) (int, error) {
+	if b.ended {
+		return 0, io.EOF
+	}
+	n, err := b.ReadCloser.Read(p)
+	b.ended = errors.Is(err, io.EOF)
+	return n, err
 }
 
 func appendForwardedFor(header http.Header, remote string) {
@@ -147,32 +167,8 @@ func (p *Proxy) upstreamFailed(w http.ResponseWriter, r *http.Request, err error
 		failure = &refusal{http.StatusGatewayTimeout, "timeout", "the FHIR server did not answer in time"}
 	}
 	p.Metrics.requests.WithLabelValues(strconv.Itoa(failure.status)).Inc()
-	p.Log.WarnContext(r.Context(), "request not forwarded", "error", cause(err))
+	p.Log.WarnContext(r.Context(), "request not forwarded", "error", fhir.Cause(err))
 	p.refuse(w, r, failure)
-}
-
-// cause names a network error for the log. Only kinds whose text is the system's own are quoted: that of the others may
-// hold the URL or a piece of what the server sent.
-func cause(err error) string {
-	var errno syscall.Errno
-	var lookup *net.DNSError
-	var certificate *tls.CertificateVerificationError
-	var timeout net.Error
-	switch {
-	case errors.As(err, &errno):
-		return errno.Error()
-	case errors.As(err, &lookup):
-		return "the host name cannot be looked up"
-	case errors.As(err, &certificate):
-		return "the certificate is not trusted"
-	case errors.Is(err, context.Canceled):
-		return context.Canceled.Error()
-	case errors.As(err, &timeout) && timeout.Timeout():
-		return "timeout"
-	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
-		return "the connection was closed before the end of the answer"
-	}
-	return "no valid HTTP answer"
 }
 
 // bufferPool lends copy buffers to ReverseProxy.

@@ -38,17 +38,27 @@ func newRawUpstream(t *testing.T, reply func(received, net.Conn) bool) *rawUpstr
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = listener.Close() }) // the accept loop ends with it
 	u := &rawUpstream{address: listener.Addr().String(), seen: make(chan received, 100)}
+	ended := make(chan struct{})
+	var conns []net.Conn
 	go func() {
+		defer close(ended)
 		for {
 			conn, err := listener.Accept()
 			if err != nil {
 				return
 			}
+			conns = append(conns, conn)
 			go u.serve(conn, reply)
 		}
 	}()
+	t.Cleanup(func() {
+		_ = listener.Close() // the accept loop ends with it
+		<-ended
+		for _, conn := range conns {
+			_ = conn.Close() // most are closed already
+		}
+	})
 	return u
 }
 

@@ -23,6 +23,9 @@ import (
 // patience bounds every wait of these tests.
 const patience = 20 * time.Second
 
+// nobody is where no server listens; a port that was just given back might have a new owner.
+const nobody = "http://127.0.0.1:1"
+
 // exports is the engine that these tests put behind the proxy: it only keeps the books, in the real store.
 type exports struct {
 	store     *state.Store

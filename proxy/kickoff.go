@@ -156,6 +156,7 @@ func (p *Proxy) mayKickOff(r *http.Request, kickoff *state.Kickoff) error {
 	defer cancel()
 	statement, err := p.Client.Capabilities(ctx)
 	if err != nil {
+		p.Log.WarnContext(ctx, "kick-off refused: check the setting upstream, it must be the FHIR base", "error", err)
 		return &refusal{http.StatusServiceUnavailable, "transient", "the FHIR server's CapabilityStatement cannot be read now"}
 	}
 	allowed, err := p.TypesOf(kickoff.Level, statement)
@@ -231,6 +232,9 @@ func (p *Proxy) checkGroup(ctx context.Context, id string, client http.Header) e
 	group, err := fhir.ParseGroup(raw)
 	if err != nil {
 		return &refusal{http.StatusBadRequest, "invalid", "the members of this Group cannot be read"}
+	}
+	if !group.Person {
+		return &refusal{http.StatusBadRequest, "not-supported", "the members of this Group are not persons"}
 	}
 	if group.Characteristic && len(group.Members) == 0 {
 		return &refusal{http.StatusBadRequest, "not-supported", "this Group is described by characteristics and lists no members"}

@@ -70,7 +70,8 @@ func TestKickoffRefusesWhatItCannotHonour(t *testing.T) {
 	h, sample := newFHIRHouse(t, nil)
 	characteristic := `{"resourceType":"Group","id":"by-trait","type":"person","actual":false,"characteristic":[{"exclude":false}]}`
 	broken := `{"resourceType":"Group","id":"broken","member":[{"entity":{"reference":"Patient/1"},"period":{"end":"soon"}}]}`
-	for _, resource := range []string{characteristic, broken} {
+	devices := `{"resourceType":"Group","id":"devices","type":"device","actual":true,"member":[{"entity":{"reference":"Device/1"}}]}`
+	for _, resource := range []string{characteristic, broken, devices} {
 		if err := sample.Put([]byte(resource)); err != nil {
 			t.Fatal(err)
 		}
@@ -102,6 +103,7 @@ func TestKickoffRefusesWhatItCannotHonour(t *testing.T) {
 		{"/Group/demo-group/$export?_type=Patient,Organization", 400, "not-supported"},
 		{"/Group/nobody/$export", 404, "not-found"},
 		{"/Group/by-trait/$export", 400, "not-supported"},
+		{"/Group/devices/$export", 400, "not-supported"},
 		{"/Group/broken/$export", 400, "invalid"},
 		{"/Group/a%2Fb/$export", 400, "invalid"},
 		{"/Group/../$export", 400, "invalid"},

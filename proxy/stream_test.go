@@ -126,6 +126,33 @@ func TestForwardStreamsRequests(t *testing.T) {
 	}
 }
 
+func TestForwardCancelsUpstreamWhenClientLeaves(t *testing.T) {
+	for name, begun := range map[string]bool{"before the answer": false, "in the answer": true} {
+		t.Run(name, func(t *testing.T) {
+			arrived, left := make(chan struct{}), make(chan struct{})
+			upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if begun {
+					flush(t, w)
+				}
+				close(arrived)
+				<-r.Context().Done()
+				close(left)
+			}))
+			t.Cleanup(upstream.Close)
+			h := newHouse(t, upstream.URL+"/fhir", nil)
+			conn := dial(t, h.url)
+			if _, err := io.WriteString(conn, "GET /fhir/Patient HTTP/1.1\r\nHost: h\r\n\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			await(t, "request at the upstream", arrived)
+			if err := conn.Close(); err != nil {
+				t.Fatal(err)
+			}
+			await(t, "end of the upstream's request", left)
+		})
+	}
+}
+
 // Ensure that half an answer is an error for the client and never looks whole.
 func TestForwardAbortsBrokenAnswers(t *testing.T) {
 	for name, head := range map[string]string{
@@ -196,13 +223,11 @@ func TestForwardPassesUpgrades(t *testing.T) {
 }
 
 func TestForwardAnswersForAServerThatIsAway(t *testing.T) {
-	upstream := httptest.NewServer(http.NotFoundHandler())
-	upstream.Close()
-	h := newHouse(t, upstream.URL+"/fhir", nil)
+	h := newHouse(t, nobody+"/fhir", nil)
 	for _, path := range []string{"/Patient", "/metadata", "/Patient?name=secret"} {
 		got := h.ask(http.MethodGet, h.base+path)
 		checkOutcome(t, got, http.StatusBadGateway, "transient")
-		if strings.Contains(got.body, "secret") || strings.Contains(got.body, upstream.URL) {
+		if strings.Contains(got.body, "secret") || strings.Contains(got.body, nobody) {
 			t.Errorf("the outcome tells too much: %s", got.body)
 		}
 	}

@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -120,6 +121,39 @@ func TestForwardKeepsRequestsApart(t *testing.T) {
 		})
 	}
 	group.Wait()
+}
+
+// quick is an upstream that sends a part of its answer after the last byte of the request, then asks for the end of it.
+type quick struct{ end chan error }
+
+func (q quick) RoundTrip(r *http.Request) (*http.Response, error) {
+	if _, err := io.ReadFull(r.Body, make([]byte, r.ContentLength)); err != nil {
+		return nil, err
+	}
+	rest := readerFunc(func(p []byte) (int, error) {
+		_, err := r.Body.Read(p)
+		q.end <- err
+		return 0, io.EOF
+	})
+	body := io.NopCloser(io.MultiReader(strings.NewReader("part"), rest))
+	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, ContentLength: -1, Body: body, Request: r}, nil
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// Ensure that the end of a request can be read after its answer has begun: the transport gives the answer up where it cannot.
+func TestForwardRemembersTheEndOfARequest(t *testing.T) {
+	transport := quick{make(chan error, 1)}
+	h := newHouse(t, "http://upstream.invalid/fhir", func(c *proxy.Config) { c.Transport = transport })
+	got, _ := exchange(t, h.url, "POST /fhir HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc")
+	if got.body != "part" {
+		t.Errorf("body: got %q", got.body)
+	}
+	if err := await(t, "end of the request", transport.end); !errors.Is(err, io.EOF) {
+		t.Errorf("end of the request: got %v, want %v", err, io.EOF)
+	}
 }
 
 // Ensure that requests in the forms that only odd clients use are forwarded as well.

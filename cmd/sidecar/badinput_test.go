@@ -92,6 +92,7 @@ var badRequests = []badRequest{
 	{"unknown Group", "GET", "/Group/nobody/$export", 404, "not-found", ""},
 	{"deleted Group", "GET", "/Group/gone/$export", 404, "not-found", ""},
 	{"Group of characteristics", "GET", "/Group/by-trait/$export", 400, "not-supported", ""},
+	{"Group of devices", "GET", "/Group/of-devices/$export", 400, "not-supported", ""},
 	{"Group with a slash", "GET", "/Group/a%2Fb/$export", 400, "invalid", ""},
 	{"Group of dots", "GET", "/Group/../$export", 400, "invalid", ""},
 	{"Group with a query in its id", "GET", "/Group/demo-group%3F_summary=true/$export", 400, "invalid", ""},
@@ -118,7 +119,9 @@ func TestBadInputIsAnsweredWithAnOutcome(t *testing.T) {
 	t.Parallel()
 	sample, upstream := newSample(t, fhirtest.Plain(), 2)
 	for _, resource := range []string{
-		`{"resourceType":"Group","id":"by-trait","type":"person","actual":false,"characteristic":[{"exclude":false}]}`, `{"resourceType":"Group","id":"gone"}`,
+		`{"resourceType":"Group","id":"by-trait","type":"person","actual":false,"characteristic":[{"exclude":false}]}`,
+		`{"resourceType":"Group","id":"of-devices","type":"device","actual":true,"member":[{"entity":{"reference":"Device/x"}}]}`,
+		`{"resourceType":"Group","id":"gone"}`,
 	} {
 		if err := sample.Put([]byte(resource)); err != nil {
 			t.Fatal(err)

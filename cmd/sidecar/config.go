@@ -293,7 +293,7 @@ func (c *config) validate() error {
 		{"max_running", int64(c.MaxRunning), 1, 100},
 		{"workers", int64(c.Workers), 1, 64},
 		{"page_size", int64(c.PageSize), 0, 10000},
-		{"max_file_bytes", c.MaxFileBytes, 1 << 10, 4 << 30},
+		{"max_file_bytes", c.MaxFileBytes, 1 << 10, 2 << 30},
 		{"settle", int64(c.Settle), 0, int64(time.Hour)},
 		{"link_lifetime", int64(c.LinkLifetime), int64(time.Second), int64(7 * 24 * time.Hour)},
 		{"retention", int64(c.Retention), int64(time.Second), int64(365 * 24 * time.Hour)},
@@ -303,6 +303,9 @@ func (c *config) validate() error {
 		if number.value < number.least || number.value > number.most {
 			fault("%s is out of range", number.name)
 		}
+	}
+	if c.Listen == "" || c.AdminListen == "" {
+		fault("listen and admin_listen must be addresses such as :8000")
 	}
 	if c.Data == "" {
 		fault("data is empty")

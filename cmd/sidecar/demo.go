@@ -43,6 +43,9 @@ func demo(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		}
 		return errUsage
 	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q: the demo takes -keep only", flags.Arg(0))
+	}
 	data, err := os.MkdirTemp("", "sidecar-demo-")
 	if err != nil {
 		return err
@@ -57,7 +60,7 @@ func demo(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			group.Go(func() error { return s.run(ctx) })
 			base := "http://" + s.front.Addr().String() + "/fhir"
 			fmt.Fprintf(stdout, "sample FHIR server  %s\nthe sidecar         %s\n\n", upstream, base)
-			err = showExport(ctx, stdout, base, sample)
+			err = showInTime(ctx, stdout, base, sample)
 			if err == nil && *keep {
 				printKeep(stdout, base, s.back.Addr().String(), data)
 				<-ctx.Done()
@@ -99,6 +102,15 @@ func newDemoServer(ctx context.Context, data, upstream string) (*server, error) 
 	c.Settle = time.Second
 	c.ShutdownGrace = time.Second
 	return newServer(ctx, c, slog.New(slog.DiscardHandler))
+}
+
+// demoTimeout is when the demo gives up: it takes some seconds.
+const demoTimeout = time.Minute
+
+func showInTime(ctx context.Context, out io.Writer, base string, sample *fhirtest.Server) error {
+	ctx, cancel := context.WithTimeout(ctx, demoTimeout)
+	defer cancel()
+	return showExport(ctx, out, base, sample)
 }
 
 func showExport(ctx context.Context, out io.Writer, base string, sample *fhirtest.Server) error {

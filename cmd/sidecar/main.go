@@ -33,10 +33,14 @@ var errUsage = errors.New("usage")
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	interrupted := ctx.Err() != nil && errors.Is(err, context.Canceled)
 	stop()
 	switch {
 	case err == nil:
 	case errors.Is(err, flag.ErrHelp):
+	case interrupted:
+		fmt.Fprintln(os.Stderr, "sidecar: stopped")
+		os.Exit(130)
 	case errors.Is(err, errUsage):
 		os.Exit(2)
 	default:

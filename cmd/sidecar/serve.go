@@ -191,10 +191,10 @@ func openBucket(ctx context.Context, c *config) (bucket blob.Bucket, err error) 
 func (s *server) listen(ctx context.Context) (err error) {
 	var config net.ListenConfig
 	if s.front, err = config.Listen(ctx, "tcp", s.config.Listen); err != nil {
-		return fmt.Errorf("listen for clients: %w", err)
+		return fmt.Errorf("listen for clients (setting listen): %w", err)
 	}
 	if s.back, err = config.Listen(ctx, "tcp", s.config.AdminListen); err != nil {
-		return fmt.Errorf("listen for operators: %w", err)
+		return fmt.Errorf("listen for operators (setting admin_listen): %w", err)
 	}
 	return nil
 }
@@ -222,7 +222,7 @@ func (s *server) run(ctx context.Context) error {
 		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 	back := &http.Server{Handler: s.admin, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout}
-	s.log.InfoContext(ctx, "sidecar serves", "version", versionText(), "listen", s.front.Addr().String(),
+	s.log.InfoContext(ctx, "sidecar serves", "version", versionText(), "upstream", s.config.Upstream, "data", s.config.Data, "listen", s.front.Addr().String(),
 		"admin_listen", s.back.Addr().String(), "bucket", s.config.Bucket.Kind, "intercept", s.config.Intercept)
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.Go(func() error { return serveOn(front, s.front) })

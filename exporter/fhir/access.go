@@ -12,8 +12,10 @@ import (
 // fails with the ResponseError of the upstream: 401 and 403 say that the client may not.
 func (c *Client) MaySearch(ctx context.Context, typ string, credentials http.Header) error {
 	op := "search " + typ
-	query := Query{Type: typ, Count: 1}.encode()
-	header := http.Header{"Cache-Control": {"no-cache"}}
+	q := Query{Type: typ, Count: 1}
+	extra, dialect := c.dialect(q)
+	query := q.encode(extra...)
+	header := http.Header{"Cache-Control": dialect["Cache-Control"]} // strict handling is not asked for: a row is all that counts
 	maps.Copy(header, credentials)
 	body, _, err := c.small(ctx, op, c.address("/"+typ, query), header)
 	if err != nil {

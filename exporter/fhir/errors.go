@@ -2,11 +2,15 @@ package fhir
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -81,20 +85,35 @@ func (e *connectionError) Error() string {
 	case errors.As(e.err, &op) && op.Timeout():
 		return e.op + ": no answer in time"
 	}
-	return e.op + ": connection failed: " + innermost(e.err)
+	return e.op + ": connection failed: " + Cause(e.err)
 }
 
 func (e *connectionError) Unwrap() error { return e.err }
 
-// innermost gives the text of the last error in a chain: "connection refused", not the URL around it.
-func innermost(err error) string {
-	for {
-		next := errors.Unwrap(err)
-		if next == nil {
-			return err.Error()
-		}
-		err = next
+// Cause names a network error for logs and messages. Only kinds whose text is the system's own are quoted: that of the others may
+// hold the URL or a piece of what the server sent.
+func Cause(err error) string {
+	var errno syscall.Errno
+	var lookup *net.DNSError
+	var certificate *tls.CertificateVerificationError
+	var timeout net.Error
+	switch {
+	case errors.Is(err, errStalled):
+		return errStalled.Error()
+	case errors.As(err, &errno):
+		return errno.Error()
+	case errors.As(err, &lookup):
+		return "the host name cannot be looked up"
+	case errors.As(err, &certificate):
+		return "the certificate is not trusted"
+	case errors.Is(err, context.Canceled):
+		return context.Canceled.Error()
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return "timeout"
+	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
+		return "the connection was closed before the end of the answer"
 	}
+	return "no valid HTTP answer"
 }
 
 // maxRetryAfter bounds what a server can ask for, so that a nonsensical number does not overflow.

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -81,7 +82,8 @@ func TestTroubleWithTheConnectionKeepsItsCause(t *testing.T) {
 	}{
 		{context.Canceled, "search Patient: context canceled"},
 		{timeout{}, "search Patient: no answer in time"},
-		{errors.New("connection reset"), "search Patient: connection failed: connection reset"},
+		{syscall.ECONNRESET, "search Patient: connection failed: connection reset by peer"},
+		{errors.New("odd answer: secret"), "search Patient: connection failed: no valid HTTP answer"},
 	} {
 		mock := httpmock.NewMockTransport()
 		mock.RegisterNoResponder(httpmock.NewErrorResponder(test.cause))

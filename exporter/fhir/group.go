@@ -11,6 +11,8 @@ type Group struct {
 	// LastUpdated is meta.lastUpdated, zero where there is none.
 	LastUpdated time.Time
 	Members     []Member
+	// Person tells that the members are persons, as far as the Group says what they are.
+	Person bool
 	// Characteristic tells that membership is also, or only, described by characteristics, which nobody here resolves.
 	Characteristic bool
 }
@@ -34,6 +36,7 @@ func (m *Member) ActiveAt(t time.Time) bool {
 func ParseGroup(resource []byte) (*Group, error) {
 	var wire struct {
 		ResourceType   string
+		Type           string
 		Meta           struct{ LastUpdated string }
 		Characteristic []json.RawMessage
 		Member         []struct {
@@ -45,7 +48,7 @@ func ParseGroup(resource []byte) (*Group, error) {
 	if json.Unmarshal(resource, &wire) != nil || wire.ResourceType != "Group" {
 		return nil, fmt.Errorf("read Group: not a Group: %w", ErrMalformed)
 	}
-	group := &Group{Characteristic: len(wire.Characteristic) > 0, Members: make([]Member, 0, len(wire.Member))}
+	group := &Group{Person: wire.Type == "person" || wire.Type == "", Characteristic: len(wire.Characteristic) > 0, Members: make([]Member, 0, len(wire.Member))}
 	if updated, err := parseStamp(wire.Meta.LastUpdated); err == nil {
 		group.LastUpdated = updated
 	}

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"sidecar/exporter/fhir/fhirtest"
+	"sidecar/state"
+)
+
+// checked runs `sidecar check` and returns what it prints.
+func checked(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	var out bytes.Buffer
+	err := run(t.Context(), append([]string{"check"}, args...), &out, io.Discard)
+	return out.String(), err
+}
+
+// Ensure check says what a server lacks and what follows from it.
+func TestCheckSaysWhatAServerLacks(t *testing.T) {
+	for name, test := range map[string]struct {
+		edit func(*fhirtest.Personality)
+		want string
+	}{
+		"nothing":     {func(*fhirtest.Personality) {}, "ok    history: works"},
+		"lastUpdated": {func(p *fhirtest.Personality) { p.IgnoreLastUpdated = true }, "note  _lastUpdated: does not filter or sort"},
+		"count":       {func(p *fhirtest.Personality) { p.NoSummaryCount = true }, "note  _summary=count: does not work"},
+		"history":     {func(p *fhirtest.Personality) { p.NoHistory = true }, "note  history: not offered"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			personality := fhirtest.Plain()
+			test.edit(&personality)
+			_, upstream := newSample(t, personality, 5)
+			got, err := checked(t, "-upstream", upstream, "-data", t.TempDir())
+			if err != nil || !strings.Contains(got, test.want) {
+				t.Errorf("%v: no line %q in\n%s", err, test.want, got)
+			}
+		})
+	}
+}
+
+// Ensure check names each fault, says what to do, and ends with an error.
+func TestCheckNamesFaults(t *testing.T) {
+	answer := func(body string) string {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/fhir+json")
+			_, _ = io.WriteString(w, body)
+		}))
+		t.Cleanup(server.Close)
+		return server.URL + "/fhir"
+	}
+	_, upstream := newSample(t, fhirtest.Plain(), 1)
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		upstream, data, want string
+	}{
+		"down":           {"http://127.0.0.1:1/fhir", t.TempDir(), "FAULT upstream: no CapabilityStatement"},
+		"html":           {answer("<html>log in</html>"), t.TempDir(), "FAULT upstream: no CapabilityStatement"},
+		"STU3":           {answer(`{"resourceType":"CapabilityStatement","fhirVersion":"3.0.2","rest":[{"mode":"server"}]}`), t.TempDir(), "FAULT FHIR version"},
+		"data no folder": {upstream, filepath.Join(file, "data"), "FAULT data folder"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := checked(t, "-upstream", test.upstream, "-data", test.data)
+			if !errors.Is(err, errCheck) || !strings.Contains(got, test.want) {
+				t.Errorf("%v: no line %q in\n%s", err, test.want, got)
+			}
+		})
+	}
+}
+
+// Ensure check says that the server has the operation itself, and that a sidecar runs on the data folder.
+func TestCheckNotes(t *testing.T) {
+	own := `{"resourceType":"CapabilityStatement","fhirVersion":"4.0.1","rest":[{"mode":"server","operation":[{"name":"export"}]}]}`
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, own) }))
+	defer server.Close()
+	data := t.TempDir()
+	store, err := state.Open(filepath.Join(data, "state.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := store.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	got, err := checked(t, "-upstream", server.URL, "-data", data)
+	for _, want := range []string{"note  upstream declares an $export of its own: set intercept: false", "its state is in use"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%v: no line %q in\n%s", err, want, got)
+		}
+	}
+}
