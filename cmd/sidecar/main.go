@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	stdlog "log"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -31,6 +32,7 @@ const usage = `sidecar gives any FHIR server the Bulk Data Export API.
 var errUsage = errors.New("usage")
 
 func main() {
+	stdlog.SetOutput(io.Discard) // net/http writes pieces of odd answers there, which may be health data; our log is slog's
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	interrupted := ctx.Err() != nil && errors.Is(err, context.Canceled)
