@@ -36,7 +36,7 @@ type Param struct {
 	// Name is the parameter's name in a search: "policy-holder".
 	Name string `json:"name"`
 	// Paths lead to the parameter's Reference elements: JSON members joined by dots, arrays implied, as in
-	// "participant.actor". A condition that the reference be a Patient is left to the caller, see [ReferencedPatient].
+	// "participant.actor". A condition that the reference be a Patient is left to the caller, see [LocalReference].
 	Paths []string `json:"paths"`
 }
 
@@ -150,14 +150,13 @@ func (c *Compartment) References(typ string, resource []byte, fn func(param, ref
 	return nil
 }
 
-// ReferencedPatient returns the id of the local Patient that a literal reference names: "Patient/x",
+// LocalReference returns the id of the local resource of type typ that a literal reference names: "Patient/x",
 // "Patient/x/_history/n", or the same below one of bases, the addresses under which the server is known. ok is false for
 // everything else: urn:, "#contained", another type, an absolute URL below another base, and a fragment or a query behind
-// the id, which name no Patient of the server. Ids are opaque.
-func ReferencedPatient(reference string, bases []string) (id string, ok bool) {
-	const patient = "Patient/"
-	if rest, local := strings.CutPrefix(reference, patient); local {
-		return patientID(rest)
+// the id, which name no resource of the server. Ids are opaque.
+func LocalReference(typ, reference string, bases []string) (id string, ok bool) {
+	if rest, local := strings.CutPrefix(reference, typ+"/"); local {
+		return localID(rest)
 	}
 	for _, base := range bases {
 		base = strings.TrimRight(base, "/")
@@ -168,14 +167,14 @@ func ReferencedPatient(reference string, bases []string) (id string, ok bool) {
 		if !below {
 			continue
 		}
-		if rest, below = strings.CutPrefix(rest, "/"+patient); below {
-			return patientID(rest)
+		if rest, below = strings.CutPrefix(rest, "/"+typ+"/"); below {
+			return localID(rest)
 		}
 	}
 	return "", false
 }
 
-func patientID(rest string) (id string, ok bool) {
+func localID(rest string) (id string, ok bool) {
 	id, history, versioned := strings.Cut(rest, "/")
 	if id == "" || strings.ContainsAny(rest, "#?") {
 		return "", false

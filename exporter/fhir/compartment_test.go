@@ -277,7 +277,7 @@ func TestReferencesMayBeNested(t *testing.T) {
 	}
 }
 
-func TestReferencedPatient(t *testing.T) {
+func TestLocalReference(t *testing.T) {
 	bases := []string{"http://fhir.example/r4", "https://proxy.example:8000/fhir/", "", "/"}
 	for _, test := range []struct{ reference, id string }{
 		{"Patient/x", "x"},
@@ -318,12 +318,12 @@ func TestReferencedPatient(t *testing.T) {
 		{"http://fhir.example/r4Patient/x", ""},
 		{"http://fhir.example/r4", ""},
 	} {
-		id, ok := fhir.ReferencedPatient(test.reference, bases)
+		id, ok := fhir.LocalReference("Patient", test.reference, bases)
 		if id != test.id || ok != (test.id != "") {
 			t.Errorf("%q: got %q, %v, want %q", test.reference, id, ok, test.id)
 		}
 	}
-	if id, ok := fhir.ReferencedPatient("http://fhir.example/r4/Patient/x", nil); ok {
+	if id, ok := fhir.LocalReference("Patient", "http://fhir.example/r4/Patient/x", nil); ok {
 		t.Errorf("without a base: got %q, want none", id)
 	}
 }

@@ -90,20 +90,3 @@ func parseDateTime(s string) (from, to time.Time, err error) {
 	}
 	return time.Time{}, time.Time{}, err
 }
-
-// LocalReference reads a literal reference to a resource of the given type on this server: "Type/id", versioned or
-// not, relative or absolute on one of bases.
-func LocalReference(typ, reference string, bases []string) (id string, ok bool) {
-	for _, base := range bases {
-		if len(reference) > len(base) && reference[:len(base)] == base && reference[len(base)] == '/' {
-			reference = reference[len(base)+1:]
-			break
-		}
-	}
-	got, id, version, ok := splitReference(reference)
-	want := typ + "/" + id
-	if version != "" {
-		want += "/_history/" + version
-	}
-	return id, ok && got == typ && reference == want
-}
