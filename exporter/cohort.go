@@ -94,7 +94,7 @@ func (r *run) groupAsOf(ctx context.Context, id string) (group *fhir.Group, err 
 		return group, err
 	}
 	var then change
-	if err := r.asOf(ctx, "Group", id, &then); err != nil {
+	if err := r.asOf(ctx, "Group", id, r.job.TransactionTime, &then); err != nil {
 		return nil, err
 	}
 	if !then.known || then.deleted {

@@ -55,11 +55,29 @@ type Config struct {
 	Retention time.Duration
 	// GiveUp is how long the upstream may answer nothing at all before a job fails.
 	GiveUp time.Duration
+	// AllowPartial lets a job complete although resources are missing; its error file says which.
+	AllowPartial bool
+	// WithoutHistory says what is done about resources that changed while the export ran, on a server without history.
+	WithoutHistory WithoutHistory
 	// LinkClient reads the signed link of the bucket's test; nil means http.DefaultClient.
 	LinkClient *http.Client
 	Log        *slog.Logger
 	Metrics    *Metrics
 }
+
+// WithoutHistory is what an export does about resources that were changed after T and before they were read, where the
+// server has no history that holds them as of T.
+type WithoutHistory string
+
+const (
+	// IncludeCurrent exports them as they are now: the guide wants everything that was there at T, and asks less strongly
+	// for nothing that came later.
+	IncludeCurrent WithoutHistory = "include"
+	// OmitChanged leaves them out.
+	OmitChanged WithoutHistory = "omit"
+	// Strict fails the export when there are any.
+	Strict WithoutHistory = "strict"
+)
 
 // Exporter does the jobs of one store.
 type Exporter struct {
@@ -84,6 +102,7 @@ func New(cfg Config) (*Exporter, error) {
 	setDefault(&cfg.Retention, DefaultRetention)
 	setDefault(&cfg.MaxFileBytes, DefaultMaxFileBytes)
 	setDefault(&cfg.GiveUp, DefaultGiveUp)
+	setDefault(&cfg.WithoutHistory, IncludeCurrent)
 	if cfg.LinkClient == nil {
 		cfg.LinkClient = http.DefaultClient
 	}

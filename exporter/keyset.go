@@ -185,13 +185,13 @@ func (w *walk) keysetPage(ctx context.Context, q fhir.Query) (*outcome, error) {
 // keepPage makes what a page wrote a part of the slice. Counts and sizes change together, so that the slice can be stored
 // at any moment between two pages.
 func (w *walk) keepPage() {
-	w.slice.SpoolSize, w.slice.IndexSize = w.spool.rows.size, w.spool.index.size
+	w.spool.measure(w.slice)
 }
 
 // takeBack undoes a page that broke off.
 func (w *walk) takeBack(before state.Slice) error {
 	*w.slice = before
-	return w.spool.cut(before.SpoolSize, before.IndexSize)
+	return w.spool.cut(&before)
 }
 
 // readKeyset reads the rows of a page, filters and writes them.
@@ -228,7 +228,9 @@ func (w *walk) readKeyset(page *fhir.Page, q fhir.Query) (*outcome, error) {
 		onPage[row.ID] = struct{}{}
 		o.ids = append(o.ids, row.ID)
 		o.fresh++
-		w.slice.Met++
+		if err := w.meet(row.ID); err != nil {
+			return err
+		}
 		return w.emit(row)
 	})
 	if err != nil {

@@ -4,6 +4,8 @@ import (
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"sidecar/state"
 )
 
 // Metrics are the counters of the engine. Labels hold statuses and FHIR types, never ids.
@@ -14,6 +16,9 @@ type Metrics struct {
 	bytes     *prometheus.CounterVec
 	upstream  *prometheus.CounterVec
 	repaired  prometheus.Counter
+	late      prometheus.Counter
+	proofs    *prometheus.CounterVec
+	missing   *prometheus.CounterVec
 	bucketUp  prometheus.Gauge
 	stateUp   prometheus.Gauge
 }
@@ -29,9 +34,15 @@ func NewMetrics() *Metrics {
 		resources: counter("export_resources_total", "Resources written to output files.", "type"),
 		bytes:     counter("export_bytes_total", "Bytes of output files put into the bucket.", "type"),
 		upstream:  counter("upstream_requests_total", "Requests of the exporter to the FHIR server; status 0 means no answer.", "status"),
+		proofs:    counter("export_types_total", "Types of completed exports by the verdict of their proof.", "verdict"),
+		missing:   counter("export_missing_resources_total", "Resources that the server counted and that could not be read.", "type"),
 		repaired: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: "sidecar", Name: "export_repaired_resources_total",
 			Help: "Resources that changed before they were read and were taken from the history.",
+		}),
+		late: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: "sidecar", Name: "export_late_writes_total",
+			Help: "Resources whose write before the transaction time showed only after the settle pause, and that were replaced.",
 		}),
 		stateUp: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: "sidecar", Name: "state_up", Help: "1 while the last test write into the state file succeeded.",
@@ -44,8 +55,13 @@ func NewMetrics() *Metrics {
 
 // Collectors returns what has to be registered.
 func (m *Metrics) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.jobs, m.slices, m.resources, m.bytes, m.upstream, m.repaired, m.bucketUp, m.stateUp}
+	return []prometheus.Collector{m.jobs, m.slices, m.resources, m.bytes, m.upstream, m.repaired, m.late, m.proofs, m.missing, m.bucketUp, m.stateUp}
 }
 
 // Observe counts one request of the client; it fits fhir.Config.
 func (m *Metrics) Observe(status int) { m.upstream.WithLabelValues(strconv.Itoa(status)).Inc() }
+
+// proof counts the account of one type.
+func (m *Metrics) proof(p state.Proof) {
+	m.proofs.WithLabelValues(string(p.Verdict)).Inc()
+}

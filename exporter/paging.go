@@ -58,7 +58,9 @@ func (w *walk) granulePages(ctx context.Context, q fhir.Query) error {
 		}
 		w.added = append(w.added, row.ID)
 		w.boundary[row.ID] = struct{}{}
-		w.slice.Met++
+		if err := w.meet(row.ID); err != nil {
+			return err
+		}
 		return w.emit(row)
 	}
 	broke := func() error {

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"sync"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -15,72 +13,50 @@ import (
 	"sidecar/state"
 )
 
-const (
-	// repairSpan is how far before T the history is read at least: also what settled later than expected shows there.
-	repairSpan = 60 * time.Second
-	// historyCount is the page size of histories.
-	historyCount = 50
-	// heldBodies bounds in bytes what a type's repair keeps of resources that the history brought along.
-	heldBodies = 4 << 20
-)
-
-// errSettle ends a job in which the server showed a write after the settle pause that was made before T.
-var errSettle = fmt.Errorf("a write became visible only after the settle pause, raise the setting settle: %w", errIncomplete)
-
-// repair adds what changed between T and the moment at which its slice was read: the version as of T, from the server's
-// history. It goes over every type of the job, also those without a row.
+// repair proves each type of the job, also those without a row, and makes its output the state at T by the server's
+// history: what changed before it was read is added as of T, what a late write made stale is replaced. A type is done when
+// its slice of strategy History stands in the store.
 func (r *run) repair(ctx context.Context) error {
-	if !r.profile.TypeHistory {
-		return nil
-	}
 	all, err := r.Store.Slices(ctx, r.job.ID)
 	if err != nil {
 		return err
 	}
 	next := 1
-	var mu sync.Mutex
-	var issues []state.Issue
-	crawled, done := map[string][]state.Slice{}, map[string]bool{}
-	for _, slice := range all {
-		if slice.Strategy == state.History {
-			done[slice.Type] = true
-			continue
-		}
-		crawled[slice.Type] = append(crawled[slice.Type], slice)
+	crawled, done := map[string][]*state.Slice{}, map[string]bool{}
+	for i := range all {
+		slice := &all[i]
 		next = max(next, slice.Seq+1)
+		switch slice.Strategy {
+		case state.History:
+			done[slice.Type] = slice.Done
+		case state.Deletions:
+		default:
+			crawled[slice.Type] = append(crawled[slice.Type], slice)
+		}
+	}
+	var mu sync.Mutex
+	number := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		next++
+		return next - 1
 	}
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(r.Workers)
-	for i, typ := range r.job.Types {
+	for _, typ := range r.job.Types {
 		if done[typ] {
 			continue
 		}
 		group.Go(func() error {
-			slice := state.Slice{Seq: next + i, Type: typ, Strategy: state.History}
-			err := r.repairType(groupCtx, &slice, crawled[typ])
-			if errors.Is(err, errNoHistory) {
-				// A type without rows has no history on some servers: nothing has changed there.
-				if len(crawled[typ]) > 0 {
-					mu.Lock()
-					defer mu.Unlock()
-					issues = append(issues, noHistory(typ+" resources"))
-				}
-				return nil
-			}
-			if err != nil {
-				return fmt.Errorf("repair %s from history: %w", typ, err)
+			t := &typeRepair{run: r, typ: typ, crawled: crawled[typ], number: number}
+			if err := t.do(groupCtx); err != nil {
+				return fmt.Errorf("repair %s: %w", typ, err)
 			}
 			return nil
 		})
 	}
-	if err := group.Wait(); err != nil {
-		return err
-	}
-	return r.remark(ctx, issues)
+	return group.Wait()
 }
-
-// errNoHistory tells that the server does not offer the history of a type.
-var errNoHistory = errors.New("history is not offered")
 
 // noHistory is the remark that what changed while the export ran could not be had as of T.
 func noHistory(what string) state.Issue {
@@ -91,7 +67,7 @@ func noHistory(what string) state.Issue {
 }
 
 // remark adds remarks to the job, each once.
-func (r *run) remark(ctx context.Context, issues []state.Issue) error {
+func (r *run) remark(ctx context.Context, issues ...state.Issue) error {
 	if len(issues) == 0 {
 		return nil
 	}
@@ -101,230 +77,161 @@ func (r *run) remark(ctx context.Context, issues []state.Issue) error {
 				job.Issues = append(job.Issues, issue)
 			}
 		}
-		r.job = job
 		return nil
 	})
 }
 
-// change is what the history says of one id: its newest version at or before T, as far as the history was read.
-type change struct {
-	known    bool // version and updated are set
-	version  string
-	updated  time.Time
-	deleted  bool
-	undated  bool   // a deletion without a time was seen
-	body     []byte // nil where it was not kept
-	captured bool   // the crawl wrote it
-	written  string // the version that it wrote
+// typeRepair is the repair of one type.
+type typeRepair struct {
+	*run
+	typ     string
+	crawled []*state.Slice
+	// number gives the next free number of a slice.
+	number  func() int
+	changes *changes // nil where there is no history
+	stale   int64    // rows that were taken out again
 }
 
-func (r *run) repairType(ctx context.Context, slice *state.Slice, crawled []state.Slice) error {
-	changes, err := r.changes(ctx, slice.Type)
-	if err != nil || len(changes) == 0 {
-		return err
-	}
-	for _, part := range crawled {
-		err := eachWritten(r.dir, part.Seq, part.IndexSize, func(id, version string) error {
-			c := changes[id]
-			if c == nil {
-				return nil
-			}
-			c.captured, c.written = true, version
-			if c.known && (c.deleted || c.version != version) {
-				return errSettle
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-	}
-	files, err := openSpool(r.dir, slice)
+func (t *typeRepair) do(ctx context.Context) error {
+	h, err := t.prove(ctx, t.typ, t.crawled)
 	if err != nil {
 		return err
 	}
-	w := &walk{run: r, slice: slice, filter: r.filter(slice.Type), spool: files}
-	err = w.addChanges(ctx, changes)
-	if err == nil && slice.Written > 0 {
-		slice.SpoolSize, slice.IndexSize, slice.Done = files.rows.size, files.index.size, true
-		err = w.checkpoint(ctx)
-		r.Metrics.repaired.Add(float64(slice.Written))
-	}
-	return errors.Join(err, files.close())
-}
-
-// addChanges writes the as-of-T version of each id that the crawl does not have.
-func (w *walk) addChanges(ctx context.Context, changes map[string]*change) error {
-	for id, c := range changes {
-		if c.captured {
-			if err := w.checkUndated(ctx, id, c); err != nil {
-				return err
-			}
-			continue
-		}
-		if c.known && c.deleted && !c.undated {
-			continue
-		}
-		if !c.known || c.undated || c.body == nil {
-			if err := w.asOf(ctx, w.slice.Type, id, c); err != nil {
-				return err
-			}
-		}
-		if !c.known || c.deleted {
-			continue
-		}
-		row := &fhir.Entry{Type: w.slice.Type, ID: id, Version: c.version, LastUpdated: c.updated, Resource: c.body}
-		if err := w.emit(row); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// checkUndated fails with errSettle when a deletion without a time, of a row that the crawl wrote, was made before T.
-func (w *walk) checkUndated(ctx context.Context, id string, c *change) error {
-	if !c.undated {
-		return nil
-	}
-	written := c.written
-	if err := w.asOf(ctx, w.slice.Type, id, c); err != nil {
+	repaired := &state.Slice{Seq: t.number(), Type: t.typ, Strategy: state.History, Counted: -1}
+	files, err := openSpool(t.dir, repaired)
+	if err != nil {
 		return err
 	}
-	if c.known && (c.deleted || c.version != written) {
-		return errSettle
+	w := &walk{run: t.run, slice: repaired, filter: t.filter(t.typ), spool: files}
+	gone := t.newDeletions()
+	if h == nil {
+		err = t.withoutHistory(ctx, w)
+	} else {
+		t.changes = h
+		err = t.reconcile(ctx, w, gone)
 	}
-	return nil
+	if err == nil {
+		err = t.store(ctx, w, gone)
+	}
+	return errors.Join(err, files.close(), gone.close())
 }
 
-// changes reads the type's history since shortly before T. The pages shift under writes and show versions twice, which
-// does no harm here.
-func (r *run) changes(ctx context.Context, typ string) (map[string]*change, error) {
-	since := r.job.TransactionTime.Add(-max(repairSpan, r.settleTime()))
-	changes := map[string]*change{}
-	held := 0
-	err := r.history(ctx, typ, "", since, func(row *fhir.Entry) error {
-		if row.Type != typ || row.ID == "" {
+// store makes the repair of the type durable as a whole: what was added, what was taken out, what was deleted.
+func (t *typeRepair) store(ctx context.Context, w *walk, gone *deletions) error {
+	if err := w.spool.sync(); err != nil {
+		return err
+	}
+	w.spool.measure(w.slice)
+	w.slice.Done = true
+	slices := append([]*state.Slice{w.slice}, t.crawled...)
+	deleted, err := gone.finish(ctx)
+	if err != nil {
+		return err
+	}
+	if deleted != nil {
+		slices = append(slices, deleted)
+	}
+	if err := t.Store.Checkpoint(ctx, t.job.ID, slices...); err != nil {
+		return err
+	}
+	t.Metrics.repaired.Add(float64(w.slice.Written))
+	if t.stale == 0 {
+		return nil
+	}
+	t.Metrics.late.Add(float64(t.stale))
+	return t.remark(ctx, state.Issue{
+		Severity: "information", Code: "informational",
+		Text: fmt.Sprintf("%d %s resources were written before the transaction time but showed only after the settle pause; "+
+			"the export has them as of the transaction time; raise the setting settle", t.stale, t.typ),
+	})
+}
+
+// place is where the crawl wrote a row.
+type place struct {
+	slice   *state.Slice
+	row     int64 // its number in the slice's index
+	version string
+}
+
+// written looks up where the rows of some ids were written.
+func (t *typeRepair) written(wanted func(id string) bool) (map[string][]place, error) {
+	places := map[string][]place{}
+	for _, part := range t.crawled {
+		row := int64(0)
+		err := eachWritten(t.dir, part.Seq, part.IndexSize, func(id, version string) error {
+			if wanted(id) {
+				places[id] = append(places[id], place{part, row, version})
+			}
+			row++
 			return nil
+		})
+		if err != nil {
+			return nil, err
 		}
-		c := changes[row.ID]
-		if c == nil {
-			c = &change{}
-			changes[row.ID] = c
-		}
-		held += c.see(row, r.job.TransactionTime, held < heldBodies)
-		return nil
-	})
-	var response *fhir.ResponseError
-	if errors.As(err, &response) && response.NotOffered() {
-		return nil, errNoHistory
+		part.Dropped = nil
 	}
-	return changes, err
+	return places, nil
 }
 
-// see takes a version into account if it is the newest at or before T, and returns by how many bytes the body grew.
-func (c *change) see(row *fhir.Entry, until time.Time, keep bool) int {
-	if row.Deleted && row.LastUpdated.IsZero() {
-		c.undated = true
-		return 0
-	}
-	if row.LastUpdated.After(until) || c.known && !newer(row, c) {
-		return 0
-	}
-	before := len(c.body)
-	c.known, c.version, c.updated, c.deleted, c.body = true, row.Version, row.LastUpdated, row.Deleted, nil
-	if keep && !row.Deleted {
-		c.body = append([]byte(nil), row.Resource...)
-	}
-	return len(c.body) - before
-}
-
-// newer compares versions by number where they are numbers, else by time: the time may go back within one resource when
-// a slow transaction commits late.
-func newer(row *fhir.Entry, c *change) bool {
-	a, errA := strconv.ParseUint(row.Version, 10, 64)
-	b, errB := strconv.ParseUint(c.version, 10, 64)
-	if errA == nil && errB == nil {
-		return a > b
-	}
-	return row.LastUpdated.After(c.updated)
-}
-
-// asOf asks the resource's own history for its version at T. Deletions without a time are placed by the server: those it
-// lists since T + 1 ms came later.
-func (r *run) asOf(ctx context.Context, typ, id string, c *change) error {
-	*c = change{}
-	later := map[string]bool{}
-	err := r.history(ctx, typ, id, r.job.TransactionTime.Add(time.Millisecond), func(row *fhir.Entry) error {
-		later[row.Version] = true
-		return nil
-	})
-	if err != nil && !gone(err) {
+// reconcile holds each changed id against what was written: exactly its version as of T belongs to the output.
+func (t *typeRepair) reconcile(ctx context.Context, w *walk, gone *deletions) error {
+	places, err := t.written(func(id string) bool { return t.changes.byID[id] != nil })
+	if err != nil {
 		return err
 	}
-	err = r.history(ctx, typ, id, time.Unix(0, 0), func(row *fhir.Entry) error {
-		if row.Deleted && row.LastUpdated.IsZero() && !later[row.Version] {
-			row.LastUpdated = r.job.TransactionTime
-		}
-		c.see(row, r.job.TransactionTime, true)
-		return nil
-	})
-	c.undated = false
-	if gone(err) { // expunged: no version of it can be had
-		c.known = false
-		return nil
+	if err := t.complete(ctx, places); err != nil {
+		return err
 	}
-	return err
-}
-
-// gone tells whether a history is not there.
-func gone(err error) bool {
-	status := fhir.StatusOf(err)
-	return status == 404 || status == 410
-}
-
-// history reads all pages of a history, from the first one again when the server forgot a link: fn sees entries twice then.
-func (r *run) history(ctx context.Context, typ, id string, since time.Time, fn func(*fhir.Entry) error) error {
-	for range maxPasses {
-		err := r.historyPages(ctx, typ, id, since, fn)
-		if !errors.Is(err, errExpired) {
-			return err
-		}
-	}
-	return fmt.Errorf("pages of the history expire before they are read: %w", errIncomplete)
-}
-
-func (r *run) historyPages(ctx context.Context, typ, id string, since time.Time, fn func(*fhir.Entry) error) error {
-	link := ""
-	followed := map[string]bool{}
-	for {
-		var next string
-		err := r.pace.do(ctx, func() error {
-			var page *fhir.Page
-			var err error
-			if link == "" {
-				page, err = r.Client.History(ctx, typ, id, since, historyCount)
-			} else {
-				page, err = r.Client.Follow(ctx, typ, "history", link)
-			}
-			if err != nil {
+	for id, c := range t.changes.byID {
+		t.drop(c, places[id])
+		switch {
+		case c.captured || !c.known:
+		case c.deleted:
+			if err := gone.add(ctx, w, id, c); err != nil {
 				return err
 			}
-			if err := page.Each(fn); err != nil {
+		default:
+			row := &fhir.Entry{Type: t.typ, ID: id, Version: c.version, LastUpdated: c.updated, Resource: c.body}
+			if err := w.emit(row); err != nil {
 				return err
 			}
-			next, err = page.Next()
-			return err
-		})
-		if link != "" && expired(err) {
-			return errExpired // without the status, which would say that there is no history
 		}
-		if err != nil || next == "" {
-			return err
+	}
+	for _, part := range t.crawled {
+		slices.Sort(part.Dropped)
+	}
+	return nil
+}
+
+// complete asks the resources' own histories for what the type's history left open: rows without a version since shortly
+// before T, deletions without a time, bodies that were not kept.
+func (t *typeRepair) complete(ctx context.Context, places map[string][]place) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(t.Workers)
+	for id, c := range t.changes.byID {
+		written := len(places[id]) > 0
+		right := c.known && slices.ContainsFunc(places[id], func(p place) bool { return p.version == c.version })
+		switch {
+		case c.undated: // on either side of T
+		case !c.known && !written: // changed after T, and not captured
+		case c.known && !c.deleted && c.body == nil && !right:
+		default:
+			continue
 		}
-		if followed[next] {
-			return fmt.Errorf("next links of the history do not end: %w", errIncomplete)
+		group.Go(func() error { return t.asOf(ctx, t.typ, id, t.job.TransactionTime, c) })
+	}
+	return group.Wait()
+}
+
+// drop takes out what was written in another version than the one as of T, and keeps one line of that. Where the history
+// has no version at or before T, what was written is older than the history, and right.
+func (t *typeRepair) drop(c *change, places []place) {
+	for _, p := range places {
+		if !c.captured && (!c.known || !c.deleted && c.version == p.version) {
+			c.captured = true
+			continue
 		}
-		followed[next] = true
-		link = next
+		p.slice.Dropped = append(p.slice.Dropped, p.row)
+		t.stale++
 	}
 }

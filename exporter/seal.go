@@ -36,27 +36,40 @@ func (r *run) finishFiles(ctx context.Context) error {
 		bySeq[slice.Seq] = slice
 	}
 	for _, file := range files {
-		if file.Stored || file.Kind != state.Output {
+		switch {
+		case file.Stored || file.Kind == state.Error:
 			continue
+		case file.Rewritten:
+			err = r.putRewritten(ctx, file)
+		default:
+			var parts []state.Slice
+			for _, seq := range file.Slices {
+				parts = append(parts, bySeq[seq])
+			}
+			err = r.upload(ctx, file, parts)
 		}
-		var parts []state.Slice
-		for _, seq := range file.Slices {
-			parts = append(parts, bySeq[seq])
-		}
-		if err := r.upload(ctx, file, parts); err != nil {
+		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// putFile makes one output file of the open spool files of some slices of one type, and takes their rows off them.
-func (r *run) putFile(ctx context.Context, parts []state.Slice) error {
-	file := state.File{Kind: state.Output, Type: parts[0].Type}
+// putFile makes one file of the open spool files of some slices, and takes their rows off them.
+func (r *run) putFile(ctx context.Context, kind state.Kind, typ string, parts []state.Slice) error {
+	file := state.File{Kind: kind, Type: typ}
 	for _, part := range parts {
-		file.Count += part.SpoolRows
-		file.Bytes += part.SpoolSize
+		kept, err := r.kept(part)
+		if err != nil {
+			return err
+		}
+		file.Count += kept.rows
+		file.Bytes += kept.size
 		file.Slices = append(file.Slices, part.Seq)
+		file.First = part.Written - part.SpoolRows
+	}
+	if file.Count == 0 {
+		return nil
 	}
 	file, err := r.Store.Allot(ctx, r.job.ID, file)
 	if err != nil {
@@ -70,8 +83,20 @@ func (r *run) putFile(ctx context.Context, parts []state.Slice) error {
 func (r *run) upload(ctx context.Context, file state.File, parts []state.Slice) error {
 	paths, sizes := make([]string, len(parts)), make([]int64, len(parts))
 	for i, part := range parts {
-		paths[i], sizes[i] = spoolPath(r.dir, part.Seq), part.SpoolSize
+		kept, err := r.kept(part)
+		if err != nil {
+			return err
+		}
+		paths[i], sizes[i] = kept.path, kept.size
 	}
+	for i := range parts {
+		parts[i].SpoolSize, parts[i].SpoolRows = 0, 0
+	}
+	return r.putContent(ctx, file, paths, sizes, parts)
+}
+
+// putContent puts the content of local files as one object and records it, together with the slices it was taken from.
+func (r *run) putContent(ctx context.Context, file state.File, paths []string, sizes []int64, parts []state.Slice) error {
 	body, err := openMulti(paths, sizes)
 	if err != nil {
 		return err
@@ -80,14 +105,13 @@ func (r *run) upload(ctx context.Context, file state.File, parts []state.Slice) 
 	if err := errors.Join(err, body.close()); err != nil {
 		return err
 	}
-	for i := range parts {
-		parts[i].SpoolSize, parts[i].SpoolRows = 0, 0
-	}
 	if err := r.Store.MarkStored(ctx, r.job.ID, file, parts); err != nil {
 		return err
 	}
-	r.Metrics.resources.WithLabelValues(file.Type).Add(float64(file.Count))
-	r.Metrics.bytes.WithLabelValues(file.Type).Add(float64(file.Bytes))
+	if file.Kind == state.Output && !file.Rewritten {
+		r.Metrics.resources.WithLabelValues(file.Type).Add(float64(file.Count))
+		r.Metrics.bytes.WithLabelValues(file.Type).Add(float64(file.Bytes))
+	}
 	return nil
 }
 
@@ -106,26 +130,24 @@ func (r *run) seal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := r.judge(ctx, all); err != nil {
+		return err
+	}
+	if err := r.rewriteStored(ctx, all); err != nil {
+		return err
+	}
 	for _, typ := range r.job.Types {
-		var open []state.Slice
-		var size int64
-		for _, slice := range all {
-			if slice.Type != typ || slice.SpoolSize == 0 {
-				continue
-			}
-			if open, size = append(open, slice), size+slice.SpoolSize; size < r.MaxFileBytes {
-				continue
-			}
-			if err := r.putFile(ctx, open); err != nil {
-				return err
-			}
-			open, size = nil, 0
+		err := r.join(ctx, state.Output, typ, all, func(s *state.Slice) bool { return s.Type == typ && s.Strategy != state.Deletions })
+		if err != nil {
+			return err
 		}
-		if len(open) > 0 {
-			if err := r.putFile(ctx, open); err != nil {
-				return err
-			}
-		}
+	}
+	err = r.join(ctx, state.Deleted, "Bundle", all, func(s *state.Slice) bool { return s.Strategy == state.Deletions })
+	if err != nil {
+		return err
+	}
+	if r.job, err = r.Store.Get(ctx, r.job.ID); err != nil { // with the remarks of all stages
+		return err
 	}
 	if err := r.putIssues(ctx); err != nil {
 		return err
@@ -144,6 +166,28 @@ func (r *run) seal(ctx context.Context) error {
 		return err
 	}
 	return local(os.RemoveAll(r.dir))
+}
+
+// join puts what the chosen slices still hold, several of them in one file.
+func (r *run) join(ctx context.Context, kind state.Kind, typ string, all []state.Slice, chosen func(*state.Slice) bool) error {
+	var open []state.Slice
+	var size int64
+	for i := range all {
+		if all[i].SpoolSize == 0 || !chosen(&all[i]) {
+			continue
+		}
+		if open, size = append(open, all[i]), size+all[i].SpoolSize; size < r.MaxFileBytes {
+			continue
+		}
+		if err := r.putFile(ctx, kind, typ, open); err != nil {
+			return err
+		}
+		open, size = nil, 0
+	}
+	if len(open) == 0 {
+		return nil
+	}
+	return r.putFile(ctx, kind, typ, open)
 }
 
 // putIssues puts the job's remarks as a file of OperationOutcomes, one a line.
@@ -178,45 +222,12 @@ func (r *run) putIssues(ctx context.Context) error {
 	return r.Store.MarkStored(ctx, r.job.ID, file, nil)
 }
 
-// storedManifest is the manifest beside the files: the client's one, with names relative to itself instead of links,
-// which would die.
-type storedManifest struct {
-	Status              string       `json:"status"`
-	TransactionTime     string       `json:"transactionTime"`
-	Request             string       `json:"request"`
-	RequiresAccessToken bool         `json:"requiresAccessToken"`
-	Output              []storedFile `json:"output"`
-	Deleted             []storedFile `json:"deleted"`
-	Error               []storedFile `json:"error"`
-}
-
-type storedFile struct {
-	Type  string `json:"type"`
-	URL   string `json:"url"`
-	Count int64  `json:"count"`
-}
-
 func (r *run) putManifest(ctx context.Context) error {
 	files, err := r.Store.Files(ctx, r.job.ID)
 	if err != nil {
 		return err
 	}
-	manifest := storedManifest{
-		Status:          "completed",
-		TransactionTime: fhir.FormatInstant(r.job.TransactionTime),
-		Request:         r.job.Kickoff.Request,
-		Output:          []storedFile{},
-		Deleted:         []storedFile{},
-		Error:           []storedFile{},
-	}
-	for _, file := range files {
-		entry := storedFile{Type: file.Type, URL: file.Name, Count: file.Count}
-		if file.Kind == state.Error {
-			manifest.Error = append(manifest.Error, entry)
-		} else {
-			manifest.Output = append(manifest.Output, entry)
-		}
-	}
+	manifest := state.NewManifest(r.job, files, func(file state.File) string { return file.Name })
 	var body bytes.Buffer
 	encoder := json.NewEncoder(&body)
 	encoder.SetEscapeHTML(false) // the request's "&" stays one

@@ -14,8 +14,6 @@ const (
 	// checkpointTime and checkpointBytes are how much reading a crash may cost.
 	checkpointTime  = 2 * time.Second
 	checkpointBytes = 16 << 20
-	// proofTries is how often a slice is read again when the server counts more than was met.
-	proofTries = 3
 )
 
 // errStrategy tells that the server did not keep what the slice's strategy needs: it ignored a bound or the sort.
@@ -44,8 +42,11 @@ type walk struct {
 	seenRows, seenBytes int64
 }
 
-// walk reads a slice from where its last checkpoint left it, and proves it.
-func (r *run) walk(ctx context.Context, slice *state.Slice) (err error) {
+// walk reads a slice from where its last checkpoint left it.
+func (r *run) walk(ctx context.Context, slice *state.Slice) error { return r.read(ctx, slice, false) }
+
+// read reads a slice, anew from its beginning or from where its last checkpoint left it.
+func (r *run) read(ctx context.Context, slice *state.Slice, anew bool) (err error) {
 	files, err := openSpool(r.dir, slice)
 	if err != nil {
 		return err
@@ -63,6 +64,11 @@ func (r *run) walk(ctx context.Context, slice *state.Slice) (err error) {
 	w.loadBoundary()
 	if len(slice.Lists) > 0 || slice.Strategy == state.Paging || slice.Reread {
 		if err := w.loadWritten(); err != nil {
+			return err
+		}
+	}
+	if anew {
+		if err := w.again(ctx); err != nil {
 			return err
 		}
 	}
@@ -106,36 +112,19 @@ func (w *walk) loadWritten() error {
 	})
 }
 
-// readAll reads the slice by its strategy, counts it again, and reads it again when the count is higher.
+// readAll reads the slice by its strategy, and by the server's own pages where the server does not keep what that needs.
 func (w *walk) readAll(ctx context.Context) error {
-	for try := 1; ; try++ {
-		err := w.readOnce(ctx)
-		if errors.Is(err, errStrategy) && w.slice.Strategy == state.Keyset {
-			w.Log.WarnContext(ctx, "server ignores a search parameter, its own pages are read instead",
-				"job", w.job.ID, "type", w.slice.Type, "slice", w.slice.Seq)
-			w.slice.Strategy = state.Paging
-			err = w.again(ctx)
-			if err == nil {
-				continue
-			}
-		}
-		if err != nil {
-			return err
-		}
-		missing, err := w.missing(ctx)
-		if err != nil || missing == 0 {
-			return err
-		}
-		if try == proofTries {
-			return fmt.Errorf("the server counts %d more rows than it gave: %w", missing, errIncomplete)
-		}
-		if err := sleep(ctx, time.Duration(try)*firstPause); err != nil {
-			return err
-		}
-		if err := w.again(ctx); err != nil {
-			return err
-		}
+	err := w.readOnce(ctx)
+	if !errors.Is(err, errStrategy) || w.slice.Strategy != state.Keyset {
+		return err
 	}
+	w.Log.WarnContext(ctx, "server ignores a search parameter, its own pages are read instead",
+		"job", w.job.ID, "type", w.slice.Type, "slice", w.slice.Seq)
+	w.slice.Strategy = state.Paging
+	if err := w.again(ctx); err != nil {
+		return err
+	}
+	return w.readOnce(ctx)
 }
 
 func (w *walk) readOnce(ctx context.Context) error {
@@ -161,8 +150,12 @@ func (w *walk) again(ctx context.Context) error {
 		return err
 	}
 	w.ahead = nil
-	w.slice.Query, w.slice.Cursor, w.slice.Boundary, w.slice.Met, w.slice.Reread = 0, time.Time{}, nil, 0, true
+	w.slice.Query, w.slice.Cursor, w.slice.Boundary, w.slice.Met, w.slice.MetSize = 0, time.Time{}, nil, 0, 0
+	w.slice.Reread, w.slice.Done, w.slice.Holes = true, false, nil
 	clear(w.boundary)
+	if err := w.spool.cut(w.slice); err != nil {
+		return err
+	}
 	if err := w.checkpoint(ctx); err != nil {
 		return err
 	}
@@ -178,28 +171,22 @@ func (w *walk) queries() int {
 }
 
 // query is the search that is being read, without its page.
-func (w *walk) query() fhir.Query {
+func (w *walk) query() fhir.Query { return w.queryAt(w.slice.Query) }
+
+func (w *walk) queryAt(n int) fhir.Query {
 	q := fhir.Query{Type: w.slice.Type, From: w.slice.From, To: w.slice.To}
 	if len(w.slice.Lists) > 0 {
 		lists := w.cohort.lists(w.slice.ListSize)
-		param := w.slice.Lists[w.slice.Query/lists]
-		q = q.With(fhir.QueryParam{Name: param, Value: w.cohort.list(param, w.slice.Query%lists, w.slice.ListSize)})
+		param := w.slice.Lists[n/lists]
+		q = q.With(fhir.QueryParam{Name: param, Value: w.cohort.list(param, n%lists, w.slice.ListSize)})
 	}
 	return q
 }
 
-// missing counts the slice again. Rows can only leave a window that has settled, so fewer than were met is no hole.
-func (w *walk) missing(ctx context.Context) (int64, error) {
-	if !w.profile.Counts || w.slice.Strategy == state.Paging || len(w.slice.Lists) > 0 {
-		return 0, nil // server pages prove themselves; lists are proved by their parameters (see useLists)
-	}
-	var count int64
-	err := w.pace.do(ctx, func() error {
-		var err error
-		count, err = w.Client.Count(ctx, w.query())
-		return err
-	})
-	return max(0, count-w.slice.Met), err
+// meet counts a row of the window, whether it belongs to the export or not.
+func (w *walk) meet(id string) error {
+	w.slice.Met++
+	return w.spool.meet(id)
 }
 
 // emit writes a row that passes the filter.
@@ -249,7 +236,7 @@ func (w *walk) roll(ctx context.Context) error {
 	if err := w.checkpoint(ctx); err != nil {
 		return err
 	}
-	if err := w.putFile(ctx, []state.Slice{*w.slice}); err != nil {
+	if err := w.putFile(ctx, state.Output, w.slice.Type, []state.Slice{*w.slice}); err != nil {
 		return err
 	}
 	w.slice.SpoolSize, w.slice.SpoolRows = 0, 0

@@ -2,6 +2,7 @@ package exporter
 
 import (
 	"bufio"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -24,10 +25,10 @@ func local(err error) error {
 	return fmt.Errorf("%w: %w", errLocal, err)
 }
 
-// spool is the open file of a slice, and beside it the index of the ids written: one line "id<TAB>version" each. The
-// index runs over all files of the slice, the spool only over the open one.
+// spool is the open file of a slice, and beside it two files that run over the whole slice: the index of the ids written,
+// one line "id<TAB>version" each, and the rows met, also those that the filter kept out, as eight bytes of hash each.
 type spool struct {
-	rows, index sink
+	rows, index, met sink
 }
 
 // sink is an append-only file that can go back to an earlier size.
@@ -39,19 +40,29 @@ type sink struct {
 
 // openSpool opens the files of a slice and cuts them to the sizes of its last checkpoint.
 func openSpool(dir string, slice *state.Slice) (*spool, error) {
-	rows, err := openSink(spoolPath(dir, slice.Seq), slice.SpoolSize)
-	if err != nil {
-		return nil, err
+	s := &spool{}
+	for _, file := range []struct {
+		sink *sink
+		path string
+		size int64
+	}{
+		{&s.rows, spoolPath(dir, slice.Seq), slice.SpoolSize},
+		{&s.index, indexPath(dir, slice.Seq), slice.IndexSize},
+		{&s.met, metPath(dir, slice.Seq), slice.MetSize},
+	} {
+		opened, err := openSink(file.path, file.size)
+		if err != nil {
+			return nil, errors.Join(err, s.close())
+		}
+		*file.sink = opened
 	}
-	index, err := openSink(indexPath(dir, slice.Seq), slice.IndexSize)
-	if err != nil {
-		return nil, errors.Join(err, rows.file.Close())
-	}
-	return &spool{rows: rows, index: index}, nil
+	return s, nil
 }
 
 func spoolPath(dir string, seq int) string { return filepath.Join(dir, strconv.Itoa(seq)+".ndjson") }
 func indexPath(dir string, seq int) string { return filepath.Join(dir, strconv.Itoa(seq)+".ids") }
+
+func metPath(dir string, seq int) string { return filepath.Join(dir, strconv.Itoa(seq)+".met") }
 
 func openSink(path string, size int64) (sink, error) {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
@@ -96,6 +107,13 @@ func (s *sink) cut(size int64) error {
 	return err
 }
 
+func (s *sink) close() error {
+	if s.file == nil {
+		return nil
+	}
+	return s.file.Close()
+}
+
 func (s *sink) sync() error {
 	if err := s.buf.Flush(); err != nil {
 		return err
@@ -111,15 +129,62 @@ func (s *spool) write(line []byte, id, version string) error {
 	))
 }
 
-// cut goes back to earlier sizes, as after a page that broke off.
-func (s *spool) cut(rows, index int64) error {
-	return local(errors.Join(s.rows.cut(rows), s.index.cut(index)))
+// meet notes that a row was met.
+func (s *spool) meet(id string) error {
+	var key [metBytes]byte
+	binary.LittleEndian.PutUint64(key[:], metKey(id))
+	return local(s.met.write(key[:]))
+}
+
+// cut goes back to what a slice was, as after a page that broke off.
+func (s *spool) cut(before *state.Slice) error {
+	return local(errors.Join(s.rows.cut(before.SpoolSize), s.index.cut(before.IndexSize), s.met.cut(before.MetSize)))
+}
+
+// measure sets the sizes of a slice to those of its files.
+func (s *spool) measure(slice *state.Slice) {
+	slice.SpoolSize, slice.IndexSize, slice.MetSize = s.rows.size, s.index.size, s.met.size
 }
 
 // sync makes all that was written durable.
-func (s *spool) sync() error { return local(errors.Join(s.rows.sync(), s.index.sync())) }
+func (s *spool) sync() error { return local(errors.Join(s.rows.sync(), s.index.sync(), s.met.sync())) }
 
-func (s *spool) close() error { return local(errors.Join(s.rows.file.Close(), s.index.file.Close())) }
+func (s *spool) close() error {
+	return local(errors.Join(s.rows.close(), s.index.close(), s.met.close()))
+}
+
+// metBytes is the size of a row in the file of met rows.
+const metBytes = 8
+
+// metKey is a hash of an id that is the same in every process (FNV-1a). Only the ids that the history names are looked
+// up by it, some thousands, so that a false hit is less likely than a broken disk.
+func metKey(id string) uint64 {
+	key := uint64(14695981039346656037)
+	for i := range len(id) {
+		key = (key ^ uint64(id[i])) * 1099511628211
+	}
+	return key
+}
+
+// eachMet reads the first size bytes of a slice's met rows.
+func eachMet(dir string, seq int, size int64, fn func(key uint64)) (err error) {
+	file, err := os.Open(metPath(dir, seq))
+	if err != nil {
+		return local(err)
+	}
+	defer func() { err = errors.Join(err, local(file.Close())) }()
+	in := bufio.NewReaderSize(io.LimitReader(file, size), 64<<10)
+	var key [metBytes]byte
+	for {
+		switch _, err := io.ReadFull(in, key[:]); {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return local(err)
+		}
+		fn(binary.LittleEndian.Uint64(key[:]))
+	}
+}
 
 // eachWritten reads the first size bytes of a slice's index.
 func eachWritten(dir string, seq int, size int64, fn func(id, version string) error) (err error) {

@@ -12,28 +12,8 @@ import (
 	"time"
 
 	"sidecar/exporter/blob"
-	"sidecar/exporter/fhir"
 	"sidecar/state"
 )
-
-// Manifest is the body of a completed status request: version 3 of the guide, with the status that clients of the
-// original product read.
-type Manifest struct {
-	Status              string         `json:"status"`
-	TransactionTime     string         `json:"transactionTime"`
-	Request             string         `json:"request"`
-	RequiresAccessToken bool           `json:"requiresAccessToken"`
-	Output              []ManifestFile `json:"output"`
-	Deleted             []ManifestFile `json:"deleted"`
-	Error               []ManifestFile `json:"error"`
-}
-
-// ManifestFile is one file of a manifest.
-type ManifestFile struct {
-	Type  string `json:"type"`
-	URL   string `json:"url"`
-	Count int64  `json:"count"`
-}
 
 // manifest answers with the manifest of a completed job. Links are signed now, so that they live as long as they can;
 // Expires is when the first of them dies.
@@ -43,15 +23,8 @@ func (p *Proxy) manifest(w http.ResponseWriter, r *http.Request, job *state.Job)
 		p.refuse(w, r, err)
 		return
 	}
-	m := Manifest{
-		Status:          "completed",
-		TransactionTime: fhir.FormatInstant(job.TransactionTime),
-		Request:         job.Kickoff.Request,
-		Output:          []ManifestFile{},
-		Deleted:         []ManifestFile{},
-		Error:           []ManifestFile{},
-	}
 	expires := p.Exports.ExpiresAt(job)
+	links := make(map[string]string, len(files))
 	for _, file := range files {
 		link, dies, err := p.link(r.Context(), job, file, expires)
 		if err != nil {
@@ -62,13 +35,9 @@ func (p *Proxy) manifest(w http.ResponseWriter, r *http.Request, job *state.Job)
 		if dies.Before(expires) {
 			expires = dies
 		}
-		entry := ManifestFile{Type: file.Type, URL: link, Count: file.Count}
-		if file.Kind == state.Error {
-			m.Error = append(m.Error, entry)
-		} else {
-			m.Output = append(m.Output, entry)
-		}
+		links[file.Name] = link
 	}
+	m := state.NewManifest(job, files, func(file state.File) string { return links[file.Name] })
 	// Links hold "&", which people copy out of the manifest: it stays as it is.
 	var body bytes.Buffer
 	encoder := json.NewEncoder(&body)

@@ -303,7 +303,7 @@ func TestFileLinksFollowTheKickoffsBase(t *testing.T) {
 	job := completed()
 	job.Kickoff.Base = h.base
 	h.addJob(job, twoFiles)
-	var manifest proxy.Manifest
+	var manifest state.Manifest
 	if err := json.Unmarshal([]byte(h.ask(http.MethodGet, h.base+"/$export-status/0b6a").body), &manifest); err != nil {
 		t.Fatal(err)
 	}

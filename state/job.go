@@ -91,6 +91,54 @@ type Job struct {
 
 	Failure *Failure `json:"failure,omitempty"`
 	Issues  []Issue  `json:"issues,omitempty"`
+	// Proof says for each type what was counted and what was written, fixed when the job is completed.
+	Proof []Proof `json:"proof,omitempty"`
+}
+
+// Verdict says how far the completeness of a slice or a type was shown.
+type Verdict string
+
+// From the strongest to the weakest.
+const (
+	// Proved: the server's count equals what was met, less what its history shows to have left the window since.
+	Proved Verdict = "proved"
+	// Counted: the server counts no more than was met. It has no history that could say what has left.
+	Counted Verdict = "counted"
+	// Paged: the server's own pages held as many rows as it counted before and after.
+	Paged Verdict = "paged"
+	// Unverified: the server does not count.
+	Unverified Verdict = "unverified"
+	// Incomplete: rows are missing, and the operator allows that.
+	Incomplete Verdict = "incomplete"
+)
+
+// Proof is the account of one type.
+type Proof struct {
+	Type string `json:"type"`
+	// Expected is how many rows the server has in the export's window as of T: its count at the end and those that have
+	// left the window since T. -1 where it does not count. It counts before our filter of compartment and _since.
+	Expected int64 `json:"expected"`
+	// Met is how many rows the crawl met, before the filter.
+	Met int64 `json:"met"`
+	// Exported is how many resources the output holds, Repaired how many of them were taken from the history.
+	Exported int64 `json:"exported"`
+	Repaired int64 `json:"repaired"`
+	// Replaced is how many resources were taken out again, because a write showed after the settle pause.
+	Replaced int64 `json:"replaced,omitempty"`
+	// Deleted is how many deletions are reported.
+	Deleted int64   `json:"deleted,omitempty"`
+	Verdict Verdict `json:"verdict"`
+}
+
+// Hole is a window of a type in which rows are missing.
+type Hole struct {
+	// From and To bound lastUpdated, [From, To); zero where that side is open.
+	From time.Time `json:"from,omitzero"`
+	To   time.Time `json:"to,omitzero"`
+	// Rows is how many rows are missing, -1 where that is not known.
+	Rows int64 `json:"rows"`
+	// Reason is for the client: it holds no resource content, id or search value.
+	Reason string `json:"reason"`
 }
 
 // Running tells whether the job takes a slot.
@@ -106,6 +154,8 @@ const (
 	Paging Strategy = "paging"
 	// History reads the type's history after the crawl and adds what changed before it was read.
 	History Strategy = "history"
+	// Deletions holds the type's deletions since _since, as transaction Bundles.
+	Deletions Strategy = "deletions"
 )
 
 // Slice is the unit of planning, of parallel work and of resuming: one query window over one type.
@@ -143,6 +193,17 @@ type Slice struct {
 	// Reread tells that the slice was begun again: rows that it meets may be in the index already.
 	Reread bool `json:"reread,omitempty"`
 	Done   bool `json:"done,omitempty"`
+
+	// MetSize is the durable size in bytes of the file of met rows, which begins anew with each reading of the slice.
+	MetSize int64 `json:"metSize,omitempty"`
+	// Left is how many met rows the history showed to have left the window, Expected the count of the proof with them.
+	Left     int64   `json:"left,omitempty"`
+	Expected int64   `json:"expected,omitempty"`
+	Verdict  Verdict `json:"verdict,omitempty"`
+	// Holes are the parts of the window that could not be read.
+	Holes []Hole `json:"holes,omitempty"`
+	// Dropped are rows that do not belong to the output after all, by their number in the slice's index, ascending.
+	Dropped []int64 `json:"dropped,omitempty"`
 }
 
 // Kind tells in which array of the manifest a file is listed.
@@ -150,8 +211,9 @@ type Kind string
 
 // The arrays of the manifest.
 const (
-	Output Kind = "output"
-	Error  Kind = "error"
+	Output  Kind = "output"
+	Deleted Kind = "deleted"
+	Error   Kind = "error"
 )
 
 // File is one object of a job in the bucket.
@@ -166,4 +228,8 @@ type File struct {
 	Stored bool `json:"stored"`
 	// Slices are the numbers of the slices whose spool files, one after another, are the content.
 	Slices []int `json:"slices,omitempty"`
+	// First is the number in its slice's index of the first row of a file that was stored while the slice was read.
+	First int64 `json:"first,omitempty"`
+	// Rewritten tells that the content is a local copy without rows that were dropped, no more the slices' spool files.
+	Rewritten bool `json:"rewritten,omitempty"`
 }

@@ -174,11 +174,16 @@ func (s *Store) Slices(ctx context.Context, id string) ([]Slice, error) {
 	return slices, err
 }
 
-// Checkpoint stores how far a slice was read. The caller has synced the slice's spool and index to the sizes in it. It
+// Checkpoint stores how far slices were read, together. The caller has synced each slice's files to the sizes in it. It
 // fails with ErrFinal when the job does not run any more.
-func (s *Store) Checkpoint(ctx context.Context, id string, slice *Slice) error {
+func (s *Store) Checkpoint(ctx context.Context, id string, slices ...*Slice) error {
 	return s.updateRunning(ctx, id, func(tx *bbolt.Tx, _ *Job) error {
-		return put(tx.Bucket(slicesBucket), sliceKey(id, slice.Seq), slice)
+		for _, slice := range slices {
+			if err := put(tx.Bucket(slicesBucket), sliceKey(id, slice.Seq), slice); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 
@@ -200,6 +205,18 @@ func (s *Store) Allot(ctx context.Context, id string, file File) (File, error) {
 		return put(tx.Bucket(filesBucket), fileKey(id, file.Name), &file)
 	})
 	return file, err
+}
+
+// PutFile records a change of a file that has its number. It fails with ErrFinal when the job does not run any more.
+func (s *Store) PutFile(ctx context.Context, id string, file File) error {
+	return s.updateRunning(ctx, id, func(tx *bbolt.Tx, _ *Job) error {
+		return put(tx.Bucket(filesBucket), fileKey(id, file.Name), &file)
+	})
+}
+
+// DropFile forgets a file that was removed from the bucket. It fails with ErrFinal when the job does not run any more.
+func (s *Store) DropFile(ctx context.Context, id, name string) error {
+	return s.updateRunning(ctx, id, func(tx *bbolt.Tx, _ *Job) error { return tx.Bucket(filesBucket).Delete(fileKey(id, name)) })
 }
 
 // MarkStored records that the bucket has the file, together with the slices whose spool it took. It fails with

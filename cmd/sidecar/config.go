@@ -62,6 +62,9 @@ type config struct {
 	GiveUp       time.Duration `yaml:"give_up"`
 	MaxFileBytes int64         `yaml:"max_file_bytes"`
 
+	AllowPartial   bool                    `yaml:"allow_partial"`
+	WithoutHistory exporter.WithoutHistory `yaml:"without_history"`
+
 	Accounts []account `yaml:"accounts"`
 }
 
@@ -116,6 +119,8 @@ func defaultConfig() *config {
 		Workers:       exporter.DefaultWorkers,
 		GiveUp:        exporter.DefaultGiveUp,
 		MaxFileBytes:  exporter.DefaultMaxFileBytes,
+
+		WithoutHistory: exporter.IncludeCurrent,
 	}
 	c.Bucket.Kind = "folder"
 	return c
@@ -315,6 +320,11 @@ func (c *config) validate() error {
 	}
 	if c.LogFormat != "text" && c.LogFormat != "json" {
 		fault("log_format must be text or json")
+	}
+	switch c.WithoutHistory {
+	case exporter.IncludeCurrent, exporter.OmitChanged, exporter.Strict:
+	default:
+		fault("without_history must be include, omit or strict")
 	}
 	errs = append(errs, c.validateBucket()...)
 	return errors.Join(errs...)

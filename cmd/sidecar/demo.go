@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"sidecar/exporter/fhir/fhirtest"
-	"sidecar/proxy"
+	"sidecar/state"
 )
 
 const (
@@ -125,7 +125,7 @@ func showExport(ctx context.Context, out io.Writer, base string, sample *fhirtes
 	if err != nil {
 		return err
 	}
-	var manifest proxy.Manifest
+	var manifest state.Manifest
 	if err := json.Unmarshal(raw, &manifest); err != nil {
 		return err
 	}
@@ -225,7 +225,7 @@ func wait(ctx context.Context, pause time.Duration) error {
 }
 
 // compareFiles reads all files and holds them against the sample server's records, line by line.
-func compareFiles(ctx context.Context, out io.Writer, files []proxy.ManifestFile, sample *fhirtest.Server) error {
+func compareFiles(ctx context.Context, out io.Writer, files []state.ManifestFile, sample *fhirtest.Server) error {
 	missing := map[string]int{}
 	for _, typ := range sample.Types() {
 		for _, resource := range sample.Resources(typ) {

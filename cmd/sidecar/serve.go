@@ -106,6 +106,7 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 		Client: client, Store: s.store, Bucket: bucket, Spool: filepath.Join(c.Data, "spool"),
 		Workers: c.Workers, MaxRunning: c.MaxRunning, PageSize: c.PageSize, Settle: c.Settle,
 		MaxFileBytes: c.MaxFileBytes, Retention: c.Retention, GiveUp: c.GiveUp, Log: log, Metrics: engineMetrics,
+		AllowPartial: c.AllowPartial, WithoutHistory: c.WithoutHistory,
 	})
 	if err != nil {
 		return nil, err

@@ -20,7 +20,7 @@ import (
 
 	"sidecar/exporter/fhir"
 	"sidecar/exporter/fhir/fhirtest"
-	"sidecar/proxy"
+	"sidecar/state"
 )
 
 // patience bounds every wait of these tests.
@@ -167,13 +167,13 @@ func (s *sidecar) finish(status string) (got reply) {
 }
 
 // export does a whole export and returns its manifest.
-func (s *sidecar) export(path string) (status string, manifest proxy.Manifest) {
+func (s *sidecar) export(path string) (status string, manifest state.Manifest) {
 	s.t.Helper()
 	status = s.kickOff(path)
 	return status, s.manifest(status)
 }
 
-func (s *sidecar) manifest(status string) (manifest proxy.Manifest) {
+func (s *sidecar) manifest(status string) (manifest state.Manifest) {
 	s.t.Helper()
 	got := s.finish(status)
 	if got.status != http.StatusOK {
@@ -186,7 +186,7 @@ func (s *sidecar) manifest(status string) (manifest proxy.Manifest) {
 }
 
 // checkFiles downloads the files of a manifest and compares all their lines with the wanted ones.
-func checkFiles(t *testing.T, manifest proxy.Manifest, want []string) {
+func checkFiles(t *testing.T, manifest state.Manifest, want []string) {
 	t.Helper()
 	var got []string
 	for _, file := range manifest.Output {

@@ -1,0 +1,135 @@
+package exporter
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"sidecar/exporter/fhir"
+	"sidecar/state"
+)
+
+// deletionsPerBundle is how many deletions one line of a deleted file holds.
+const deletionsPerBundle = 100
+
+// deletions collects what was deleted of one type since _since: the lines of the manifest's deleted array, transaction
+// Bundles of DELETE requests (Bulk Data guide, section "Response - Complete Status").
+type deletions struct {
+	*typeRepair
+	slice *state.Slice // nil while there is none
+	spool *spool
+	urls  []string
+	// unknown counts deletions whose membership cannot be told, since no version of the resource is left.
+	unknown int
+}
+
+func (t *typeRepair) newDeletions() *deletions { return &deletions{typeRepair: t} }
+
+// add takes up a deletion that is newer than _since. At Patient and Group level the resource's last version decides whether
+// it belonged to the export.
+func (d *deletions) add(ctx context.Context, w *walk, id string, c *change) error {
+	since := d.job.Kickoff.Since
+	if since.IsZero() || !c.updated.After(since) {
+		return nil
+	}
+	member, err := d.wasMember(ctx, w.filter, id)
+	if err != nil || !member {
+		return err
+	}
+	if d.slice == nil {
+		d.slice = &state.Slice{Seq: d.number(), Type: d.typ, Strategy: state.Deletions, Counted: -1, Done: true}
+		if d.spool, err = openSpool(d.dir, d.slice); err != nil {
+			return err
+		}
+	}
+	d.slice.Met++
+	d.urls = append(d.urls, d.typ+"/"+id)
+	if len(d.urls) < deletionsPerBundle {
+		return nil
+	}
+	return d.flush()
+}
+
+// wasMember tells whether the last version of a deleted resource was in the compartment of the export.
+func (d *deletions) wasMember(ctx context.Context, f *filter, id string) (bool, error) {
+	if f.level == state.System || f.typ == "Patient" {
+		return f.member(&fhir.Entry{Type: f.typ, ID: id})
+	}
+	var last change
+	err := d.history(ctx, d.typ, id, beginning, func(row *fhir.Entry) error {
+		if !row.Deleted {
+			last.see(row, d.job.TransactionTime, true)
+		}
+		return nil
+	})
+	if err != nil && !gone(err) {
+		return false, err
+	}
+	if !last.known {
+		d.unknown++
+		return false, nil
+	}
+	return f.member(&fhir.Entry{Type: f.typ, ID: id, Resource: last.body})
+}
+
+type deletionBundle struct {
+	ResourceType string          `json:"resourceType"`
+	Type         string          `json:"type"`
+	Entry        []deletionEntry `json:"entry"`
+}
+
+type deletionEntry struct {
+	Request deletionRequest `json:"request"`
+}
+
+type deletionRequest struct {
+	Method string `json:"method"`
+	URL    string `json:"url"`
+}
+
+// flush writes one Bundle.
+func (d *deletions) flush() error {
+	bundle := deletionBundle{ResourceType: "Bundle", Type: "transaction"}
+	for _, url := range d.urls {
+		bundle.Entry = append(bundle.Entry, deletionEntry{deletionRequest{"DELETE", url}})
+	}
+	d.urls = d.urls[:0]
+	line, err := json.Marshal(bundle)
+	if err != nil {
+		return fmt.Errorf("write deletions: %w", err)
+	}
+	d.slice.Written++
+	d.slice.SpoolRows++
+	return d.spool.write(line, "", "")
+}
+
+// finish makes the lines durable and returns their slice, nil where there is none.
+func (d *deletions) finish(ctx context.Context) (*state.Slice, error) {
+	if d.unknown > 0 {
+		err := d.remark(ctx, state.Issue{
+			Severity: "warning", Code: "incomplete",
+			Text: fmt.Sprintf("%d deleted %s resources have no version left that tells whether they belonged to this export; they are not reported", d.unknown, d.typ),
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	if d.slice == nil {
+		return nil, nil
+	}
+	var err error
+	if len(d.urls) > 0 {
+		err = d.flush()
+	}
+	err = errors.Join(err, d.spool.sync())
+	d.spool.measure(d.slice)
+	return d.slice, err
+}
+
+func (d *deletions) close() error {
+	if d.spool == nil {
+		return nil
+	}
+	return d.spool.close()
+}

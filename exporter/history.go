@@ -1,0 +1,286 @@
+package exporter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"sidecar/exporter/fhir"
+)
+
+const (
+	// repairSpan is how far before T the history is read at least: also what settled later than expected shows there.
+	repairSpan = 60 * time.Second
+	// historyCount is the page size of histories.
+	historyCount = 50
+	// heldBodies bounds in bytes what a type's repair keeps of resources that the history brought along.
+	heldBodies = 4 << 20
+)
+
+// beginning is a time before all versions.
+var beginning = time.Unix(0, 0)
+
+// errNoHistory tells that the server does not offer the history of a type.
+var errNoHistory = errors.New("history is not offered")
+
+// change is what the history says of one id.
+type change struct {
+	// The newest version at or before T, as far as the history was read; known tells whether there is one.
+	known   bool
+	version string
+	updated time.Time
+	deleted bool
+	body    []byte // nil where it was not kept
+	// undated: a deletion was seen of which neither a time nor its neighbours tell on which side of T it is.
+	undated bool
+
+	// The newest version of all.
+	top        bool
+	topVersion string
+	topUpdated time.Time
+	topDeleted bool
+
+	captured bool // the crawl wrote the version that belongs to the output
+}
+
+// changes is the history of one type since shortly before T, or since _since where that is earlier: then it holds of what
+// is older than that span the deletions only.
+type changes struct {
+	until time.Time // T
+	span  time.Time // where the span of repairs begins
+	byID  map[string]*change
+	held  int
+
+	// newer is the time of the last dated entry, open the deletions without a time since then: the history is newest
+	// first, so that an entry's neighbours bound its time.
+	newer  time.Time
+	open   []*change
+	placed map[string]bool // deletions without a time, by id and version: a shifted page shows them again
+}
+
+// changes reads the type's history. The pages shift under writes and show versions twice, which does no harm here.
+func (r *run) changes(ctx context.Context, typ string) (*changes, error) {
+	h := &changes{
+		until: r.job.TransactionTime,
+		span:  r.job.TransactionTime.Add(-max(repairSpan, r.settleTime())),
+		byID:  map[string]*change{}, placed: map[string]bool{},
+	}
+	since := h.span
+	if from := r.job.Kickoff.Since; !from.IsZero() && from.Before(since) {
+		since = from
+	}
+	err := r.history(ctx, typ, "", since, func(row *fhir.Entry) error {
+		if row.Type == typ && row.ID != "" {
+			h.see(row)
+		}
+		return nil
+	})
+	h.leaveOpen()
+	var response *fhir.ResponseError
+	if errors.As(err, &response) && response.NotOffered() {
+		return nil, errNoHistory
+	}
+	return h, err
+}
+
+// changesOf is changes, or nil where the server has no history of the type.
+func (r *run) changesOf(ctx context.Context, typ string) (*changes, error) {
+	if !r.profile.TypeHistory {
+		return nil, nil
+	}
+	h, err := r.changes(ctx, typ)
+	if errors.Is(err, errNoHistory) {
+		return nil, nil
+	}
+	return h, err
+}
+
+// see takes one entry into account.
+func (h *changes) see(row *fhir.Entry) {
+	c := h.byID[row.ID]
+	if c == nil {
+		if !row.Deleted && row.LastUpdated.Before(h.span) {
+			h.date(row.LastUpdated)
+			return
+		}
+		c = &change{}
+		h.byID[row.ID] = c
+	}
+	c.raise(row)
+	if row.Deleted && row.LastUpdated.IsZero() {
+		if !h.place(c, row) {
+			return
+		}
+	} else {
+		h.date(row.LastUpdated)
+	}
+	h.held += c.see(row, h.until, h.held < heldBodies)
+}
+
+// place finds out on which side of T a deletion without a time is, and tells whether that is known now: whatever is older
+// than an entry at or before T is so, too.
+func (h *changes) place(c *change, row *fhir.Entry) bool {
+	key := row.ID + "/" + row.Version
+	again := h.placed[key]
+	h.placed[key] = true
+	switch {
+	case h.newer.IsZero() || h.newer.After(h.until):
+		h.open = append(h.open, c)
+		return false
+	case again: // on a page that has shifted the entry before is not the neighbour
+		return false
+	}
+	row.LastUpdated = h.newer
+	return true
+}
+
+// date passes a dated entry: the open deletions before it are later.
+func (h *changes) date(at time.Time) {
+	if at.After(h.until) {
+		h.open = h.open[:0]
+	} else {
+		h.leaveOpen()
+	}
+	h.newer = at
+}
+
+// leaveOpen leaves the deletions that may be on either side of T to the resource's own history.
+func (h *changes) leaveOpen() {
+	for _, c := range h.open {
+		c.undated = true
+	}
+	h.open = h.open[:0]
+}
+
+// raise remembers the newest version of all.
+func (c *change) raise(row *fhir.Entry) {
+	if c.top && !newer(row.Version, row.LastUpdated, c.topVersion, c.topUpdated) {
+		return
+	}
+	c.top, c.topVersion, c.topUpdated, c.topDeleted = true, row.Version, row.LastUpdated, row.Deleted
+}
+
+// see takes a version into account if it is the newest at or before T, and returns by how many bytes the body grew.
+func (c *change) see(row *fhir.Entry, until time.Time, keep bool) int {
+	if row.LastUpdated.After(until) || c.known && !newer(row.Version, row.LastUpdated, c.version, c.updated) {
+		return 0
+	}
+	before := len(c.body)
+	c.known, c.version, c.updated, c.deleted, c.body = true, row.Version, row.LastUpdated, row.Deleted, nil
+	if keep && !row.Deleted {
+		c.body = append([]byte(nil), row.Resource...)
+	}
+	return len(c.body) - before
+}
+
+// newer compares versions by number where they are numbers, else by time: the time may go back within one resource when
+// a slow transaction commits late.
+func newer(version string, updated time.Time, than string, thanUpdated time.Time) bool {
+	a, errA := strconv.ParseUint(version, 10, 64)
+	b, errB := strconv.ParseUint(than, 10, 64)
+	if errA == nil && errB == nil {
+		return a > b
+	}
+	return updated.After(thanUpdated)
+}
+
+// left tells whether the resource is not in a window any more that it was met in.
+func (c *change) left(to time.Time) bool {
+	return c.top && (c.topDeleted || !to.IsZero() && !c.topUpdated.Before(to))
+}
+
+// in tells whether the resource is in a window now.
+func (c *change) in(from, to time.Time) bool {
+	return c.top && !c.topDeleted && !c.topUpdated.Before(from) && (to.IsZero() || c.topUpdated.Before(to))
+}
+
+// asOf asks the resource's own history for its version at or before a time. Deletions without a time are placed by the
+// server: those that it lists since a millisecond later came later.
+func (r *run) asOf(ctx context.Context, typ, id string, until time.Time, c *change) error {
+	*c = change{top: c.top, topVersion: c.topVersion, topUpdated: c.topUpdated, topDeleted: c.topDeleted}
+	var undated []fhir.Entry
+	err := r.history(ctx, typ, id, beginning, func(row *fhir.Entry) error {
+		if row.Deleted && row.LastUpdated.IsZero() {
+			undated = append(undated, fhir.Entry{Type: typ, ID: id, Version: row.Version, Deleted: true})
+			return nil
+		}
+		c.see(row, until, true)
+		return nil
+	})
+	if gone(err) { // expunged: no version of it can be had
+		return nil
+	}
+	if err != nil || len(undated) == 0 {
+		return err
+	}
+	later := map[string]bool{}
+	err = r.history(ctx, typ, id, until.Add(time.Millisecond), func(row *fhir.Entry) error {
+		later[row.Version] = true
+		return nil
+	})
+	if err != nil && !gone(err) {
+		return err
+	}
+	for i := range undated {
+		if !later[undated[i].Version] {
+			undated[i].LastUpdated = until
+			c.see(&undated[i], until, false)
+		}
+	}
+	return nil
+}
+
+// gone tells whether a history is not there.
+func gone(err error) bool {
+	status := fhir.StatusOf(err)
+	return status == 404 || status == 410
+}
+
+// history reads all pages of a history, from the first one again when the server forgot a link: fn sees entries twice then.
+func (r *run) history(ctx context.Context, typ, id string, since time.Time, fn func(*fhir.Entry) error) error {
+	for range maxPasses {
+		err := r.historyPages(ctx, typ, id, since, fn)
+		if !errors.Is(err, errExpired) {
+			return err
+		}
+	}
+	return fmt.Errorf("pages of the history expire before they are read: %w", errIncomplete)
+}
+
+func (r *run) historyPages(ctx context.Context, typ, id string, since time.Time, fn func(*fhir.Entry) error) error {
+	link := ""
+	followed := map[string]bool{}
+	for {
+		var next string
+		err := r.pace.do(ctx, func() error {
+			var page *fhir.Page
+			var err error
+			if link == "" {
+				page, err = r.Client.History(ctx, typ, id, since, historyCount)
+			} else {
+				page, err = r.Client.Follow(ctx, typ, "history", link)
+			}
+			if err != nil {
+				return err
+			}
+			if err := page.Each(fn); err != nil {
+				return err
+			}
+			next, err = page.Next()
+			return err
+		})
+		if link != "" && expired(err) {
+			return errExpired // without the status, which would say that there is no history
+		}
+		if err != nil || next == "" {
+			return err
+		}
+		if followed[next] {
+			return fmt.Errorf("next links of the history do not end: %w", errIncomplete)
+		}
+		followed[next] = true
+		link = next
+	}
+}

@@ -1,0 +1,235 @@
+package exporter
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"sidecar/exporter/fhir"
+	"sidecar/state"
+)
+
+// proofTries is how often a slice is read again when the server counts more than was met.
+const proofTries = 3
+
+// prove counts the slices of a type again and holds the counts against what was met, with the type's history between: a
+// row may have left its window since it was met, and one that was written before T may have shown only after its window
+// was read. It returns the history, in which everything stands that changed before it was read; nil where there is none.
+func (r *run) prove(ctx context.Context, typ string, crawled []*state.Slice) (*changes, error) {
+	for try := 1; ; try++ {
+		h, err := r.changesOf(ctx, typ)
+		if err != nil {
+			return nil, err
+		}
+		var open []*state.Slice
+		for _, slice := range crawled {
+			missing, err := r.account(ctx, slice, h)
+			if err != nil {
+				return nil, fmt.Errorf("count slice %d of %s: %w", slice.Seq, typ, err)
+			}
+			switch {
+			case missing == 0 || len(slice.Holes) > 0: // known already
+			case try == proofTries:
+				slice.Holes = append(slice.Holes, state.Hole{
+					From: slice.From, To: slice.To, Rows: missing, Reason: "the server counts more resources than it gives",
+				})
+			default:
+				open = append(open, slice)
+				continue
+			}
+			if len(slice.Holes) > 0 {
+				slice.Verdict = state.Incomplete
+			}
+			if err := r.Store.Checkpoint(ctx, r.job.ID, slice); err != nil {
+				return nil, err
+			}
+		}
+		if len(open) == 0 {
+			return h, nil
+		}
+		if err := sleep(ctx, time.Duration(try)*firstPause); err != nil {
+			return nil, err
+		}
+		for _, slice := range open {
+			if err := r.read(ctx, slice, true); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
+
+// account counts a slice and sets its verdict, and returns how many rows are missing.
+func (r *run) account(ctx context.Context, slice *state.Slice, h *changes) (int64, error) {
+	slice.Expected, slice.Left = -1, 0
+	switch {
+	case slice.Verdict == state.Incomplete:
+		return 0, nil
+	case !r.profile.Counts:
+		slice.Verdict = state.Unverified
+		return 0, nil
+	case slice.Strategy == state.Paging: // proved itself while it was read
+		slice.Verdict, slice.Expected = state.Paged, slice.Met
+		return 0, nil
+	}
+	count, err := r.countSlice(ctx, slice)
+	if err != nil {
+		return 0, err
+	}
+	if h == nil {
+		slice.Verdict, slice.Expected = state.Counted, max(count, slice.Met)
+		return max(0, count-slice.Met), nil
+	}
+	before, err := r.moved(slice, h)
+	if err != nil {
+		return 0, err
+	}
+	slice.Verdict, slice.Left, slice.Expected = state.Proved, before.left, count+before.left
+	if count == slice.Met-before.left+before.came {
+		return 0, nil
+	}
+	// Rows may have left between the history and the count: they stand in a history that is read after it.
+	h, err = r.changesOf(ctx, slice.Type)
+	if err != nil {
+		return 0, err
+	}
+	after, err := r.moved(slice, h)
+	if err != nil {
+		return 0, err
+	}
+	least := slice.Met - after.left + min(before.came, after.came)
+	most := slice.Met - before.left + max(before.came, after.came)
+	if count < least { // more has left than the history says: it was expunged, or the count lags
+		slice.Verdict = state.Counted
+	}
+	return max(0, count-most), nil
+}
+
+// countSlice asks the server how many rows a slice has now, over all its queries.
+func (r *run) countSlice(ctx context.Context, slice *state.Slice) (int64, error) {
+	w := &walk{run: r, slice: slice}
+	var total int64
+	for n := range w.queries() {
+		count, err := r.count(ctx, w.queryAt(n))
+		if err != nil {
+			return 0, err
+		}
+		total += count
+	}
+	return total, nil
+}
+
+// movement is what the history says of the rows of a slice.
+type movement struct {
+	left int64 // met, and in the window no more
+	came int64 // in the window now and not met: a late write; the repair adds it
+}
+
+// moved looks the changed rows up among those that the slice met.
+func (r *run) moved(slice *state.Slice, h *changes) (movement, error) {
+	met := make(map[uint64]int64, len(h.byID))
+	for id := range h.byID {
+		met[metKey(id)] = 0
+	}
+	var m movement
+	if len(met) == 0 {
+		return m, nil
+	}
+	err := eachMet(r.dir, slice.Seq, slice.MetSize, func(key uint64) {
+		if times, changed := met[key]; changed {
+			met[key] = times + 1
+		}
+	})
+	for id, c := range h.byID {
+		times := met[metKey(id)]
+		switch {
+		case c.left(slice.To):
+			m.left += times // from several lists a row is met, and counted, more than once
+		case times == 0 && len(slice.Lists) == 0 && c.in(slice.From, slice.To):
+			m.came++
+		}
+	}
+	return m, err
+}
+
+// judge sums up the proofs, and ends the job when something is missing and the operator does not allow that.
+func (r *run) judge(ctx context.Context, all []state.Slice) error {
+	proofs := make([]state.Proof, 0, len(r.job.Types))
+	var issues []state.Issue
+	for _, typ := range r.job.Types {
+		proof, holes := sumUp(typ, all)
+		proofs = append(proofs, proof)
+		for _, hole := range holes {
+			r.Metrics.missing.WithLabelValues(typ).Add(float64(max(0, hole.Rows)))
+			issues = append(issues, holeIssue(typ, hole))
+		}
+		r.Metrics.proof(proof)
+	}
+	if len(issues) > 0 && !r.AllowPartial {
+		return fmt.Errorf("%s: %w", issues[0].Text, errIncomplete)
+	}
+	if err := r.remark(ctx, issues...); err != nil {
+		return err
+	}
+	return r.Store.Update(ctx, r.job.ID, func(job *state.Job) error {
+		job.Proof = proofs
+		return nil
+	})
+}
+
+// sumUp is the account of one type over its slices: its verdict is the weakest of theirs.
+func sumUp(typ string, all []state.Slice) (state.Proof, []state.Hole) {
+	proof := state.Proof{Type: typ, Verdict: state.Proved}
+	var holes []state.Hole
+	for i := range all {
+		slice := &all[i]
+		switch {
+		case slice.Type != typ:
+			continue
+		case slice.Strategy == state.Deletions:
+			proof.Deleted += slice.Met
+			continue
+		case slice.Strategy == state.History:
+			proof.Repaired += slice.Written
+			proof.Exported += slice.Written
+			continue
+		}
+		proof.Met += slice.Met
+		proof.Exported += slice.Written - int64(len(slice.Dropped))
+		proof.Replaced += int64(len(slice.Dropped))
+		if slice.Expected < 0 || proof.Expected < 0 {
+			proof.Expected = -1
+		} else {
+			proof.Expected += slice.Expected
+		}
+		proof.Verdict = weaker(proof.Verdict, slice.Verdict)
+		holes = append(holes, slice.Holes...)
+	}
+	return proof, holes
+}
+
+// verdicts are ordered from the strongest to the weakest.
+var verdicts = []state.Verdict{state.Proved, state.Counted, state.Paged, state.Unverified, state.Incomplete}
+
+func weaker(a, b state.Verdict) state.Verdict {
+	return verdicts[max(slices.Index(verdicts, a), slices.Index(verdicts, b))]
+}
+
+// holeIssue says which window of which type is missing and why.
+func holeIssue(typ string, hole state.Hole) state.Issue {
+	what := "resources"
+	if hole.Rows >= 0 {
+		what = fmt.Sprintf("%d resources", hole.Rows)
+	}
+	window := ""
+	if !hole.From.IsZero() {
+		window += " from " + fhir.FormatInstant(hole.From)
+	}
+	if !hole.To.IsZero() {
+		window += " before " + fhir.FormatInstant(hole.To)
+	}
+	if window != "" {
+		window = " with lastUpdated" + window
+	}
+	return state.Issue{Severity: "error", Code: "incomplete", Text: fmt.Sprintf("%s: %s%s are missing: %s", typ, what, window, hole.Reason)}
+}

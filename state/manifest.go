@@ -1,0 +1,73 @@
+package state
+
+// Manifest is the answer to a completed export: version 3 of the guide, with the status that clients of the original
+// product read. Arrays are always there.
+type Manifest struct {
+	Status              string         `json:"status"`
+	TransactionTime     string         `json:"transactionTime"`
+	Request             string         `json:"request"`
+	RequiresAccessToken bool           `json:"requiresAccessToken"`
+	Output              []ManifestFile `json:"output"`
+	Deleted             []ManifestFile `json:"deleted"`
+	Error               []ManifestFile `json:"error"`
+	// Extension holds the proofs under "completeness", one a type of the export.
+	Extension *ManifestExtension `json:"extension,omitempty"`
+}
+
+// ManifestExtension is the extension of a manifest: a plain JSON object (Bulk Data guide, section "Response - Complete
+// Status", versions 1 to 3).
+type ManifestExtension struct {
+	// Completeness holds one account for each type that was read, also for those without a resource.
+	Completeness []Proof `json:"completeness"`
+}
+
+// ManifestFile is one file of a manifest.
+type ManifestFile struct {
+	Type  string `json:"type"`
+	URL   string `json:"url"`
+	Count int64  `json:"count"`
+	// Extension repeats the account of the file's type, absent for error files.
+	Extension *FileExtension `json:"extension,omitempty"`
+}
+
+// FileExtension is the extension of an item of a manifest.
+type FileExtension struct {
+	Completeness *Proof `json:"completeness"`
+}
+
+// instantLayout is FHIR's instant in UTC.
+const instantLayout = "2006-01-02T15:04:05.000Z"
+
+// NewManifest lists the files of a completed job; address gives the url of each.
+func NewManifest(job *Job, files []File, address func(File) string) Manifest {
+	m := Manifest{
+		Status:          "completed",
+		TransactionTime: job.TransactionTime.UTC().Format(instantLayout),
+		Request:         job.Kickoff.Request,
+		Output:          []ManifestFile{},
+		Deleted:         []ManifestFile{},
+		Error:           []ManifestFile{},
+	}
+	proofs := make(map[string]*Proof, len(job.Proof))
+	for i := range job.Proof {
+		proofs[job.Proof[i].Type] = &job.Proof[i]
+	}
+	if len(job.Proof) > 0 {
+		m.Extension = &ManifestExtension{Completeness: job.Proof}
+	}
+	for _, file := range files {
+		entry := ManifestFile{Type: file.Type, URL: address(file), Count: file.Count}
+		switch file.Kind {
+		case Error:
+			m.Error = append(m.Error, entry)
+		case Deleted:
+			m.Deleted = append(m.Deleted, entry)
+		default:
+			if proof := proofs[file.Type]; proof != nil {
+				entry.Extension = &FileExtension{proof}
+			}
+			m.Output = append(m.Output, entry)
+		}
+	}
+	return m
+}
