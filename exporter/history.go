@@ -45,13 +45,14 @@ type change struct {
 	captured bool // the crawl wrote the version that belongs to the output
 }
 
-// changes is the history of one type since shortly before T, or since _since where that is earlier: then it holds of what
-// is older than that span the deletions only.
+// changes is the history of one type since shortly before T, or since _since where that is earlier.
 type changes struct {
 	until time.Time // T
 	span  time.Time // where the span of repairs begins
 	byID  map[string]*change
-	held  int
+	// old are the deletions before the span, of resources that may have been made again, before the span too.
+	old  map[string]*change
+	held int
 
 	// newer is the time of the last dated entry, open the deletions without a time since then: the history is newest
 	// first, so that an entry's neighbours bound its time.
@@ -65,7 +66,7 @@ func (r *run) changes(ctx context.Context, typ string) (*changes, error) {
 	h := &changes{
 		until: r.job.TransactionTime,
 		span:  r.job.TransactionTime.Add(-max(repairSpan, r.settleTime())),
-		byID:  map[string]*change{}, placed: map[string]bool{},
+		byID:  map[string]*change{}, old: map[string]*change{}, placed: map[string]bool{},
 	}
 	since := h.span
 	if from := r.job.Kickoff.Since; !from.IsZero() && from.Before(since) {
@@ -99,17 +100,18 @@ func (r *run) changesOf(ctx context.Context, typ string) (*changes, error) {
 
 // see takes one entry into account.
 func (h *changes) see(row *fhir.Entry) {
+	undated := row.Deleted && row.LastUpdated.IsZero()
+	if undated && !h.newer.IsZero() && h.newer.Before(h.span) || !undated && row.LastUpdated.Before(h.span) {
+		h.seeOld(row, undated)
+		return
+	}
 	c := h.byID[row.ID]
 	if c == nil {
-		if !row.Deleted && row.LastUpdated.Before(h.span) {
-			h.date(row.LastUpdated)
-			return
-		}
 		c = &change{}
 		h.byID[row.ID] = c
 	}
 	c.raise(row)
-	if row.Deleted && row.LastUpdated.IsZero() {
+	if undated {
 		if !h.place(c, row) {
 			return
 		}
@@ -117,6 +119,24 @@ func (h *changes) see(row *fhir.Entry) {
 		h.date(row.LastUpdated)
 	}
 	h.held += c.see(row, h.until, h.held < heldBodies)
+}
+
+// seeOld takes an entry into account that is older than the span: a version at or before T of what changed later, or a
+// deletion.
+func (h *changes) seeOld(row *fhir.Entry, undated bool) {
+	if undated {
+		row.LastUpdated = h.newer
+	} else {
+		h.date(row.LastUpdated)
+	}
+	if c := h.byID[row.ID]; c != nil {
+		c.raise(row)
+		h.held += c.see(row, h.until, h.held < heldBodies)
+		return
+	}
+	if c := h.old[row.ID]; row.Deleted && c == nil {
+		h.old[row.ID] = &change{known: true, version: row.Version, updated: row.LastUpdated, deleted: true}
+	}
 }
 
 // place finds out on which side of T a deletion without a time is, and tells whether that is known now: whatever is older

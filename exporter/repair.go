@@ -175,7 +175,7 @@ func (t *typeRepair) written(wanted func(id string) bool) (map[string][]place, e
 
 // reconcile holds each changed id against what was written: exactly its version as of T belongs to the output.
 func (t *typeRepair) reconcile(ctx context.Context, w *walk, gone *deletions) error {
-	places, err := t.written(func(id string) bool { return t.changes.byID[id] != nil })
+	places, err := t.written(func(id string) bool { return t.changes.byID[id] != nil || t.changes.old[id] != nil })
 	if err != nil {
 		return err
 	}
@@ -199,6 +199,28 @@ func (t *typeRepair) reconcile(ctx context.Context, w *walk, gone *deletions) er
 	}
 	for _, part := range t.crawled {
 		slices.Sort(part.Dropped)
+	}
+	return t.oldDeletions(ctx, w, gone, places)
+}
+
+// oldDeletions takes up what was deleted before the span of repairs. What was made again before it, too, stands in the
+// output, or does not belong to it: then its own history tells.
+func (t *typeRepair) oldDeletions(ctx context.Context, w *walk, gone *deletions, places map[string][]place) error {
+	for id, c := range t.changes.old {
+		if t.changes.byID[id] != nil || len(places[id]) > 0 {
+			continue
+		}
+		if t.job.Kickoff.Level != state.System {
+			if err := t.asOf(ctx, t.typ, id, t.job.TransactionTime, c); err != nil {
+				return err
+			}
+		}
+		if !c.known || !c.deleted {
+			continue
+		}
+		if err := gone.add(ctx, w, id, c); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -193,8 +194,12 @@ func (s *Store) Allot(ctx context.Context, id string, file File) (File, error) {
 	err := s.updateRunning(ctx, id, func(tx *bbolt.Tx, _ *Job) error {
 		n := 1
 		err := each(tx.Bucket(filesBucket), id, func(other File) error {
+			var known int
 			if other.Type == file.Type {
-				n++
+				if _, err := fmt.Sscanf(strings.TrimPrefix(other.Name, other.Type), ".%d.ndjson", &known); err != nil {
+					return fmt.Errorf("file %s: %w", other.Name, err)
+				}
+				n = max(n, known+1)
 			}
 			return nil
 		})
