@@ -1,0 +1,187 @@
+package fhir
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"sort"
+	"strings"
+	"time"
+)
+
+const (
+	// maxSamples is how many types are asked: the two biggest and the smallest that has rows.
+	maxSamples = 3
+	// sampleRows is how many rows of a type are read, and probeRows how many of them are asked about.
+	sampleRows, probeRows = 10, 3
+	// moreTypes is how many further types are looked at once one with rows is known.
+	moreTypes = 10
+)
+
+// usualTypes are the types that nearly every server has; the biggest and a small one are mostly among them.
+var usualTypes = []string{
+	"Observation", "Encounter", "Condition", "Patient", "Procedure", "ExplanationOfBenefit", "MedicationRequest", "Organization",
+}
+
+// sample is a type that is asked, with some of its rows.
+type sample struct {
+	typ string
+	// count is the number of rows, -1 where it could not be counted.
+	count int64
+	rows  []probeRow
+	// patients are the ids of Patients that rows refer to, each once.
+	patients []patientRef
+}
+
+type probeRow struct {
+	id, version string
+	updated     time.Time
+}
+
+// patientRef is a Patient that a row refers to by its element subject or patient.
+type patientRef struct {
+	id      string
+	subject bool
+}
+
+// findSamples chooses the types that are asked: by their counts where the server counts, else the first with rows.
+func (p *probe) findSamples(ctx context.Context) error {
+	var usual, rest []string
+	for _, typ := range usualTypes {
+		if p.statement.Offers(typ) {
+			usual = append(usual, typ)
+		}
+	}
+	for _, typ := range p.statement.Types {
+		if !slices.Contains(usual, typ) {
+			rest = append(rest, typ)
+		}
+	}
+	found, trouble, err := p.haveRows(ctx, usual, len(usual))
+	if err != nil {
+		return err
+	}
+	if len(found) < maxSamples {
+		more, troubleToo, err := p.haveRows(ctx, rest, maxSamples-len(found))
+		if err != nil {
+			return err
+		}
+		found, trouble = append(found, more...), errors.Join(trouble, troubleToo)
+	}
+	sort.SliceStable(found, func(i, j int) bool { return found[i].count > found[j].count })
+	if len(found) > maxSamples {
+		found = append(found[:maxSamples-1], found[len(found)-1])
+	}
+	for _, s := range found {
+		p.samples = append(p.samples, s)
+		p.profile.Types = append(p.profile.Types, s.typ)
+	}
+	if len(found) == 0 {
+		return trouble // the types that were passed over for an error may be the ones that have rows
+	}
+	return nil
+}
+
+// haveRows returns the types that have rows, up to want of them. Types that refuse to be searched are passed over; trouble is
+// the last error of those that broke.
+func (p *probe) haveRows(ctx context.Context, types []string, want int) (found []*sample, trouble, err error) {
+	looked := 0
+	for _, typ := range types {
+		known := len(found) > 0 || len(p.samples) > 0
+		if len(found) >= want || known && looked >= moreTypes {
+			break
+		}
+		if known {
+			looked++
+		}
+		s, err := p.look(ctx, typ)
+		switch {
+		case isUnknown(ctx, err):
+			trouble = err
+		case err != nil && !isAnswer(err):
+			return nil, nil, err
+		case err == nil && len(s.rows) > 0:
+			found = append(found, s)
+		}
+	}
+	return found, trouble, nil
+}
+
+// look counts a type and reads some of its rows.
+func (p *probe) look(ctx context.Context, typ string) (*sample, error) {
+	s := &sample{typ: typ, count: -1}
+	n, err := p.size(ctx, typ)
+	if err != nil {
+		return nil, err
+	}
+	if n == 0 {
+		return s, nil
+	}
+	s.count = n
+	page, err := p.client.Search(ctx, Query{Type: typ, Count: sampleRows})
+	if err != nil {
+		return nil, err
+	}
+	err = page.Each(func(e *Entry) error {
+		s.take(e)
+		return nil
+	})
+	return s, err
+}
+
+// size counts a type for the choice of samples, -1 where that fails. After two types in a row that a method does not
+// count it is not tried any more.
+func (p *probe) size(ctx context.Context, typ string) (int64, error) {
+	for _, method := range []struct {
+		name  CountMethod
+		fails *int
+	}{{CountSummary, &p.summaryFails}, {CountTotal, &p.totalFails}} {
+		if *method.fails >= 2 {
+			continue
+		}
+		n, err := p.client.countBy(ctx, Query{Type: typ}, method.name)
+		if err == nil {
+			*method.fails = 0
+			return n, nil
+		}
+		if !isAnswer(err) && !isUnknown(ctx, err) {
+			return 0, err
+		}
+		*method.fails++
+	}
+	return -1, nil
+}
+
+// take remembers a row.
+func (s *sample) take(e *Entry) {
+	if e.Type != s.typ || e.ID == "" {
+		return
+	}
+	if len(s.rows) < probeRows {
+		s.rows = append(s.rows, probeRow{e.ID, e.Version, e.LastUpdated})
+	}
+	s.takePatient(e)
+}
+
+// takePatient remembers the Patient that a row refers to.
+func (s *sample) takePatient(e *Entry) {
+	if len(s.patients) >= sampleRows {
+		return
+	}
+	var row struct {
+		Subject, Patient struct{ Reference string }
+	}
+	if json.Unmarshal(e.Resource, &row) != nil {
+		return // an element of this name with another shape
+	}
+	found := patientRef{}
+	for reference, subject := range map[string]bool{row.Subject.Reference: true, row.Patient.Reference: false} {
+		if typ, id, _, ok := splitReference(reference); ok && typ == "Patient" && !strings.Contains(reference, "|") {
+			found = patientRef{id, subject}
+		}
+	}
+	if found.id != "" && !slices.ContainsFunc(s.patients, func(known patientRef) bool { return known.id == found.id }) {
+		s.patients = append(s.patients, found)
+	}
+}
