@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -68,8 +69,11 @@ type probe struct {
 	summaryFails, totalFails int
 }
 
+// remark notes a sentence, once.
 func (p *probe) remark(format string, args ...any) {
-	p.profile.Remarks = append(p.profile.Remarks, fmt.Sprintf(format, args...))
+	if text := fmt.Sprintf(format, args...); !slices.Contains(p.profile.Remarks, text) {
+		p.profile.Remarks = append(p.profile.Remarks, text)
+	}
 }
 
 // answer is what one type says to a question.
@@ -88,11 +92,19 @@ func verdict(ok bool) answer {
 	return no
 }
 
-// all puts a question to every sample and takes the weaker answer. A remark names the types that cannot what others can.
-func (p *probe) all(ctx context.Context, what string, question func(context.Context, *sample) (answer, error)) (answer, error) {
+// question is put to one sample.
+type question func(context.Context, *sample) (answer, error)
+
+// all puts a question to every sample and takes the weaker answer.
+func (p *probe) all(ctx context.Context, what string, ask question) (answer, error) {
+	return p.among(ctx, p.samples, what, ask)
+}
+
+// among puts a question to some samples. A remark names the types that cannot what others can.
+func (p *probe) among(ctx context.Context, samples []*sample, what string, ask question) (answer, error) {
 	var can, cannot []string
-	for _, s := range p.samples {
-		got, err := p.one(ctx, what, s, question)
+	for _, s := range samples {
+		got, err := p.one(ctx, what, s, ask)
 		switch {
 		case err != nil:
 			return no, err
@@ -115,10 +127,10 @@ func (p *probe) all(ctx context.Context, what string, question func(context.Cont
 }
 
 // one puts a question to a sample. An error says nothing about the server, so the question is asked once more.
-func (p *probe) one(ctx context.Context, what string, s *sample, question func(context.Context, *sample) (answer, error)) (answer, error) {
-	got, err := question(ctx, s)
+func (p *probe) one(ctx context.Context, what string, s *sample, ask question) (answer, error) {
+	got, err := ask(ctx, s)
 	if isUnknown(ctx, err) {
-		got, err = question(ctx, s)
+		got, err = ask(ctx, s)
 	}
 	switch {
 	case err == nil:
@@ -133,8 +145,8 @@ func (p *probe) one(ctx context.Context, what string, s *sample, question func(c
 }
 
 // first puts a question to the first sample.
-func (p *probe) first(ctx context.Context, what string, question func(context.Context, *sample) (answer, error)) (bool, error) {
-	got, err := p.one(ctx, what, p.samples[0], question)
+func (p *probe) first(ctx context.Context, what string, ask question) (bool, error) {
+	got, err := p.one(ctx, what, p.samples[0], ask)
 	return got == yes, err
 }
 

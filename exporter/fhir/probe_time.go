@@ -18,7 +18,7 @@ func (p *probe) filter(ctx context.Context) error {
 
 // read reads one page and hands out its rows of the type that was asked for.
 func (p *probe) read(ctx context.Context, q Query, take func(*Entry)) error {
-	page, err := p.client.Search(ctx, q)
+	page, err := p.client.search(ctx, q)
 	if err != nil {
 		return err
 	}

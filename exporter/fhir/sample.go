@@ -1,11 +1,10 @@
 package fhir
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"slices"
-	"sort"
 	"strings"
 	"time"
 )
@@ -15,7 +14,7 @@ const (
 	maxSamples = 3
 	// sampleRows is how many rows of a type are read, and probeRows how many of them are asked about.
 	sampleRows, probeRows = 10, 3
-	// moreTypes is how many further types are looked at once one with rows is known.
+	// moreTypes is how many types beside the usual ones are looked at, once one with rows is known.
 	moreTypes = 10
 )
 
@@ -45,67 +44,54 @@ type patientRef struct {
 	subject bool
 }
 
-// findSamples chooses the types that are asked: by their counts where the server counts, else the first with rows.
+// findSamples chooses the types that are asked: by their counts where the server counts, else the first with rows. Types that
+// refuse to be searched are passed over.
 func (p *probe) findSamples(ctx context.Context) error {
-	var usual, rest []string
-	for _, typ := range usualTypes {
-		if p.statement.Offers(typ) {
-			usual = append(usual, typ)
-		}
-	}
-	for _, typ := range p.statement.Types {
-		if !slices.Contains(usual, typ) {
-			rest = append(rest, typ)
-		}
-	}
-	found, trouble, err := p.haveRows(ctx, usual, len(usual))
-	if err != nil {
-		return err
-	}
-	if len(found) < maxSamples {
-		more, troubleToo, err := p.haveRows(ctx, rest, maxSamples-len(found))
-		if err != nil {
-			return err
-		}
-		found, trouble = append(found, more...), errors.Join(trouble, troubleToo)
-	}
-	sort.SliceStable(found, func(i, j int) bool { return found[i].count > found[j].count })
-	if len(found) > maxSamples {
-		found = append(found[:maxSamples-1], found[len(found)-1])
-	}
-	for _, s := range found {
-		p.samples = append(p.samples, s)
-		p.profile.Types = append(p.profile.Types, s.typ)
-	}
-	if len(found) == 0 {
-		return trouble // the types that were passed over for an error may be the ones that have rows
-	}
-	return nil
-}
-
-// haveRows returns the types that have rows, up to want of them. Types that refuse to be searched are passed over; trouble is
-// the last error of those that broke.
-func (p *probe) haveRows(ctx context.Context, types []string, want int) (found []*sample, trouble, err error) {
-	looked := 0
-	for _, typ := range types {
-		known := len(found) > 0 || len(p.samples) > 0
-		if len(found) >= want || known && looked >= moreTypes {
+	var found []*sample
+	var trouble error
+	order, usual := p.order()
+	for i, typ := range order {
+		if i >= usual && (len(found) >= maxSamples || len(found) > 0 && i >= usual+moreTypes) {
 			break
-		}
-		if known {
-			looked++
 		}
 		s, err := p.look(ctx, typ)
 		switch {
 		case isUnknown(ctx, err):
 			trouble = err
 		case err != nil && !isAnswer(err):
-			return nil, nil, err
+			return err
 		case err == nil && len(s.rows) > 0:
 			found = append(found, s)
 		}
 	}
-	return found, trouble, nil
+	if len(found) == 0 {
+		return trouble // the types that were passed over for an error may be the ones that have rows
+	}
+	slices.SortStableFunc(found, func(a, b *sample) int { return cmp.Compare(b.count, a.count) })
+	if len(found) > maxSamples {
+		found = append(found[:maxSamples-1], found[len(found)-1])
+	}
+	p.samples = found
+	for _, s := range found {
+		p.profile.Types = append(p.profile.Types, s.typ)
+	}
+	return nil
+}
+
+// order returns the types of the server, and how many of them are usual ones, which come first.
+func (p *probe) order() (order []string, usual int) {
+	for _, typ := range usualTypes {
+		if p.statement.Offers(typ) {
+			order = append(order, typ)
+		}
+	}
+	usual = len(order)
+	for _, typ := range p.statement.Types {
+		if !slices.Contains(order[:usual], typ) {
+			order = append(order, typ)
+		}
+	}
+	return order, usual
 }
 
 // look counts a type and reads some of its rows.
@@ -119,7 +105,7 @@ func (p *probe) look(ctx context.Context, typ string) (*sample, error) {
 		return s, nil
 	}
 	s.count = n
-	page, err := p.client.Search(ctx, Query{Type: typ, Count: sampleRows})
+	page, err := p.client.search(ctx, Query{Type: typ, Count: sampleRows})
 	if err != nil {
 		return nil, err
 	}
