@@ -26,11 +26,17 @@ func (p *probe) countsBy(ctx context.Context, s *sample, method CountMethod) (an
 		q    Query
 		none bool
 	}{
-		{Query{Type: s.typ}, false},
+		{Query{Type: s.typ}, false}, // mostly known from the choice of samples
 		{Query{Type: s.typ, Criteria: []QueryParam{{"_id", UnknownID}}}, true},
 		{Query{Type: s.typ, From: never}, true},
 	} {
-		n, err := p.client.countBy(ctx, control.q, method)
+		n, err := s.count, error(nil)
+		if control.none || s.method != method {
+			n, err = p.client.countBy(ctx, control.q, method)
+		}
+		if !control.none {
+			s.count, s.method = n, method
+		}
 		if err != nil || (n == 0) != control.none {
 			return no, err
 		}
@@ -46,14 +52,14 @@ func (p *probe) count(ctx context.Context, q Query) (int64, error) {
 
 // idLists asks for two ids at once; that an unknown one finds nothing has been asked by P1.
 func (p *probe) idLists(ctx context.Context) error {
-	got, err := p.all(ctx, "lists of _id", func(ctx context.Context, s *sample) (answer, error) {
+	got, err := p.first(ctx, "lists of _id", func(ctx context.Context, s *sample) (answer, error) {
 		if len(s.rows) < 2 {
 			return unasked, nil
 		}
 		both, err := p.count(ctx, Query{Type: s.typ, Criteria: []QueryParam{{"_id", s.rows[0].id + "," + s.rows[1].id}}})
 		return verdict(both == 2), err
 	})
-	p.profile.IDLists = got == yes
+	p.profile.IDLists = got
 	return err
 }
 
@@ -64,21 +70,17 @@ func (p *probe) undated(ctx context.Context) error {
 		return nil
 	}
 	_, err := p.all(ctx, "rows without lastUpdated", func(ctx context.Context, s *sample) (answer, error) {
-		var fewest int64
-		for try := range 2 {
-			all, err := p.count(ctx, Query{Type: s.typ})
-			if err != nil {
-				return no, err
-			}
+		fewest := s.count
+		for range 2 {
 			dated, err := p.count(ctx, Query{Type: s.typ, To: never})
 			if err != nil {
 				return no, err
 			}
-			if n := max(0, all-dated); try == 0 || n < fewest {
-				fewest = n
-			}
-			if fewest == 0 {
+			if fewest = min(fewest, s.count-dated); fewest <= 0 {
 				return yes, nil
+			}
+			if s.count, err = p.count(ctx, Query{Type: s.typ}); err != nil {
+				return no, err
 			}
 		}
 		p.profile.Undated += fewest

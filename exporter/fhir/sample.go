@@ -26,9 +26,10 @@ var usualTypes = []string{
 // sample is a type that is asked, with some of its rows.
 type sample struct {
 	typ string
-	// count is the number of rows, -1 where it could not be counted.
-	count int64
-	rows  []probeRow
+	// count is the number of rows by method, -1 where it could not be counted.
+	count  int64
+	method CountMethod
+	rows   []probeRow
 	// patients are the ids of Patients that rows refer to, each once.
 	patients []patientRef
 }
@@ -60,20 +61,30 @@ func (p *probe) findSamples(ctx context.Context) error {
 			trouble = err
 		case err != nil && !isAnswer(err):
 			return err
-		case err == nil && len(s.rows) > 0:
+		case err == nil && s.count != 0:
 			found = append(found, s)
 		}
 	}
-	if len(found) == 0 {
-		return trouble // the types that were passed over for an error may be the ones that have rows
-	}
 	slices.SortStableFunc(found, func(a, b *sample) int { return cmp.Compare(b.count, a.count) })
-	if len(found) > maxSamples {
-		found = append(found[:maxSamples-1], found[len(found)-1])
+	for len(found) > 0 && len(p.samples) < maxSamples {
+		next := found[0]
+		if len(p.samples) == maxSamples-1 {
+			next = found[len(found)-1] // the small one
+		}
+		found = slices.DeleteFunc(found, func(s *sample) bool { return s == next })
+		err := p.readRows(ctx, next)
+		switch {
+		case isUnknown(ctx, err):
+			trouble = err
+		case err != nil && !isAnswer(err):
+			return err
+		case err == nil && len(next.rows) > 0:
+			p.samples = append(p.samples, next)
+			p.profile.Types = append(p.profile.Types, next.typ)
+		}
 	}
-	p.samples = found
-	for _, s := range found {
-		p.profile.Types = append(p.profile.Types, s.typ)
+	if len(p.samples) == 0 {
+		return trouble // the types that were passed over for an error may be the ones that have rows
 	}
 	return nil
 }
@@ -94,31 +105,37 @@ func (p *probe) order() (order []string, usual int) {
 	return order, usual
 }
 
-// look counts a type and reads some of its rows.
+// look counts a type, or reads some of its rows where it cannot be counted.
 func (p *probe) look(ctx context.Context, typ string) (*sample, error) {
-	s := &sample{typ: typ, count: -1}
-	n, err := p.size(ctx, typ)
+	s := &sample{typ: typ}
+	var err error
+	if s.count, s.method, err = p.size(ctx, typ); err != nil || s.count >= 0 {
+		return s, err
+	}
+	if err = p.readRows(ctx, s); len(s.rows) == 0 {
+		s.count = 0
+	}
+	return s, err
+}
+
+// readRows reads some rows of a type, unless it has been done.
+func (p *probe) readRows(ctx context.Context, s *sample) error {
+	if len(s.rows) > 0 {
+		return nil
+	}
+	page, err := p.client.search(ctx, Query{Type: s.typ, Count: sampleRows})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if n == 0 {
-		return s, nil
-	}
-	s.count = n
-	page, err := p.client.search(ctx, Query{Type: typ, Count: sampleRows})
-	if err != nil {
-		return nil, err
-	}
-	err = page.Each(func(e *Entry) error {
+	return page.Each(func(e *Entry) error {
 		s.take(e)
 		return nil
 	})
-	return s, err
 }
 
 // size counts a type for the choice of samples, -1 where that fails. After two types in a row that a method does not
 // count it is not tried any more.
-func (p *probe) size(ctx context.Context, typ string) (int64, error) {
+func (p *probe) size(ctx context.Context, typ string) (int64, CountMethod, error) {
 	for _, method := range []struct {
 		name  CountMethod
 		fails *int
@@ -129,14 +146,14 @@ func (p *probe) size(ctx context.Context, typ string) (int64, error) {
 		n, err := p.client.countBy(ctx, Query{Type: typ}, method.name)
 		if err == nil {
 			*method.fails = 0
-			return n, nil
+			return n, method.name, nil
 		}
 		if !isAnswer(err) && !isUnknown(ctx, err) {
-			return 0, err
+			return 0, CountNone, err
 		}
 		*method.fails++
 	}
-	return -1, nil
+	return -1, CountNone, nil
 }
 
 // take remembers a row.
