@@ -116,7 +116,7 @@ func (p *probe) among(ctx context.Context, samples []*sample, what string, ask q
 	}
 	switch {
 	case len(cannot) > 0 && len(can) > 0:
-		p.remark("%s: %s cannot, %s can: the weaker answer is taken", what, strings.Join(cannot, ", "), strings.Join(can, ", "))
+		p.remark("%s: not of %s, but of %s", what, strings.Join(cannot, ", "), strings.Join(can, ", "))
 		return no, nil
 	case len(cannot) > 0:
 		return no, nil

@@ -34,8 +34,8 @@ type Profile struct {
 	PageSize int `json:"page_size"`
 	// StrictHandling: a parameter that the server does not know is refused under Prefer: handling=strict (P7).
 	StrictHandling bool `json:"strict_handling"`
-	// TypeHistory, InstanceHistory and SystemHistory: _history works on a type, on a resource, on the server. VRead: a
-	// version can be read by its number (P8).
+	// TypeHistory, InstanceHistory and SystemHistory: _history works on a type (one at least: exports find out for each), on
+	// a resource, on the server. VRead: a version can be read by its number (P8).
 	TypeHistory     bool `json:"type_history"`
 	InstanceHistory bool `json:"instance_history"`
 	SystemHistory   bool `json:"system_history"`
