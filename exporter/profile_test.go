@@ -106,3 +106,22 @@ func TestProfileIsOfOneVersionOfTheServer(t *testing.T) {
 		}
 	})
 }
+
+// Ensure a server that stops to keep its promises is noticed by the export that they fail, and asked anew by the next.
+func TestBrokenPromiseIsDoubted(t *testing.T) {
+	inBubble(t, fhirtest.Plain(), smallPages, thirtyRows(t), func(t *testing.T, b *bubble) {
+		exportOnce(t, b)
+		b.sample = fhirtest.New(with(fhirtest.Plain(), func(p *fhirtest.Personality) { p.IgnoreSort, p.ByTime = true, false }), "/fhir")
+		thirtyRows(t)(b.sample)
+		b.link.handler = b.sample
+		if got := exportOnce(t, b); got != 0 {
+			t.Errorf("probed %d times before anything was wrong", got)
+		}
+		if got := exportOnce(t, b); got != 1 {
+			t.Errorf("probed %d times after a broken promise, want 1", got)
+		}
+		if profile, _ := b.Exporter.Profile(t.Context()); profile == nil || profile.Keyset {
+			t.Errorf("got %+v, want no keyset", profile)
+		}
+	})
+}
