@@ -179,19 +179,22 @@ func (c *Client) History(ctx context.Context, typ, id string, since time.Time, c
 
 // Read returns a resource as one compact line.
 func (c *Client) Read(ctx context.Context, typ, id string) ([]byte, error) {
-	return c.readWith(ctx, typ, url.PathEscape(id), c.credentials(nil))
+	return c.readWith(ctx, typ, id, "", c.credentials(nil))
 }
 
 // VRead returns one version of a resource as one compact line. It fails as Read does; a version that is a deletion is 410.
 func (c *Client) VRead(ctx context.Context, typ, id, version string) ([]byte, error) {
-	return c.readWith(ctx, typ, url.PathEscape(id)+"/_history/"+url.PathEscape(version), c.credentials(nil))
+	return c.readWith(ctx, typ, id, version, c.credentials(nil))
 }
 
-// readWith reads what stands below a type: an escaped id, perhaps with a version.
-func (c *Client) readWith(ctx context.Context, typ, below string, header http.Header) ([]byte, error) {
+// readWith reads a resource, or where version is not empty that version of it.
+func (c *Client) readWith(ctx context.Context, typ, id, version string, header http.Header) ([]byte, error) {
 	header.Set("Cache-Control", "no-cache")
-	op := "read " + typ
-	body, _, err := c.small(ctx, op, c.address("/"+typ+"/"+below, ""), header)
+	op, path := "read "+typ, "/"+typ+"/"+url.PathEscape(id)
+	if version != "" {
+		path += "/_history/" + url.PathEscape(version)
+	}
+	body, _, err := c.small(ctx, op, c.address(path, ""), header)
 	if err != nil {
 		return nil, err
 	}

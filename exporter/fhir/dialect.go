@@ -62,12 +62,12 @@ func (c *Client) Count(ctx context.Context, q Query) (int64, error) {
 func (c *Client) countBy(ctx context.Context, q Query, method CountMethod) (int64, error) {
 	q.Count, q.Sort = 0, ""
 	how := QueryParam{"_summary", "count"}
-	if method == CountTotal {
-		q.Count, how = 1, QueryParam{"_total", "accurate"}
+	if method == CountTotal { // max-results would cut this total
+		q.Count, q.ServerPages, how = 1, true, QueryParam{"_total", "accurate"}
 	}
 	q = q.With(how)
 	extra, header := c.dialect(q)
-	if c.isHAPI() { // a count writes no search into the database then, and is never cut to max-results
+	if c.isHAPI() && method != CountTotal { // a count writes no search into the database then, and is never cut to max-results
 		header.Set("Cache-Control", "no-store, max-results=1")
 	}
 	page, err := c.ask(ctx, "count", q, extra, header)
