@@ -234,8 +234,8 @@ func (r *run) crawl(ctx context.Context) error {
 			planned := &planned[i]
 			before := planned.Strategy
 			err := r.walk(ctx, planned)
-			if planned.Strategy != before || errors.Is(err, errStrategy) {
-				r.Doubt(ctx, "a search parameter was not honoured")
+			if planned.Strategy != before || errors.Is(err, errStrategy) || errors.Is(err, errIncomplete) {
+				r.Doubt(ctx, "a search did not give what was asked for")
 			}
 			return err
 		})

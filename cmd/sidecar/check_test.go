@@ -33,11 +33,11 @@ func TestCheckSaysWhatAServerLacks(t *testing.T) {
 		edit func(*fhirtest.Personality)
 		want string
 	}{
-		"nothing": {func(*fhirtest.Personality) {}, "ok P8 history of a type yes exports are exact as of the transaction time"},
+		"nothing":     {func(*fhirtest.Personality) {}, "ok P8 history of a type yes exports are exact as of the transaction time"},
 		"lastUpdated": {func(p *fhirtest.Personality) { p.IgnoreLastUpdated = true }, "note P2 filters by _lastUpdated no types are read through the server's own pages"},
-		"summary": {func(p *fhirtest.Personality) { p.NoSummaryCount = true }, "ok P1 counts rows, with filters by _total=accurate every slice is counted again"},
-		"count": {func(p *fhirtest.Personality) { p.IgnoreEverything = true }, "note P1 counts rows, with filters no completeness cannot be verified"},
-		"history": {func(p *fhirtest.Personality) { p.NoHistory = true }, "note P8 history of a type no no type history: deletions cannot be reported"},
+		"summary":     {func(p *fhirtest.Personality) { p.NoSummaryCount = true }, "ok P1 counts rows, with filters by _total=accurate every slice is counted again"},
+		"count":       {func(p *fhirtest.Personality) { p.IgnoreEverything = true }, "note P1 counts rows, with filters no completeness cannot be verified"},
+		"history":     {func(p *fhirtest.Personality) { p.NoHistory = true }, "note P8 history of a type no no type history: deletions cannot be reported"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			personality := fhirtest.Plain()

@@ -133,7 +133,9 @@ func (c *Client) Bases() []string {
 }
 
 // Search begins a search and returns its first page, unread. It fails with a ResponseError for any status but 200.
-func (c *Client) Search(ctx context.Context, q Query) (*Page, error) { return c.search(ctx, c.adapt(q)) }
+func (c *Client) Search(ctx context.Context, q Query) (*Page, error) {
+	return c.search(ctx, c.adapt(q))
+}
 
 func (c *Client) search(ctx context.Context, q Query) (*Page, error) {
 	extra, header := c.dialect(q)

@@ -91,7 +91,9 @@ func (p *Profile) Of(s *CapabilityStatement) bool {
 	return p.Software == softwareOf(s) && p.FHIRVersion == s.FHIRVersion
 }
 
-func softwareOf(s *CapabilityStatement) string { return strings.TrimSpace(s.Software + " " + s.Version) }
+func softwareOf(s *CapabilityStatement) string {
+	return strings.TrimSpace(s.Software + " " + s.Version)
+}
 
 // defaultSettle gives the settle time of a product (upstreams differ in how long a write takes to be seen).
 func defaultSettle(software string) time.Duration {
