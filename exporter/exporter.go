@@ -87,8 +87,7 @@ type Exporter struct {
 
 	mu      sync.Mutex
 	running map[string]context.CancelCauseFunc
-	profile *fhir.Profile
-	probed  time.Time
+	known   known // what the upstream can do
 	bucket  error // why the bucket does not work, nil when it does
 }
 

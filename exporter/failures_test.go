@@ -27,6 +27,7 @@ func TestServersThatLackSomething(t *testing.T) {
 	for name, personality := range map[string]fhirtest.Personality{
 		"no sort":         with(fhirtest.Plain(), func(p *fhirtest.Personality) { p.IgnoreSort = true }),
 		"no lastUpdated":  with(fhirtest.Plain(), func(p *fhirtest.Personality) { p.IgnoreLastUpdated = true }),
+		"no summary":      with(fhirtest.Plain(), func(p *fhirtest.Personality) { p.NoSummaryCount = true }),
 		"no count":        with(fhirtest.Plain(), func(p *fhirtest.Personality) { p.NoSummaryCount = true }),
 		"no history":      with(fhirtest.Plain(), func(p *fhirtest.Personality) { p.NoHistory = true }),
 		"pages of seven":  with(fhirtest.Plain(), func(p *fhirtest.Personality) { p.MaxCount = 7 }),
@@ -37,6 +38,9 @@ func TestServersThatLackSomething(t *testing.T) {
 			t.Parallel()
 			e := startEngine(t, personality, 20, nil)
 			want := e.snapshot()
+			if name == "no count" {
+				refuseTotals(e.sample)
+			}
 			job := e.await(e.kickOff(system()))
 			if name == "everything lost" && job.Status == state.Failed {
 				return // it gives the same page for ever: refusing is right, widening would not be
@@ -45,8 +49,16 @@ func TestServersThatLackSomething(t *testing.T) {
 			if name == "no count" && len(job.Issues) == 0 {
 				t.Error("no remark says that completeness could not be verified")
 			}
+			if name == "no summary" && len(job.Issues) > 0 {
+				t.Errorf("remarks %+v, although _total=accurate counts", job.Issues)
+			}
 		})
 	}
+}
+
+// refuseTotals makes the server refuse _total=accurate.
+func refuseTotals(s *fhirtest.Server) {
+	s.Fail(fhirtest.Fault{Match: func(r *http.Request) bool { return r.URL.Query().Has("_total") }, Times: -1, Status: http.StatusBadRequest})
 }
 
 // Ensure a server that ignores what it is asked never widens a Group's export.

@@ -49,7 +49,7 @@ func TestExportIsTheSameWhereverItIsKilled(t *testing.T) {
 						select {
 						case <-reached:
 							b.resume(hard)
-						case <-time.After(patience): // the run ended before
+						case <-time.After(10 * patience): // the run ended before
 						}
 						same(t, b.rows(b.finish(id)), want)
 					})

@@ -15,9 +15,6 @@ import (
 	"sidecar/state"
 )
 
-// profileLifetime is how long the answers of the probes are trusted.
-const profileLifetime = 24 * time.Hour
-
 // run is the work on one job in this process.
 type run struct {
 	*Exporter
@@ -178,33 +175,18 @@ func (r *run) begin(ctx context.Context, id string) error {
 
 // probe learns what the upstream can do, unless that is known from an earlier job.
 func (r *run) probe(ctx context.Context) error {
-	r.mu.Lock()
-	known, fresh := r.Exporter.profile, time.Since(r.probed) < profileLifetime
-	r.mu.Unlock()
-	if known == nil || !fresh {
-		err := r.pace.do(ctx, func() error {
-			var err error
-			known, err = r.Client.Probe(ctx, r.PageSize)
-			return err
-		})
-		if err != nil {
-			return fmt.Errorf("probe the server: %w", err)
-		}
-		r.Log.InfoContext(ctx, "server probed", "software", known.Software, "fhir", known.FHIRVersion, "keyset", known.Keyset,
-			"milliseconds", known.Milliseconds, "counts", known.Counts, "page", known.PageSize, "history", known.TypeHistory)
-		// An empty server says nothing about itself; it is asked again by the next job.
-		if len(known.Remarks) == 0 {
-			r.mu.Lock()
-			r.Exporter.profile, r.probed = known, time.Now()
-			r.mu.Unlock()
-		}
+	err := r.pace.do(ctx, func() error {
+		var err error
+		r.profile, err = r.learn(ctx)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("probe the server: %w", err)
 	}
-	r.profile = known
 	if r.job.Kickoff.Level == state.System {
 		return nil
 	}
-	var err error
-	r.compartment, err = fhir.PatientCompartment(known.FHIRVersion)
+	r.compartment, err = fhir.PatientCompartment(r.profile.FHIRVersion)
 	return err
 }
 
@@ -249,7 +231,13 @@ func (r *run) crawl(ctx context.Context) error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			return r.walk(ctx, &planned[i])
+			planned := &planned[i]
+			before := planned.Strategy
+			err := r.walk(ctx, planned)
+			if planned.Strategy != before || errors.Is(err, errStrategy) || errors.Is(err, errIncomplete) {
+				r.Doubt(ctx, "a search did not give what was asked for")
+			}
+			return err
 		})
 	}
 	return group.Wait()

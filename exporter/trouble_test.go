@@ -125,6 +125,7 @@ func TestMissingHistoryIsRemarked(t *testing.T) {
 func TestTypeNotOfferedByAServerThatDoesNotCount(t *testing.T) {
 	silent := func(p *fhirtest.Personality) { p.NoSummaryCount = true }
 	inBubble(t, with(fhirtest.Plain(), silent), smallPages, thirtyRows(t), func(t *testing.T, b *bubble) {
+		refuseTotals(b.sample)
 		b.sample.Fail(fhirtest.Fault{
 			Match: func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/Condition") }, Times: -1, Status: 501,
 		})

@@ -18,7 +18,7 @@ import (
 const formatVersion = 1
 
 var (
-	// ErrNotFound is returned when there is no such job, or it was cancelled.
+	// ErrNotFound is returned when there is no such job, or it was cancelled, and when there is no such profile.
 	ErrNotFound = errors.New("no such job")
 	// ErrFinal is returned when a step is refused because the job has ended.
 	ErrFinal = errors.New("job has ended")
@@ -31,16 +31,17 @@ var (
 )
 
 var (
-	metaBucket   = []byte("meta")
-	jobsBucket   = []byte("jobs")
-	slicesBucket = []byte("slices")
-	filesBucket  = []byte("files")
-	versionKey   = []byte("version")
+	metaBucket     = []byte("meta")
+	jobsBucket     = []byte("jobs")
+	slicesBucket   = []byte("slices")
+	filesBucket    = []byte("files")
+	profilesBucket = []byte("profiles")
+	versionKey     = []byte("version")
 )
 
-// Store keeps jobs, slices and files in one bbolt file. Its methods may be called from any goroutine.
+// Store keeps jobs, slices, files and profiles of servers in one bbolt file. Its methods may be called from any goroutine.
 //
-// Keys are ordered: "<job>" in jobs, "<job>/<seq>" in slices, "<job>/<name>" in files.
+// Keys are ordered: "<job>" in jobs, "<job>/<seq>" in slices, "<job>/<name>" in files. Profiles have keys of their owner's.
 type Store struct {
 	db *bbolt.DB
 }
@@ -63,7 +64,7 @@ func Open(path string) (*Store, error) {
 
 // prepare creates the buckets and checks the format's version.
 func prepare(tx *bbolt.Tx) error {
-	for _, name := range [][]byte{metaBucket, jobsBucket, slicesBucket, filesBucket} {
+	for _, name := range [][]byte{metaBucket, jobsBucket, slicesBucket, filesBucket, profilesBucket} {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err
 		}
@@ -273,6 +274,32 @@ func (s *Store) Remove(ctx context.Context, id string) error {
 		}
 		return tx.Bucket(jobsBucket).Delete([]byte(id))
 	})
+}
+
+// storedProfile is a profile with the time at which it was put.
+type storedProfile struct {
+	At      time.Time
+	Profile json.RawMessage
+}
+
+// PutProfile stores what was learned of a server, raw JSON, in place of what was stored under the key before.
+func (s *Store) PutProfile(ctx context.Context, key string, raw []byte) error {
+	return s.update(ctx, func(tx *bbolt.Tx) error {
+		return put(tx.Bucket(profilesBucket), []byte(key), storedProfile{time.Now().UTC(), raw})
+	})
+}
+
+// Profile returns what PutProfile stored under the key last, and when; ErrNotFound where there is nothing.
+func (s *Store) Profile(ctx context.Context, key string) (raw []byte, at time.Time, err error) {
+	var stored storedProfile
+	err = s.view(ctx, func(tx *bbolt.Tx) error {
+		raw := tx.Bucket(profilesBucket).Get([]byte(key))
+		if raw == nil {
+			return ErrNotFound
+		}
+		return json.Unmarshal(raw, &stored)
+	})
+	return stored.Profile, stored.At, err
 }
 
 // Ping tells whether the store can still write.

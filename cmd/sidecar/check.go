@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"sidecar/exporter/blob"
@@ -89,37 +90,27 @@ func orUnknown(name string) string {
 	return name
 }
 
+// reportProfile prints a line for each thing that was asked, and what follows from it.
 func reportProfile(p *fhir.Profile, c *config, r *report) {
+	lines := p.Lines()
+	for i, finding := range p.Findings() {
+		if finding.OK {
+			r.ok("%s", lines[i])
+		} else {
+			r.note("%s", lines[i])
+		}
+	}
 	for _, remark := range p.Remarks {
 		r.note("%s", remark)
 	}
-	if len(p.Remarks) > 0 && !p.Counts {
+	if p.Empty() {
 		return
-	}
-	if p.Keyset {
-		precision := "whole seconds"
-		if p.Milliseconds {
-			precision = "milliseconds"
-		}
-		r.ok("_lastUpdated: filters and sorts, to %s: types are read in parallel slices", precision)
-	} else {
-		r.note("_lastUpdated: does not filter or sort: types are read through the server's own pages, slower, and verified by counting")
-	}
-	if p.Counts {
-		r.ok("_summary=count: works: every slice is counted again after it was read")
-	} else {
-		r.note("_summary=count: does not work: completeness cannot be verified, and manifests say so")
-	}
-	if p.TypeHistory {
-		r.ok("history: works: exports are exact as of the transaction time while data change")
-	} else {
-		r.note("history: not offered: what is changed or deleted while an export runs may be missing from it; export at quiet hours")
 	}
 	settle := p.Settle
 	if c.Settle > 0 {
 		settle = c.Settle
 	}
-	r.ok("pages of up to %d rows; %s pause before reading (settle)", p.PageSize, settle)
+	r.ok("asked %s; %s pause before reading (settle)", strings.Join(p.Types, ", "), settle)
 }
 
 func checkBucket(ctx context.Context, c *config, r *report) {

@@ -118,7 +118,7 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	registry.MustRegister(append(engineMetrics.Collectors(), frontMetrics.Collectors()...)...)
-	s.admin = admin.New(registry)
+	s.admin = admin.New(registry, s.exporter)
 	return s, s.listen(ctx)
 }
 

@@ -32,5 +32,5 @@ func (c *Client) MaySearch(ctx context.Context, typ string, credentials http.Hea
 func (c *Client) MayRead(ctx context.Context, typ, id string, credentials http.Header) ([]byte, error) {
 	header := http.Header{}
 	maps.Copy(header, credentials)
-	return c.readWith(ctx, typ, id, header)
+	return c.readWith(ctx, typ, id, "", header)
 }

@@ -59,6 +59,9 @@ type Client struct {
 	mu           sync.Mutex
 	capabilities *CapabilityStatement
 	askedAt      time.Time
+	// counting and inclusive are what Adopt learned.
+	counting  CountMethod
+	inclusive bool
 }
 
 // NewClient returns a client for cfg, or an error when BaseURL is not an http(s) address without query.
@@ -131,8 +134,26 @@ func (c *Client) Bases() []string {
 
 // Search begins a search and returns its first page, unread. It fails with a ResponseError for any status but 200.
 func (c *Client) Search(ctx context.Context, q Query) (*Page, error) {
+	return c.search(ctx, c.adapt(q))
+}
+
+func (c *Client) search(ctx context.Context, q Query) (*Page, error) {
 	extra, header := c.dialect(q)
-	return c.page(ctx, "search", q.Type, "searchset", c.address("/"+q.Type, q.encode(extra...)), header)
+	return c.ask(ctx, "search", q, extra, header)
+}
+
+// ask sends a search by GET, or by POST with nothing in the address: servers that find a query there ignore the form.
+func (c *Client) ask(ctx context.Context, verb string, q Query, extra []QueryParam, header http.Header) (*Page, error) {
+	op, values := verb+" "+q.Type, q.encode(extra...)
+	sent := request{op: op, method: http.MethodGet, address: c.address(q.path(), values), header: c.credentials(header)}
+	if q.Post {
+		sent.method, sent.address, sent.form = http.MethodPost, c.address(q.path()+"/_search", ""), values
+	}
+	body, _, err := c.send(ctx, sent)
+	if err != nil {
+		return nil, err
+	}
+	return &Page{client: c, op: op, typ: q.Type, kind: "searchset", body: body}, nil
 }
 
 // Follow reads the page behind a link that Page.Next returned.
@@ -141,10 +162,13 @@ func (c *Client) Follow(ctx context.Context, typ, kind, link string) (*Page, err
 	return c.page(ctx, "next page", typ, kind, link, header)
 }
 
-// History begins to read the history of a type, or of one resource where id is not empty, newest first. since is always
-// sent: without it HAPI cuts a history at a cached total.
+// History begins to read the history of a type, of one resource where id is not empty, or of the whole server where typ is
+// empty too, newest first. since is always sent: without it HAPI cuts a history at a cached total.
 func (c *Client) History(ctx context.Context, typ, id string, since time.Time, count int) (*Page, error) {
-	path := "/" + typ + "/_history"
+	path := "/_history"
+	if typ != "" {
+		path = "/" + typ + path
+	}
 	if id != "" {
 		path = "/" + typ + "/" + url.PathEscape(id) + "/_history"
 	}
@@ -155,36 +179,24 @@ func (c *Client) History(ctx context.Context, typ, id string, since time.Time, c
 	return c.page(ctx, "history", typ, "history", c.address(path, query), http.Header{"Cache-Control": {"no-cache"}})
 }
 
-// Count asks how many rows q has, by _summary=count. It fails with ErrMalformed when the answer has no total.
-func (c *Client) Count(ctx context.Context, q Query) (int64, error) {
-	q.Count, q.Sort = 0, ""
-	q.Criteria = append(q.Criteria[:len(q.Criteria):len(q.Criteria)], QueryParam{"_summary", "count"})
-	extra, header := c.dialect(q)
-	if c.isHAPI() { // a count writes no search into the database then, and is never cut to max-results
-		header.Set("Cache-Control", "no-store, max-results=1")
-	}
-	page, err := c.page(ctx, "count", q.Type, "searchset", c.address("/"+q.Type, q.encode(extra...)), header)
-	if err != nil {
-		return 0, err
-	}
-	if err := page.Each(func(*Entry) error { return nil }); err != nil {
-		return 0, err
-	}
-	if page.Total < 0 {
-		return 0, fmt.Errorf("%s: no total: %w", page.op, ErrMalformed)
-	}
-	return page.Total, nil
-}
-
 // Read returns a resource as one compact line.
 func (c *Client) Read(ctx context.Context, typ, id string) ([]byte, error) {
-	return c.readWith(ctx, typ, id, c.credentials(nil))
+	return c.readWith(ctx, typ, id, "", c.credentials(nil))
 }
 
-func (c *Client) readWith(ctx context.Context, typ, id string, header http.Header) ([]byte, error) {
+// VRead returns one version of a resource as one compact line. It fails as Read does; a version that is a deletion is 410.
+func (c *Client) VRead(ctx context.Context, typ, id, version string) ([]byte, error) {
+	return c.readWith(ctx, typ, id, version, c.credentials(nil))
+}
+
+// readWith reads a resource, or where version is not empty that version of it.
+func (c *Client) readWith(ctx context.Context, typ, id, version string, header http.Header) ([]byte, error) {
 	header.Set("Cache-Control", "no-cache")
-	op := "read " + typ
-	body, _, err := c.small(ctx, op, c.address("/"+typ+"/"+url.PathEscape(id), ""), header)
+	op, path := "read "+typ, "/"+typ+"/"+url.PathEscape(id)
+	if version != "" {
+		path += "/_history/" + url.PathEscape(version)
+	}
+	body, _, err := c.small(ctx, op, c.address(path, ""), header)
 	if err != nil {
 		return nil, err
 	}
@@ -193,39 +205,6 @@ func (c *Client) readWith(ctx context.Context, typ, id string, header http.Heade
 		return nil, fmt.Errorf("%s: not that resource: %w", op, ErrMalformed)
 	}
 	return compact(nil, body), nil
-}
-
-// Now returns the upstream's clock: the Date header of an answer, else meta.lastUpdated of a searchset, else ours. It
-// is at most one second behind, because Date has whole seconds.
-func (c *Client) Now(ctx context.Context, typ string) (time.Time, error) {
-	query := Query{Type: typ, Count: 1}.encode()
-	body, header, err := c.small(ctx, "clock", c.address("/"+typ, query), c.credentials(http.Header{"Cache-Control": {"no-cache"}}))
-	if err != nil {
-		return time.Time{}, err
-	}
-	if date, err := http.ParseTime(header.Get("Date")); err == nil {
-		return date, nil
-	}
-	var bundle struct{ Meta struct{ LastUpdated string } }
-	if json.Unmarshal(body, &bundle) == nil {
-		if updated, err := parseStamp(bundle.Meta.LastUpdated); err == nil {
-			return updated, nil
-		}
-	}
-	return time.Now(), nil
-}
-
-// dialect returns what a search needs on this server beside its own parameters. HAPI pretty-prints by default, and with
-// no-store it writes no search into its database and is faster, but then gives no next link.
-func (c *Client) dialect(q Query) ([]QueryParam, http.Header) {
-	header := http.Header{"Prefer": {"handling=strict"}, "Cache-Control": {"no-cache"}}
-	if !c.isHAPI() {
-		return nil, header
-	}
-	if !q.ServerPages && q.Count > 0 && q.Count <= hapiMaxResults {
-		header.Set("Cache-Control", "no-store, max-results="+strconv.Itoa(q.Count))
-	}
-	return []QueryParam{{"_pretty", "false"}}, header
 }
 
 func (c *Client) address(path, query string) string {
@@ -272,27 +251,42 @@ func (c *Client) small(ctx context.Context, op, address string, header http.Head
 	return raw, answer, nil
 }
 
+// request is one request to the upstream. form is the body of a POST.
+type request struct {
+	op, method, address, form string
+	header                    http.Header
+}
+
 // get sends one GET and returns the body of a 200. The body's Close ends the request.
 func (c *Client) get(ctx context.Context, op, address string, header http.Header) (io.ReadCloser, http.Header, error) {
+	return c.send(ctx, request{op: op, method: http.MethodGet, address: address, header: header})
+}
+
+// send sends one request and returns the body of a 200. The body's Close ends the request.
+func (c *Client) send(ctx context.Context, r request) (io.ReadCloser, http.Header, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	request := c.rest.R().SetContext(ctx).SetDoNotParseResponse(true)
-	request.Header = header
-	header.Set("Accept", "application/fhir+json")
-	header.Set("User-Agent", "fhir-bulk-sidecar")
-	c.forwarded(header)
-	if c.host != "" {
-		header.Set("Host", c.host)
+	sent := c.rest.R().SetContext(ctx).SetDoNotParseResponse(true)
+	sent.Header = r.header
+	if r.method == http.MethodPost {
+		sent.SetBody(r.form)
+		r.header.Set("Content-Type", "application/x-www-form-urlencoded")
 	}
-	response, err := request.Get(address)
+	r.header.Set("Accept", "application/fhir+json")
+	r.header.Set("User-Agent", "fhir-bulk-sidecar")
+	c.forwarded(r.header)
+	if c.host != "" {
+		r.header.Set("Host", c.host)
+	}
+	response, err := sent.Execute(r.method, r.address)
 	if err != nil {
 		cancel()
 		c.observe(0)
-		return nil, nil, unreachable(op, err)
+		return nil, nil, unreachable(r.op, err)
 	}
 	c.observe(response.StatusCode())
 	body := newStallReader(response.RawBody(), cancel)
 	if response.StatusCode() != http.StatusOK {
-		err := c.refusal(op, response, body)
+		err := c.refusal(r.op, response, body)
 		return nil, nil, errors.Join(err, body.Close())
 	}
 	return body, response.Header(), nil

@@ -125,6 +125,30 @@ func TestReadReturnsOneLineOfTheServersBytes(t *testing.T) {
 	}
 }
 
+func TestVReadAsksForOneVersion(t *testing.T) {
+	mock, last := recorded(`{"resourceType":"Patient","id":"1"}`)
+	got, err := mockClient(t, mock).VRead(t.Context(), "Patient", "a/b", "2 3")
+	if err != nil || string(got) != `{"resourceType":"Patient","id":"1"}` {
+		t.Errorf("got %s, %v", got, err)
+	}
+	if got := (*last).URL.EscapedPath(); got != "/fhir/Patient/a%2Fb/_history/2%203" {
+		t.Errorf("asked %s", got)
+	}
+}
+
+// Ensure a client that was told so counts by _total=accurate.
+func TestCountSpeaksAsTheProfileSays(t *testing.T) {
+	mock, last := recorded(`{"resourceType":"Bundle","type":"searchset","total":3}`)
+	client := mockClient(t, mock)
+	client.Adopt(&fhir.Profile{CountMethod: fhir.CountTotal})
+	if n, err := client.Count(t.Context(), fhir.Query{Type: "Patient", Count: 50}); n != 3 || err != nil {
+		t.Errorf("got %d, %v", n, err)
+	}
+	if got, want := (*last).URL.RawQuery, "_total=accurate&_count=1"; got != want {
+		t.Errorf("asked %q, want %q", got, want)
+	}
+}
+
 func TestCountNeedsATotal(t *testing.T) {
 	n, err := answering(t, http.StatusOK, `{"resourceType":"Bundle","type":"searchset","total":7}`).Count(t.Context(), fhir.Query{Type: "Patient"})
 	if n != 7 || err != nil {

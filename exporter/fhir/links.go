@@ -77,8 +77,18 @@ func baseOf(self, typ string) string {
 	path, _, _ := strings.Cut(self, "?")
 	for i := 1; i < len(path); i++ {
 		if rest, ok := strings.CutPrefix(path[i:], "/"+typ); ok && (rest == "" || rest[0] == '/') {
-			return path[:i]
+			return cutCompartment(path[:i])
 		}
 	}
 	return ""
+}
+
+// cutCompartment takes "/Patient/{id}" off the end: the base of a compartment search is not the compartment, and a next
+// link that were moved from there would lead out of it, to the rows of all patients.
+func cutCompartment(path string) string {
+	compartment := path[:max(0, strings.LastIndexByte(path, '/'))]
+	if base, ok := strings.CutSuffix(compartment, "/Patient"); ok {
+		return base
+	}
+	return path
 }

@@ -9,67 +9,19 @@ import (
 	"time"
 )
 
-// Profile is what the upstream was seen to be able to do. Each answer comes with a negative control, because a
-// parameter that a server does not know is often ignored, and then the answer is a superset.
-type Profile struct {
-	FHIRVersion string
-	Software    string
-	HAPI        bool
-	// Keyset: both bounds of _lastUpdated and the ascending _sort=_lastUpdated are honoured.
-	Keyset bool
-	// Milliseconds: bounds of _lastUpdated are honoured to the millisecond, not to the second.
-	Milliseconds bool
-	// Counts: _summary=count gives totals that honour filters.
-	Counts bool
-	// IDLists: _id takes a list of ids.
-	IDLists bool
-	// PageSize is the largest _count that the server was seen to honour, and no more than was wanted.
-	PageSize int
-	// TypeHistory: GET Type/_history works.
-	TypeHistory bool
-	// Settle is how long after a moment the server may still make writes of that moment visible.
-	Settle time.Duration
-	// Remarks are what an operator should know, one sentence each.
-	Remarks []string
-}
-
 // never is a moment after all data. The year 9999 is a 500 on one server.
 var never = time.Date(2199, 1, 1, 0, 0, 0, 0, time.UTC)
 
 const (
 	maxPageSize = 1000
-	// probeRows is how many rows of a type are asked about.
-	probeRows = 3
 	// UnknownID is an id that no server has, for negative controls.
 	UnknownID = "b8a6a9a2-0000-4000-8000-6e6f6e65"
 )
 
-// defaultSettle gives the settle time of a product (upstreams differ in how long a write takes to be seen).
-func defaultSettle(software string) time.Duration {
-	name := strings.ToLower(software)
-	for _, row := range []struct {
-		part   string
-		settle time.Duration
-	}{
-		{"hapi", 10 * time.Second},
-		{"firely", 10 * time.Second},
-		{"vonk", 10 * time.Second},
-		{"aidbox", 10 * time.Second},
-		{"healthlake", 60 * time.Second},
-		{"google", 60 * time.Second},
-		{"linuxforhealth", 125 * time.Second},
-		{"ibm", 125 * time.Second},
-	} {
-		if strings.Contains(name, row.part) {
-			return row.settle
-		}
-	}
-	return 5 * time.Second
-}
-
-// Probe asks the upstream what it can do, by about twenty small requests on a type that has rows. pageSize is the
-// _count that is wanted, 0 for the largest useful one. It fails only when the upstream cannot be reached or refuses to be
-// searched at all; what a server cannot do is an answer.
+// Probe asks the upstream what it can do, by some dozens of small requests, one after another, on its two biggest types
+// and a small one. pageSize is the _count that is wanted, 0 for the largest useful one. It fails only when the upstream
+// cannot be reached or refuses to be searched at all; what a server cannot do is an answer. A question that is answered
+// with an error is asked once more and then taken as "cannot", which the profile says (Uncertain).
 func (c *Client) Probe(ctx context.Context, pageSize int) (*Profile, error) {
 	if pageSize == 0 {
 		pageSize = maxPageSize
@@ -78,41 +30,137 @@ func (c *Client) Probe(ctx context.Context, pageSize int) (*Profile, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Profile{
+	p := &probe{client: c, statement: statement, wanted: pageSize, profile: &Profile{
 		FHIRVersion: statement.FHIRVersion,
-		Software:    strings.TrimSpace(statement.Software + " " + statement.Version),
+		Software:    softwareOf(statement),
 		HAPI:        statement.IsHAPI(),
+		Types:       []string{},
+		CountMethod: CountNone,
 		PageSize:    min(pageSize, 100),
 		Settle:      defaultSettle(statement.Software),
-	}
-	probe := &probe{client: c, profile: p, wanted: pageSize}
-	if err := probe.findRows(ctx, statement.Types); err != nil {
+		ClockSource: ClockLocal,
+	}}
+	if err := p.findSamples(ctx); err != nil {
 		return nil, err
 	}
-	if len(probe.rows) == 0 {
-		p.Remarks = append(p.Remarks, "no type has a row that can be read: nothing could be probed")
-		return p, nil
+	if len(p.samples) == 0 {
+		p.remark("no type has a row that can be read: nothing could be probed")
+		return p.profile, nil
 	}
-	for _, ask := range []func(context.Context) error{probe.counts, probe.bounds, probe.sort, probe.pageSize, probe.history} {
-		if err := ask(ctx); err != nil && !isAnswer(err) {
+	for _, ask := range []func(context.Context) error{
+		p.counts, p.filter, p.bounds, p.milliseconds, p.sort, p.pageSize, p.strict, p.history,
+		p.patients, p.post, p.undated, p.clock,
+	} {
+		if err := ask(ctx); err != nil {
 			return nil, err
 		}
 	}
-	return p, nil
+	return p.profile, nil
 }
 
-// probe holds the type that is asked and one of its rows.
+// probe is one run of the questions. Those that depend on the type are put to each sample, the others to the first.
 type probe struct {
-	client  *Client
-	profile *Profile
-	wanted  int // page size
-	typ     string
-	rows    []probeRow
+	client    *Client
+	statement *CapabilityStatement
+	profile   *Profile
+	wanted    int // page size
+	samples   []*sample
+	// summaryFails and totalFails are how many types in a row could not be counted while samples were looked for.
+	summaryFails, totalFails int
 }
 
-type probeRow struct {
-	id      string
-	updated time.Time
+// remark notes a sentence, once.
+func (p *probe) remark(format string, args ...any) {
+	if text := fmt.Sprintf(format, args...); !slices.Contains(p.profile.Remarks, text) {
+		p.profile.Remarks = append(p.profile.Remarks, text)
+	}
+}
+
+// answer is what one type says to a question.
+type answer int
+
+const (
+	unasked answer = iota // the type has nothing to ask about
+	yes
+	no
+)
+
+func verdict(ok bool) answer {
+	if ok {
+		return yes
+	}
+	return no
+}
+
+// question is put to one sample.
+type question func(context.Context, *sample) (answer, error)
+
+// all puts a question to every sample and takes the weaker answer.
+func (p *probe) all(ctx context.Context, what string, ask question) (answer, error) {
+	return p.among(ctx, p.samples, what, ask)
+}
+
+// among puts a question to some samples. A remark names the types that cannot what others can.
+func (p *probe) among(ctx context.Context, samples []*sample, what string, ask question) (answer, error) {
+	var can, cannot []string
+	for _, s := range samples {
+		got, err := p.one(ctx, what, s, ask)
+		switch {
+		case err != nil:
+			return no, err
+		case got == yes:
+			can = append(can, s.typ)
+		case got == no:
+			cannot = append(cannot, s.typ)
+		}
+	}
+	switch {
+	case len(cannot) > 0 && len(can) > 0:
+		p.remark("%s: not of %s, but of %s", what, strings.Join(cannot, ", "), strings.Join(can, ", "))
+		return no, nil
+	case len(cannot) > 0:
+		return no, nil
+	case len(can) > 0:
+		return yes, nil
+	}
+	return unasked, nil
+}
+
+// one puts a question to a sample. An error says nothing about the server, so the question is asked once more.
+func (p *probe) one(ctx context.Context, what string, s *sample, ask question) (answer, error) {
+	got, err := ask(ctx, s)
+	if isUnknown(ctx, err) {
+		got, err = ask(ctx, s)
+	}
+	switch {
+	case err == nil:
+		return got, nil
+	case isUnknown(ctx, err):
+		p.doubt(what, s.typ, err)
+		return no, nil
+	case isAnswer(err):
+		return no, nil
+	}
+	return no, err
+}
+
+// first puts a question to the first sample.
+func (p *probe) first(ctx context.Context, what string, ask question) (bool, error) {
+	got, err := p.one(ctx, what, p.samples[0], ask)
+	return got == yes, err
+}
+
+func (p *probe) doubt(what, typ string, err error) {
+	p.profile.Uncertain = true
+	p.remark("%s: %s was answered with an error twice (%s) and is taken as not able; the server is asked again soon", what, typ, reason(err))
+}
+
+// reason is an error without the request's name.
+func reason(err error) string {
+	if status := StatusOf(err); status != 0 {
+		return fmt.Sprintf("status %d", status)
+	}
+	return Cause(err)
 }
 
 // isAnswer tells whether an error says that the server cannot do a thing, rather than that it cannot be reached.
@@ -121,192 +169,18 @@ func isAnswer(err error) bool {
 	return errors.Is(err, ErrMalformed) || errors.As(err, &response) && !response.Temporary() && response.StatusCode != 401
 }
 
-// findRows takes the first type with a row. The types that nearly every server has come first.
-func (p *probe) findRows(ctx context.Context, types []string) error {
-	order := make([]string, 0, len(types))
-	for _, typ := range []string{"Observation", "Encounter", "Condition", "Patient"} {
-		if slices.Contains(types, typ) {
-			order = append(order, typ)
-		}
+// isUnknown tells whether an error says nothing about what the server can do: it broke, or took too long over this one
+// request. 429, 502 and 503 concern all requests: the whole probing waits for those.
+func isUnknown(ctx context.Context, err error) bool {
+	if err == nil || ctx.Err() != nil {
+		return false
 	}
-	for _, typ := range types {
-		if !slices.Contains(order, typ) {
-			order = append(order, typ)
-		}
+	var timeout interface{ Timeout() bool }
+	switch StatusOf(err) {
+	case 500, 504, 408:
+		return true
+	case 0:
+		return errors.Is(err, errStalled) || errors.As(err, &timeout) && timeout.Timeout()
 	}
-	for _, typ := range order {
-		page, err := p.client.Search(ctx, Query{Type: typ, Count: probeRows})
-		if err == nil {
-			err = page.Each(func(e *Entry) error {
-				if e.Type == typ && e.ID != "" && len(p.rows) < probeRows {
-					p.rows = append(p.rows, probeRow{e.ID, e.LastUpdated})
-				}
-				return nil
-			})
-		}
-		if err != nil && !isAnswer(err) {
-			return err
-		}
-		if len(p.rows) > 0 {
-			p.typ = typ
-			return nil
-		}
-	}
-	return nil
-}
-
-// counts is probe P1.
-func (p *probe) counts(ctx context.Context) error {
-	all, err := p.client.Count(ctx, Query{Type: p.typ})
-	if err != nil {
-		return err
-	}
-	none, err := p.client.Count(ctx, Query{Type: p.typ, Criteria: []QueryParam{{"_id", UnknownID}}})
-	if err != nil {
-		return err
-	}
-	late, err := p.client.Count(ctx, Query{Type: p.typ, From: never})
-	if err != nil {
-		return err
-	}
-	p.profile.Counts = all > 0 && none == 0 && late == 0
-	if !p.profile.Counts || len(p.rows) < 2 {
-		return nil
-	}
-	both, err := p.client.Count(ctx, Query{Type: p.typ, Criteria: []QueryParam{{"_id", p.rows[0].id + "," + p.rows[1].id}}})
-	p.profile.IDLists = both == 2
-	return err
-}
-
-// bounds is P2 to P4: both bounds hold a row at one second (and at one millisecond), and its neighbours do not. One row
-// that passes is enough; several are tried, since live traffic may change a row in between.
-func (p *probe) bounds(ctx context.Context) error {
-	for _, row := range p.rows {
-		if row.updated.IsZero() {
-			p.profile.Remarks = append(p.profile.Remarks, "resources carry no meta.lastUpdated")
-			return nil
-		}
-		honoured, err := p.honours(ctx, row, time.Second)
-		if err != nil {
-			return err
-		}
-		if !honoured {
-			continue
-		}
-		p.profile.Keyset = true // the sort is asked next
-		// A row in the first millisecond of a second looks the same on a server that cuts fractions.
-		if row.updated.Truncate(time.Millisecond).Equal(row.updated.Truncate(time.Second)) {
-			continue
-		}
-		p.profile.Milliseconds, err = p.honours(ctx, row, time.Millisecond)
-		if err != nil || p.profile.Milliseconds {
-			return err
-		}
-	}
-	return nil
-}
-
-func (p *probe) honours(ctx context.Context, row probeRow, granule time.Duration) (bool, error) {
-	floor := row.updated.Truncate(granule)
-	for _, window := range []struct {
-		from, to time.Time
-		want     bool
-	}{
-		{floor, floor.Add(granule), true},
-		{floor.Add(granule), never, false},
-		{floor.Add(-granule), floor, false},
-	} {
-		got, err := p.contains(ctx, row.id, window.from, window.to)
-		if err != nil || got != window.want {
-			return false, err
-		}
-	}
-	return true, nil
-}
-
-// contains tells whether the row is among the answer to a window, asked together with the row's own id.
-func (p *probe) contains(ctx context.Context, id string, from, to time.Time) (bool, error) {
-	page, err := p.client.Search(ctx, Query{
-		Type: p.typ, Criteria: []QueryParam{{"_id", id}}, From: from, To: to, Count: 10,
-	})
-	if err != nil {
-		return false, err
-	}
-	found := false
-	err = page.Each(func(e *Entry) error {
-		found = found || e.Type == p.typ && e.ID == id
-		return nil
-	})
-	return found, err
-}
-
-// sort is P5.
-func (p *probe) sort(ctx context.Context) error {
-	if !p.profile.Keyset {
-		return nil
-	}
-	p.profile.Keyset = false
-	for _, order := range []string{"_lastUpdated", "-_lastUpdated"} {
-		page, err := p.client.Search(ctx, Query{Type: p.typ, Sort: order, Count: 50})
-		if err != nil {
-			return err
-		}
-		var last time.Time
-		monotone := true
-		err = page.Each(func(e *Entry) error {
-			if e.Type != p.typ {
-				return nil
-			}
-			if !last.IsZero() {
-				monotone = monotone && (e.LastUpdated.Equal(last) || e.LastUpdated.After(last) == (order == "_lastUpdated"))
-			}
-			last = e.LastUpdated
-			return nil
-		})
-		if err != nil || !monotone {
-			return err
-		}
-	}
-	p.profile.Keyset = true
-	return nil
-}
-
-// pageSize is P6. A server with fewer rows than a page says nothing about its limit; the walk copes with short pages.
-func (p *probe) pageSize(ctx context.Context) error {
-	page, err := p.client.Search(ctx, Query{Type: p.typ, Count: p.wanted, ServerPages: true})
-	if err != nil {
-		return err
-	}
-	rows := 0
-	err = page.Each(func(e *Entry) error {
-		if e.Type == p.typ {
-			rows++
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	next, err := page.Next()
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrMalformed, err)
-	}
-	p.profile.PageSize = p.wanted
-	if next != "" && rows > 0 {
-		p.profile.PageSize = rows
-	}
-	return nil
-}
-
-// history is P8. It asks a type that has rows, since one server answers 404 for the others.
-func (p *probe) history(ctx context.Context) error {
-	page, err := p.client.History(ctx, p.typ, "", time.Now(), 1)
-	if err != nil {
-		return err
-	}
-	if err := page.Each(func(*Entry) error { return nil }); err != nil {
-		return err
-	}
-	p.profile.TypeHistory = true
-	return nil
+	return false
 }

@@ -3,6 +3,9 @@ package fhir_test
 import (
 	"fmt"
 	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +25,71 @@ func fill(t *testing.T, server *fhirtest.Server, typ string, rows int) {
 	}
 }
 
+// populate puts a small hospital: Observations and Encounters of two Patients, a Group of one of them, an Organization.
+func populate(t *testing.T, server *fhirtest.Server) {
+	t.Helper()
+	rows := []string{
+		`{"resourceType":"Patient","id":"p1"}`, `{"resourceType":"Patient","id":"p2"}`, `{"resourceType":"Patient","id":"p3"}`,
+		`{"resourceType":"Organization","id":"o1"}`, `{"resourceType":"Organization","id":"o2"}`,
+		`{"resourceType":"Group","id":"g1","type":"person","actual":true,"member":[{"entity":{"reference":"Patient/p1"}}]}`,
+	}
+	for i := range 12 {
+		rows = append(rows,
+			fmt.Sprintf(`{"resourceType":"Observation","id":"obs%d","subject":{"reference":"Patient/p%d"}}`, i, 1+i%2),
+			fmt.Sprintf(`{"resourceType":"Encounter","id":"enc%d","subject":{"reference":"Patient/p%d"}}`, i, 1+i%3))
+	}
+	for i, row := range rows {
+		if err := server.PutAt([]byte(row), when.Add(time.Duration(i)*time.Minute+123*time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// probed probes a populated server, perhaps behind something that changes its requests or answers.
+func probed(t *testing.T, p fhirtest.Personality, wrap func(http.Handler) http.Handler) (*fhir.Profile, *fhirtest.Server) {
+	t.Helper()
+	server := fhirtest.New(p, "/fhir")
+	populate(t, server)
+	return probeOf(t, server, wrap), server
+}
+
+func probeOf(t *testing.T, server *fhirtest.Server, wrap func(http.Handler) http.Handler) *fhir.Profile {
+	t.Helper()
+	var handler http.Handler = server
+	if wrap != nil {
+		handler = wrap(server)
+	}
+	profile, err := served(t, handler).Probe(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return profile
+}
+
+// served returns a client of a handler on a port of its own.
+func served(t *testing.T, handler http.Handler) *fhir.Client {
+	t.Helper()
+	web := httptest.NewServer(handler)
+	t.Cleanup(web.Close)
+	client, err := fhir.NewClient(fhir.Config{BaseURL: web.URL + "/fhir"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
+
+// changed sends requests on as edit leaves them.
+func changed(edit func(path string, values url.Values) string) func(http.Handler) http.Handler {
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			values := r.URL.Query()
+			r.URL.Path = edit(r.URL.Path, values)
+			r.URL.RawQuery = values.Encode()
+			next.ServeHTTP(w, r)
+		})
+	}
+}
+
 func TestProbeTellsWhatAServerCan(t *testing.T) {
 	with := func(p fhirtest.Personality, change func(*fhirtest.Personality)) fhirtest.Personality {
 		change(&p)
@@ -29,13 +97,19 @@ func TestProbeTellsWhatAServerCan(t *testing.T) {
 	}
 	type p = fhirtest.Personality
 	plain := fhir.Profile{
-		FHIRVersion: "4.0.1", Software: "Plain FHIR Server 1.0.0", Keyset: true, Milliseconds: true, Counts: true, IDLists: true,
-		PageSize: 1000, TypeHistory: true, Settle: 5 * time.Second,
+		FHIRVersion: "4.0.1", Software: "Plain FHIR Server 1.0.0", Types: []string{"Observation", "Encounter", "Organization"},
+		CountMethod: fhir.CountSummary, Counts: true, IDLists: true, Filter: true, Bounds: true, Milliseconds: true, Sort: true, Keyset: true,
+		PageSize: 1000, StrictHandling: true, TypeHistory: true, InstanceHistory: true, SystemHistory: true, VRead: true,
+		PatientLists: true, ListSpelling: fhir.SpelledPatient, MissingModifier: true, HasGroupMember: true, PostSearch: true,
+		ClockSource: fhir.ClockDate, Settle: 5 * time.Second,
 	}
 	want := func(change func(*fhir.Profile)) fhir.Profile {
 		w := plain
 		change(&w)
 		return w
+	}
+	noLists := func(w *fhir.Profile) {
+		w.PatientLists, w.ListSpelling, w.MissingModifier = false, "", false
 	}
 	for _, test := range []struct {
 		name   string
@@ -50,31 +124,39 @@ func TestProbeTellsWhatAServerCan(t *testing.T) {
 		{"microsoft", fhirtest.Microsoft(), want(func(w *fhir.Profile) { w.Software = "Microsoft FHIR Server 4.0.0" })},
 		{"pages of 7", with(fhirtest.Plain(), func(p *p) { p.MaxCount = 7 }), want(func(w *fhir.Profile) { w.PageSize = 7 })},
 		{"no bounds", with(fhirtest.Plain(), func(p *p) { p.IgnoreLastUpdated = true }), want(func(w *fhir.Profile) {
-			w.Keyset, w.Milliseconds, w.Counts, w.IDLists = false, false, false, false
+			w.CountMethod, w.Counts, w.IDLists = fhir.CountNone, false, false
+			w.Filter, w.Bounds, w.Milliseconds, w.Keyset = false, false, false, false
+			noLists(w)
 		})},
-		{"no sort", with(fhirtest.Plain(), func(p *p) { p.IgnoreSort = true }), want(func(w *fhir.Profile) { w.Keyset = false })},
-		{"no counts", with(fhirtest.Plain(), func(p *p) { p.NoSummaryCount = true }), want(func(w *fhir.Profile) {
-			w.Counts, w.IDLists = false, false
+		{"no sort", with(fhirtest.Plain(), func(p *p) { p.IgnoreSort = true }), want(func(w *fhir.Profile) { w.Sort, w.Keyset = false, false })},
+		{"no summary", with(fhirtest.Plain(), func(p *p) { p.NoSummaryCount = true }), want(func(w *fhir.Profile) {
+			w.CountMethod = fhir.CountTotal
 		})},
-		{"no history", with(fhirtest.Plain(), func(p *p) { p.NoHistory = true }), want(func(w *fhir.Profile) { w.TypeHistory = false })},
-		{"superset", with(fhirtest.Plain(), func(p *p) { p.IgnoreEverything = true }), want(func(w *fhir.Profile) {
-			w.Keyset, w.Milliseconds, w.Counts, w.IDLists = false, false, false, false
+		{"no history", with(fhirtest.Plain(), func(p *p) { p.NoHistory = true }), want(func(w *fhir.Profile) {
+			w.TypeHistory, w.InstanceHistory, w.SystemHistory, w.VRead = false, false, false, false
 		})},
+		{"no patient lists", with(fhirtest.Plain(), func(p *p) { p.NoPatientLists = true }), want(func(w *fhir.Profile) {
+			noLists(w)
+			w.HasGroupMember = false
+		})},
+		{"query beats form", with(fhirtest.Plain(), func(p *p) { p.QueryBeatsForm = true }), plain}, // there must be no query
+		{"superset", with(fhirtest.Plain(), func(p *p) { p.IgnoreEverything = true }), fhir.Profile{
+			FHIRVersion: "4.0.1", Software: "Plain FHIR Server 1.0.0", CountMethod: fhir.CountNone, PageSize: 1000,
+			TypeHistory: true, InstanceHistory: true, SystemHistory: true, VRead: true, ClockSource: fhir.ClockDate, Settle: 5 * time.Second,
+			Types: []string{"Encounter", "Observation", "Organization"},
+		}},
 		{"seconds", with(fhirtest.Plain(), func(p *p) { p.Granule = time.Second }), want(func(w *fhir.Profile) { w.Milliseconds = false })},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			server, client := start(t, test.server)
-			fill(t, server, "Observation", 30)
-			got, err := client.Probe(t.Context(), 0)
-			if err != nil {
-				t.Fatal(err)
-			}
+			got, server := probed(t, test.server, nil)
+			slices.Sort(got.Types)
+			slices.Sort(test.want.Types)
 			if fmt.Sprintf("%+v", *got) != fmt.Sprintf("%+v", test.want) {
 				t.Errorf("got  %+v\nwant %+v", *got, test.want)
 			}
-			if n := len(server.Requests()); n > 40 {
-				t.Errorf("%d requests, want about twenty", n)
+			if n := len(server.Requests()); n > 80 {
+				t.Errorf("%d requests, want about sixty", n)
 			}
 		})
 	}

@@ -23,8 +23,15 @@ type Query struct {
 	Sort string
 	// Count is the number of rows asked for, 0 for the server's default.
 	Count int
+	// Patient narrows the search to the compartment of the Patient with this id: Patient/{id}/{Type}.
+	Patient string
+	// Post sends the search as a form, with nothing in the address: for lists that no address can hold.
+	Post bool
 	// ServerPages asks the server for next links, where the dialect would otherwise do without.
 	ServerPages bool
+
+	// inclusive is set for a server whose "lt" holds the second, or millisecond, that it names.
+	inclusive bool
 }
 
 // With returns a copy of q with more criteria.
@@ -35,7 +42,15 @@ func (q Query) With(criteria ...QueryParam) Query {
 
 // Equal tells whether two queries ask for the same page.
 func (q Query) Equal(other Query) bool {
-	return q.Type == other.Type && q.ServerPages == other.ServerPages && q.encode() == other.encode()
+	return q.path() == other.path() && q.Post == other.Post && q.ServerPages == other.ServerPages && q.encode() == other.encode()
+}
+
+// path is the address of the search below the base.
+func (q Query) path() string {
+	if q.Patient != "" {
+		return "/Patient/" + url.PathEscape(q.Patient) + "/" + q.Type
+	}
+	return "/" + q.Type
 }
 
 // encode writes the query string. The window is always "ge" and "lt": the other prefixes differ between servers.
@@ -56,7 +71,7 @@ func (q Query) encode(extra ...QueryParam) string {
 		add("_lastUpdated", "ge"+formatBound(q.From))
 	}
 	if !q.To.IsZero() {
-		add("_lastUpdated", "lt"+formatBound(q.To))
+		add("_lastUpdated", "lt"+q.before())
 	}
 	if q.Sort != "" {
 		add("_sort", q.Sort)
@@ -68,6 +83,17 @@ func (q Query) encode(extra ...QueryParam) string {
 		add(p.Name, p.Value)
 	}
 	return b.String()
+}
+
+// before is what "lt" has to name so that the window ends at To.
+func (q Query) before() string {
+	switch {
+	case !q.inclusive:
+		return formatBound(q.To)
+	case q.To.Nanosecond() == 0:
+		return formatBound(q.To.Add(-time.Second))
+	}
+	return FormatInstant(q.To.Add(-time.Millisecond)) // with its fraction, so that it names a millisecond
 }
 
 // queryEscapes undoes what url.QueryEscape does to characters that a query may hold as they are; lists of references

@@ -1,8 +1,8 @@
-// Package admin is the front door for operators: health and metrics on a port of their own, so that no path of the FHIR
-// server is shadowed.
+// Package admin is the front door for operators: health, metrics and the profile of the FHIR server on a port of their own,
+// so that no path of the FHIR server is shadowed.
 //
-// It promises that /livez and /readyz never ask the upstream or the bucket: a broken bucket must not take a FHIR server
-// out of its Service.
+// It promises that none of its routes asks the upstream or the bucket, so that a broken bucket does not take a
+// FHIR server out of its Service, and that none shows a resource, an id of a patient or a secret.
 package admin
 
 import (
@@ -19,8 +19,8 @@ type Admin struct {
 	ready atomic.Bool
 }
 
-// New returns the handler. metrics is what /metrics shows.
-func New(metrics prometheus.Gatherer) *Admin {
+// New returns the handler. metrics is what /metrics shows, server what /profile does.
+func New(metrics prometheus.Gatherer, server profiler) *Admin {
 	a := &Admin{mux: http.NewServeMux()}
 	a.mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, "ok\n") })
 	a.mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
@@ -31,13 +31,14 @@ func New(metrics prometheus.Gatherer) *Admin {
 		answer(w, http.StatusServiceUnavailable, "not forwarding\n")
 	})
 	a.mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	a.mux.Handle("GET /profile", showProfile(server))
 	return a
 }
 
 // SetReady says whether the process can forward requests.
 func (a *Admin) SetReady(ready bool) { a.ready.Store(ready) }
 
-// ServeHTTP answers /livez, /readyz and /metrics.
+// ServeHTTP answers /livez, /readyz, /metrics and /profile.
 func (a *Admin) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.mux.ServeHTTP(w, r) }
 
 func answer(w http.ResponseWriter, status int, text string) {

@@ -1,13 +1,17 @@
 package admin_test
 
 import (
+	"context"
+	"encoding/json"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"sidecar/exporter/fhir"
 	"sidecar/proxy/admin"
 )
 
@@ -17,8 +21,48 @@ func ask(a http.Handler, method, path string) *httptest.ResponseRecorder {
 	return recorder
 }
 
+// unasked is a server that nobody has asked.
+type unasked struct{}
+
+func (unasked) Profile(context.Context) (*fhir.Profile, time.Time) { return nil, time.Time{} }
+
+// asked is a server without history.
+type asked struct{}
+
+func (asked) Profile(context.Context) (*fhir.Profile, time.Time) {
+	return &fhir.Profile{
+		Software: "Server 1", FHIRVersion: "4.0.1", Types: []string{"Patient"}, CountMethod: fhir.CountSummary, Counts: true,
+		Remarks: []string{"a remark"},
+	}, time.Date(2024, 5, 1, 12, 0, 0, 0, time.UTC)
+}
+
+func TestProfileShowsWhatFollows(t *testing.T) {
+	if got := ask(admin.New(prometheus.NewRegistry(), unasked{}), http.MethodGet, "/profile"); got.Code != http.StatusNotFound {
+		t.Errorf("before the first export: got %d", got.Code)
+	}
+	a := admin.New(prometheus.NewRegistry(), asked{})
+	text := ask(a, http.MethodGet, "/profile")
+	for _, want := range []string{"Server 1, FHIR 4.0.1, asked 2024-05-01T12:00:00Z", "by _summary=count", "deletions cannot be reported", "a remark\n"} {
+		if !strings.Contains(text.Body.String(), want) || text.Code != http.StatusOK {
+			t.Errorf("got %d, no %q in\n%s", text.Code, want, text.Body)
+		}
+	}
+	request := httptest.NewRequest(http.MethodGet, "/profile", nil)
+	request.Header.Set("Accept", "application/json")
+	recorder := httptest.NewRecorder()
+	a.ServeHTTP(recorder, request)
+	var shown struct {
+		Asked    time.Time
+		Profile  fhir.Profile
+		Findings []fhir.Finding
+	}
+	if err := json.Unmarshal(recorder.Body.Bytes(), &shown); err != nil || !shown.Profile.Counts || len(shown.Findings) < 12 || shown.Asked.Year() != 2024 {
+		t.Errorf("%v: got %s", err, recorder.Body)
+	}
+}
+
 func TestReadyzFollowsReadiness(t *testing.T) {
-	a := admin.New(prometheus.NewRegistry())
+	a := admin.New(prometheus.NewRegistry(), unasked{})
 	for _, ready := range []bool{false, true, false} {
 		a.SetReady(ready)
 		want := http.StatusServiceUnavailable
@@ -39,14 +83,14 @@ func TestMetricsShowsWhatIsRegistered(t *testing.T) {
 	counter := prometheus.NewCounter(prometheus.CounterOpts{Name: "sidecar_test_total", Help: "A test."})
 	registry.MustRegister(counter)
 	counter.Add(3)
-	got := ask(admin.New(registry), http.MethodGet, "/metrics")
+	got := ask(admin.New(registry, unasked{}), http.MethodGet, "/metrics")
 	if got.Code != http.StatusOK || !strings.Contains(got.Body.String(), "sidecar_test_total 3") {
 		t.Errorf("metrics: got %d %s", got.Code, got.Body)
 	}
 }
 
 func TestOtherRequestsAreRefused(t *testing.T) {
-	a := admin.New(prometheus.NewRegistry())
+	a := admin.New(prometheus.NewRegistry(), unasked{})
 	for target, want := range map[string]int{
 		"GET /": http.StatusNotFound, "GET /fhir/$export": http.StatusNotFound, "POST /livez": http.StatusMethodNotAllowed, "HEAD /livez": http.StatusOK,
 	} {

@@ -1,0 +1,155 @@
+package fhir
+
+import (
+	"context"
+	"time"
+)
+
+// filter is probe P2: a window after all data holds nothing. Of the other types P1 has counted that window.
+func (p *probe) filter(ctx context.Context) error {
+	got, err := p.first(ctx, "filtering by _lastUpdated", func(ctx context.Context, s *sample) (answer, error) {
+		rows := 0
+		err := p.read(ctx, Query{Type: s.typ, From: never, Count: 1}, func(*Entry) { rows++ })
+		return verdict(rows == 0), err
+	})
+	p.profile.Filter = got
+	return err
+}
+
+// read reads one page and hands out its rows of the type that was asked for.
+func (p *probe) read(ctx context.Context, q Query, take func(*Entry)) error {
+	page, err := p.client.search(ctx, q)
+	if err != nil {
+		return err
+	}
+	return page.Each(func(e *Entry) error {
+		if e.Type == q.Type {
+			take(e)
+		}
+		return nil
+	})
+}
+
+// bounds is probe P3. A server whose "lt" names the end of a second, not its beginning, passes when it is asked for the
+// second before; a server that ignores "lt" passes neither.
+func (p *probe) bounds(ctx context.Context) error {
+	if !p.profile.Filter {
+		return nil
+	}
+	plain, inclusive := 0, 0
+	got, err := p.all(ctx, "two bounds of _lastUpdated", func(ctx context.Context, s *sample) (answer, error) {
+		for _, row := range s.rows {
+			if row.updated.IsZero() {
+				p.remark("%s: resources carry no meta.lastUpdated", s.typ)
+				return no, nil
+			}
+			for _, dialect := range []struct {
+				inclusive bool
+				seen      *int
+			}{{false, &plain}, {true, &inclusive}} {
+				honoured, err := p.honours(ctx, s.typ, row, time.Second, dialect.inclusive)
+				if err != nil {
+					return no, err
+				}
+				if honoured {
+					*dialect.seen++
+					return yes, nil
+				}
+			}
+		}
+		return no, nil
+	})
+	if plain > 0 && inclusive > 0 {
+		p.remark("types disagree on what lt means: windows of _lastUpdated are not used")
+		got = no
+	}
+	p.profile.Bounds = got == yes
+	p.profile.InclusiveLT = p.profile.Bounds && inclusive > 0
+	return err
+}
+
+// milliseconds is probe P4, put to the first type with a row that can show it: a row in the first millisecond of a second
+// looks the same on a server that cuts fractions.
+func (p *probe) milliseconds(ctx context.Context) error {
+	if !p.profile.Bounds {
+		return nil
+	}
+	for _, s := range p.samples {
+		got, err := p.one(ctx, "milliseconds of _lastUpdated", s, func(ctx context.Context, s *sample) (answer, error) {
+			asked := unasked
+			for _, row := range s.rows {
+				if row.updated.IsZero() || row.updated.Truncate(time.Millisecond).Equal(row.updated.Truncate(time.Second)) {
+					continue
+				}
+				honoured, err := p.honours(ctx, s.typ, row, time.Millisecond, p.profile.InclusiveLT)
+				if err != nil || honoured {
+					return verdict(honoured), err
+				}
+				asked = no
+			}
+			return asked, nil
+		})
+		if err != nil || got != unasked {
+			p.profile.Milliseconds = got == yes
+			return err
+		}
+	}
+	return nil
+}
+
+// honours tells whether a window around a row holds it and its neighbours do not. One row that passes is enough: live
+// traffic may change another in between.
+func (p *probe) honours(ctx context.Context, typ string, row probeRow, granule time.Duration, inclusive bool) (bool, error) {
+	floor := row.updated.Truncate(granule)
+	for _, window := range []struct {
+		from, to time.Time
+		want     bool
+	}{
+		{floor, floor.Add(granule), true},
+		{floor.Add(granule), never, false},
+		{floor.Add(-granule), floor, false},
+	} {
+		q := Query{
+			Type: typ, Criteria: []QueryParam{{"_id", row.id}}, From: window.from, To: window.to, Count: 10, inclusive: inclusive,
+		}
+		found := false
+		err := p.read(ctx, q, func(e *Entry) { found = found || e.ID == row.id })
+		if err != nil || found != window.want {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// sort is probe P5. A row that is written between the search for ids and the reading of bodies looks out of order, so a
+// failure is asked once more.
+func (p *probe) sort(ctx context.Context) error {
+	got, err := p.all(ctx, "sorting by _lastUpdated", func(ctx context.Context, s *sample) (answer, error) {
+		for _, order := range []string{"_lastUpdated", "-_lastUpdated"} {
+			sorted, err := p.sorted(ctx, s, order)
+			if err == nil && !sorted {
+				sorted, err = p.sorted(ctx, s, order)
+			}
+			if err != nil || !sorted {
+				return no, err
+			}
+		}
+		return yes, nil
+	})
+	p.profile.Sort = got == yes
+	p.profile.Keyset = p.profile.Filter && p.profile.Bounds && p.profile.Sort
+	return err
+}
+
+func (p *probe) sorted(ctx context.Context, s *sample, order string) (bool, error) {
+	var last time.Time
+	monotone := true
+	err := p.read(ctx, Query{Type: s.typ, Sort: order, Count: 50}, func(e *Entry) {
+		s.takePatient(e)
+		if !last.IsZero() {
+			monotone = monotone && (e.LastUpdated.Equal(last) || e.LastUpdated.After(last) == (order == "_lastUpdated"))
+		}
+		last = e.LastUpdated
+	})
+	return monotone, err
+}
