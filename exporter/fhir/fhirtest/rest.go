@@ -18,6 +18,9 @@ func (s *Server) instance(w http.ResponseWriter, c *call, read bool) error {
 		if r == nil {
 			return refuse(http.StatusNotFound, "resource is not known")
 		}
+		if s.isPoisoned(r) {
+			return errPoisoned()
+		}
 		return s.writeRow(w, c, http.StatusOK, r)
 	case c.r.Method == http.MethodPut:
 		return s.update(w, c)

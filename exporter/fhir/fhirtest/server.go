@@ -115,7 +115,8 @@ type call struct {
 	base   string
 	now    time.Time
 	pretty bool
-	strict bool
+	// strict and lenient are what the client asks for by Prefer.
+	strict, lenient bool
 }
 
 // ServeHTTP answers one request. A fault that cuts the body aborts the connection with http.ErrAbortHandler.
@@ -123,6 +124,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	form, err := readForm(r)
 	s.remember(r, form)
 	w.Header().Set("Date", s.Now().UTC().Format(http.TimeFormat))
+	if s.p.NoDate {
+		w.Header()["Date"] = nil
+	}
 	if err != nil {
 		s.fail(w, r, err)
 		return
@@ -169,6 +173,9 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request, form string) erro
 	if !ok || rest != "" && rest[0] != '/' {
 		return refuse(http.StatusNotFound, "outside of the FHIR base path")
 	}
+	if s.p.MaxURLBytes > 0 && len(r.URL.RequestURI()) > s.p.MaxURLBytes {
+		return refuse(http.StatusRequestURITooLong, "the address is too long")
+	}
 	c := &call{r: r, base: s.linkBase(r), now: s.Now()}
 	if rest = strings.Trim(rest, "/"); rest != "" {
 		c.path = strings.Split(rest, "/")
@@ -190,6 +197,7 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request, form string) erro
 	}
 	for _, v := range r.Header.Values("Prefer") {
 		c.strict = c.strict || strings.Contains(v, "handling=strict")
+		c.lenient = c.lenient || strings.Contains(v, "handling=lenient")
 	}
 	return s.dispatch(w, c)
 }
@@ -223,8 +231,13 @@ func (s *Server) dispatch(w http.ResponseWriter, c *call) error {
 
 // dispatchType finds the interaction below a type.
 func (s *Server) dispatchType(w http.ResponseWriter, c *call, first string, read bool) error {
+	form := len(c.path) == 2 && c.path[1] == "_search" && c.r.Method == http.MethodPost
 	switch {
-	case len(c.path) == 1 && read, len(c.path) == 2 && c.path[1] == "_search" && (read || c.r.Method == http.MethodPost):
+	case form && s.p.NoPostSearch:
+		return refuse(http.StatusMethodNotAllowed, "a search by POST is not supported")
+	case len(c.path) == 3 && first == "Patient" && read && s.p.Compartments != NoCompartments && s.offers(c.path[2]):
+		return s.compartmentSearch(w, c, c.path[1], c.path[2])
+	case len(c.path) == 1 && read, form, len(c.path) == 2 && c.path[1] == "_search" && read:
 		return s.search(w, c, first)
 	case len(c.path) == 1 && c.r.Method == http.MethodPost:
 		return s.create(w, c)
