@@ -78,6 +78,9 @@ type Personality struct {
 	// MaxOrValues answers 400 to a parameter with more values in its list, MaxURLBytes 414 to a longer path and query
 	// (0: no limits).
 	MaxOrValues, MaxURLBytes int
+	// MaxConcurrent answers 429 with Retry-After and x-ms-retry-after-ms when more requests are under way (0: no limit;
+	// Microsoft on SQL: 75).
+	MaxConcurrent int
 	// ByTime orders results without `_sort` by lastUpdated; otherwise they come by id.
 	ByTime bool
 	// NewestFirst orders results without `_sort` by lastUpdated, newest first (Firely).

@@ -37,7 +37,7 @@ func Microsoft() Personality {
 		Name: "microsoft", Software: "Microsoft FHIR Server", Version: "4.0.0",
 		DefaultCount: 10, MaxCount: 1000, ReportClamp: true, Paging: KeysetPages, LinkHost: "http://internal.example",
 		Unknown: UnknownReported, ByTime: true, OffsetZone: true, Tombstone: TombstoneStub,
-		Compartments: OwnTypes, MaxOrValues: 2000,
+		Compartments: OwnTypes, MaxOrValues: 2000, MaxConcurrent: 75,
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -33,6 +34,7 @@ type Server struct {
 	caughtUp     int64
 	random       *rand.Rand
 	poisoned     map[string]bool
+	inFlight     atomic.Int64
 	named        int64
 	listings     map[string]*listing
 	listingAges  []*listing
@@ -129,6 +131,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if err != nil {
 		s.fail(w, r, err)
+		return
+	}
+	defer s.leave()
+	if !s.enter() {
+		s.throttle(w, r)
 		return
 	}
 	if f := s.takeFault(r); f != nil && s.breakAnswer(f, w, r, form) {
