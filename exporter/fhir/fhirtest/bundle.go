@@ -23,6 +23,8 @@ type page struct {
 	total      *int
 	self, next string
 	notes      [][]byte
+	// elements are the members of the resources to show, nil for all.
+	elements []string
 }
 
 // bundleWriter writes a Bundle member by member, so that a page is never held as a whole. The first error stays.
@@ -84,6 +86,9 @@ func (b *bundleWriter) entry(first bool, names []string, values ...[]byte) {
 
 // writePage writes a searchset or history Bundle.
 func (s *Server) writePage(w http.ResponseWriter, c *call, p *page) error {
+	if err := s.prepare(c, p); err != nil {
+		return err
+	}
 	w.Header().Set("Content-Type", fhirJSON)
 	w.WriteHeader(http.StatusOK)
 	b := &bundleWriter{w: bufio.NewWriterSize(w, 1<<15), pretty: c.pretty}
@@ -130,12 +135,30 @@ func (s *Server) writeEntries(b *bundleWriter, c *call, p *page) {
 		first := i == 0 && len(p.notes) == 0
 		full := []byte(quote(c.base + "/" + r.name()))
 		if p.kind == searchset {
-			b.entry(first, []string{"fullUrl", "resource", "search"}, full, r.body, match)
+			b.entry(first, []string{"fullUrl", "resource", "search"}, full, s.matchBody(b, p, r), match)
 			continue
+		}
+		if s.p.RelativeFullURL {
+			full = []byte(quote(r.name()))
 		}
 		resource, request, response := s.historyParts(r)
 		b.entry(first, names, full, resource, request, response)
 	}
 	b.line(1)
 	b.text("]")
+}
+
+// matchBody is what a searchset shows of a row, nil for nothing.
+func (s *Server) matchBody(b *bundleWriter, p *page, r *row) []byte {
+	switch {
+	case s.p.LinkEntries:
+		return nil
+	case p.elements == nil:
+		return r.body
+	}
+	body, err := onlyElements(r.body, p.elements)
+	if err != nil && b.err == nil {
+		b.err = err
+	}
+	return body
 }

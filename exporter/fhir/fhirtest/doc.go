@@ -5,6 +5,10 @@
 // how pages are linked and how long the links live, what happens to unknown parameters, how fine lastUpdated is, how a
 // deletion looks in a history. A [Fault] breaks chosen requests.
 //
+// Each habit is a switch that can be combined with any other; the constructors, which [All] lists, are the combinations
+// that products have. Where searches lag or commits are late, [Server.CatchUp] ends the preparation of a test,
+// [Server.PutLate] makes one commit as late as the test likes, and [Server.AsOf] is the truth to compare an export with.
+//
 // Resources keep their bytes: only the id and the meta members that a server owns are edited, in place, so numbers such
 // as 1.10, escapes and the order of members come back as they were given.
 //

@@ -60,7 +60,7 @@ func (s *Server) takeFault(r *http.Request) *Fault {
 	s.mu.Unlock()
 	for _, f := range queue {
 		// Match runs without the lock, so that it may ask the server.
-		if f.ExpirePages != 0 && !isPageLink(r) || f.Match != nil && !f.Match(r) {
+		if f.ExpirePages != 0 && !s.isPageLink(r) || f.Match != nil && !f.Match(r) {
 			continue
 		}
 		if s.useFault(f) {
@@ -85,10 +85,11 @@ func (s *Server) useFault(f *Fault) bool {
 	return true
 }
 
-// isPageLink says whether a request follows a link of any personality.
-func isPageLink(r *http.Request) bool {
+// isPageLink says whether a request follows a page link.
+func (s *Server) isPageLink(r *http.Request) bool {
 	values := r.URL.Query()
-	return values.Has("_getpages") || values.Has("_page") || values.Has("ct") || strings.Contains(r.URL.Path, "/__page/")
+	param := s.p.pageParam()
+	return values.Has("_getpages") || values.Has(cursorParam) || param != "" && values.Has(param) || strings.Contains(r.URL.Path, "/__page/")
 }
 
 // breakAnswer answers as the fault says; false means that the request is to be answered as usual.

@@ -14,6 +14,9 @@ func (s *Server) history(w http.ResponseWriter, c *call, typ, id string) error {
 	if s.p.NoHistory || c.r.Method != http.MethodGet && c.r.Method != http.MethodHead {
 		return refuse(http.StatusMethodNotAllowed, "history is not offered")
 	}
+	if typ == "" && s.p.NoSystemHistory || id == "" && s.p.HistoryInstanceOnly {
+		return refuse(http.StatusMethodNotAllowed, "history is not offered at this level")
+	}
 	if id != "" && s.current(typ, id) == nil {
 		return refuse(http.StatusNotFound, "resource is not known")
 	}
@@ -30,15 +33,15 @@ func (s *Server) history(w http.ResponseWriter, c *call, typ, id string) error {
 				return err
 			}
 			since = m.from
-		case "_count", "_format", "_pretty", "_page", "ct":
+		case "_count", "_format", "_pretty", shiftParam, s.p.pageParam():
 		default:
-			if s.p.Unknown == UnknownRefused || c.strict {
+			if s.p.refuses(c) {
 				return refuse(http.StatusBadRequest, "unknown history parameter %q", name)
 			}
 		}
 	}
 	find := func() []*row {
-		rows := slices.Clone(cutWindow(s.versionsOf(typ, id), window{from: since}))
+		rows := slices.Clone(cutWindow(s.recorded(typ, id), window{from: since}))
 		slices.Reverse(rows)
 		return rows
 	}
@@ -68,7 +71,7 @@ func (s *Server) historyParts(r *row) (resource, request, response []byte) {
 	address := r.name()
 	if s.p.Tombstone == TombstoneUndated {
 		address += "/_history/" + version
-	} else if r.method == http.MethodPost {
+	} else if r.method == http.MethodPost || r.deleted() && s.p.Tombstone == TombstoneBody {
 		address = r.typ
 	}
 	request = []byte(`{"method":` + quote(r.method) + `,"url":` + quote(address) + `}`)
@@ -89,5 +92,33 @@ func (s *Server) historyParts(r *row) (resource, request, response []byte) {
 		resource = fmt.Appendf(nil, `{"resourceType":%s,"id":%s,"meta":{"versionId":%s,"lastUpdated":%s}}`,
 			quote(r.typ), quote(r.id), quote(version), quote(s.p.instant(r.updated)))
 	}
+	if r.deleted() && s.p.Tombstone == TombstoneBody {
+		resource = s.lastBody(r)
+	}
 	return resource, request, response
+}
+
+// lastBody is the body before a deletion, with the tag and the meta of the deletion; nil when there is none.
+func (s *Server) lastBody(deletion *row) []byte {
+	var last *row
+	for _, r := range s.versionsOf(deletion.typ, deletion.id) {
+		if r.seq < deletion.seq && !r.deleted() && (last == nil || r.seq > last.seq) {
+			last = r
+		}
+	}
+	if last == nil {
+		return nil
+	}
+	res, err := s.params.parse(last.body, false)
+	if err != nil {
+		return nil
+	}
+	body, err := res.stamped(last.id, strconv.FormatInt(deletion.version, 10), s.p.instant(deletion.updated))
+	if err != nil {
+		return nil
+	}
+	if body, err = tagMeta(body, `{"system":"https://aidbox.app","code":"deleted"}`); err != nil {
+		return nil
+	}
+	return body
 }

@@ -56,7 +56,7 @@ func (s *Server) metadata(w http.ResponseWriter, c *call, read bool) error {
 		types = slices.Compact(types)
 	}
 	rest := capabilityRest{Mode: "server", Interaction: codes("transaction", "batch")}
-	if !s.p.NoHistory {
+	if !s.p.NoHistory && !s.p.NoSystemHistory && !s.p.HistoryInstanceOnly {
 		rest.Interaction = append(rest.Interaction, coded{"history-system"})
 	}
 	for _, typ := range types {
@@ -86,12 +86,18 @@ func (s *Server) capabilityOf(typ string) capabilityResource {
 	r := capabilityResource{
 		Type: typ, Versioning: "versioned", ReadHistory: true, UpdateCreate: true, ConditionalDelete: "not-supported",
 		Interaction: codes("read", "create", "update", "delete", "search-type"),
-		SearchParam: []capabilityParam{{"_id", "token"}, {"_lastUpdated", "date"}},
+		SearchParam: []capabilityParam{{"_id", "token"}},
+	}
+	if !s.p.NoLastUpdated {
+		r.SearchParam = append(r.SearchParam, capabilityParam{"_lastUpdated", "date"})
 	}
 	if s.p.NoHistory {
 		r.Versioning, r.ReadHistory = "no-version", false
 	} else {
-		r.Interaction = append(r.Interaction, codes("vread", "history-type", "history-instance")...)
+		r.Interaction = append(r.Interaction, codes("vread", "history-instance")...)
+		if !s.p.HistoryInstanceOnly {
+			r.Interaction = append(r.Interaction, coded{"history-type"})
+		}
 	}
 	for _, p := range s.params.byType[typ] {
 		r.SearchParam = append(r.SearchParam, capabilityParam{p.name, "reference"})

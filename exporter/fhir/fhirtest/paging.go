@@ -1,14 +1,11 @@
 package fhirtest
 
 import (
-	"encoding/base64"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"net/http"
 	"net/url"
 	"slices"
-	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -28,9 +25,11 @@ type listing struct {
 	// again runs the query once more for each page; nil where the rows are kept.
 	again func() []*row
 	total *int
-	made  time.Time
-	used  time.Time
-	self  string
+	// elements are those of the query.
+	elements []string
+	made     time.Time
+	used     time.Time
+	self     string
 }
 
 // result is everything that pages are cut from.
@@ -42,6 +41,9 @@ type result struct {
 	rows  []*row
 	total *int
 	notes [][]byte
+	// elements are those of the query; cursors says whether it may be paged by cursors.
+	elements []string
+	cursors  bool
 	// applied are the parameters that links repeat.
 	applied url.Values
 	again   func() []*row
@@ -53,14 +55,17 @@ func (s *Server) firstPage(w http.ResponseWriter, c *call, q *query) error {
 	if err != nil {
 		return err
 	}
-	res := &result{kind: searchset, path: q.typ, order: q.order, count: q.count, notes: q.notes, applied: q.applied}
+	res := &result{
+		kind: searchset, path: q.path, order: q.order, count: q.count, notes: q.notes, applied: q.applied, elements: q.elements,
+		cursors: s.p.Cursors && q.sorted && q.order == ascending && q.count >= minCursorCount,
+	}
 	if limit > 0 {
 		res.rows = s.find(q)
 		res.rows = res.rows[:min(len(res.rows), limit)]
 		if c.values.Has("_count") {
 			res.rows = res.rows[:min(len(res.rows), q.count)]
 		}
-		return s.writePage(w, c, &page{kind: searchset, rows: res.rows, self: q.link(c), notes: q.notes})
+		return s.writePage(w, c, &page{kind: searchset, rows: res.rows, self: q.link(c), notes: q.notes, elements: q.elements})
 	}
 	key := searchKey(q)
 	if reuse && s.p.ReuseFor > 0 {
@@ -69,8 +74,15 @@ func (s *Server) firstPage(w http.ResponseWriter, c *call, q *query) error {
 		}
 	}
 	res.rows = s.find(q)
+	if s.p.RerunPages {
+		res.again = func() []*row { return s.find(q) }
+	}
 	if s.p.ResultCap > 0 {
 		res.rows = res.rows[:min(len(res.rows), s.p.ResultCap)]
+	}
+	if s.p.PatientCap > 0 && q.typ == "Patient" && len(res.rows) > s.p.PatientCap {
+		res.rows = res.rows[:s.p.PatientCap]
+		res.notes = append(res.notes, tooManyPatients)
 	}
 	if q.total {
 		n := len(res.rows)
@@ -111,7 +123,7 @@ func searchKey(q *query) string {
 	for _, name := range []string{"_count", "_format", "_pretty"} {
 		values.Del(name)
 	}
-	return q.typ + "?" + values.Encode()
+	return q.path + "?" + values.Encode()
 }
 
 // writeResult writes the page that the request asks for and links the next one in the personality's way.
@@ -122,78 +134,11 @@ func (s *Server) writeResult(w http.ResponseWriter, c *call, res *result, key st
 	case KeysetPages:
 		return s.keysetPage(w, c, res)
 	}
-	l := &listing{key: key, kind: res.kind, rows: res.rows, again: res.again, total: res.total, self: c.link(res.path, res.applied)}
+	l := &listing{key: key, kind: res.kind, rows: res.rows, again: res.again, total: res.total, self: c.link(res.path, res.applied), elements: res.elements}
 	if len(res.rows) > res.count || s.p.ReuseFor > 0 && key != "" {
 		s.keepListing(l, c.now)
 	}
 	return s.writeListing(w, c, l, 0, res.count, res.notes)
-}
-
-func (s *Server) offsetPage(w http.ResponseWriter, c *call, res *result) error {
-	number := 1
-	if v := c.values.Get("_page"); v != "" {
-		n, err := strconv.Atoi(v)
-		if err != nil || n < 1 {
-			return refuse(http.StatusBadRequest, "_page is not a page number")
-		}
-		number = n
-	}
-	p := &page{kind: res.kind, total: res.total, notes: res.notes, self: c.link(res.path, res.applied)}
-	from := min((number-1)*res.count, len(res.rows))
-	to := min(from+res.count, len(res.rows))
-	p.rows = res.rows[from:to]
-	if to < len(res.rows) {
-		next := maps.Clone(res.applied)
-		next.Set("_count", strconv.Itoa(res.count))
-		next.Set("_page", strconv.Itoa(number+1))
-		p.next = c.link(res.path, next)
-	}
-	return s.writePage(w, c, p)
-}
-
-// position is the content of a continuation token: the last row of the page before.
-type position struct {
-	Time int64  `json:"t"`
-	Seq  int64  `json:"s"`
-	ID   string `json:"i"`
-}
-
-// orders compare rows in each order of a result.
-var orders = map[string]func(a, b *row) int{
-	ascending:  byTimeOrder,
-	descending: func(a, b *row) int { return byTimeOrder(b, a) },
-	byID:       byIDOrder,
-	byIDDown:   func(a, b *row) int { return byIDOrder(b, a) },
-}
-
-func (s *Server) keysetPage(w http.ResponseWriter, c *call, res *result) error {
-	rows := res.rows
-	if token := c.values.Get("ct"); token != "" {
-		var at position
-		text, err := base64.RawURLEncoding.DecodeString(token)
-		if err == nil {
-			err = json.Unmarshal(text, &at)
-		}
-		if err != nil {
-			return refuse(http.StatusBadRequest, "the continuation token is invalid")
-		}
-		last := &row{id: at.ID, seq: at.Seq, updated: time.UnixMilli(at.Time).UTC()}
-		compare := orders[res.order]
-		rows = rows[sort.Search(len(rows), func(i int) bool { return compare(rows[i], last) > 0 }):]
-	}
-	p := &page{kind: res.kind, total: res.total, notes: res.notes, self: c.link(res.path, res.applied)}
-	p.rows = rows[:min(len(rows), res.count)]
-	if len(p.rows) < len(rows) && len(p.rows) > 0 {
-		last := p.rows[len(p.rows)-1]
-		token, err := json.Marshal(position{last.updated.UnixMilli(), last.seq, last.id})
-		if err != nil {
-			return fmt.Errorf("write token: %w", err)
-		}
-		next := maps.Clone(res.applied)
-		next.Set("ct", base64.RawURLEncoding.EncodeToString(token))
-		p.next = c.link(res.path, next)
-	}
-	return s.writePage(w, c, p)
 }
 
 // keepListing stores a result under a new id.
@@ -208,7 +153,11 @@ func (s *Server) keepListing(l *listing, now time.Time) {
 	}
 	s.listings[l.id] = l
 	s.listingAges = append(s.listingAges, l)
-	for len(s.listingAges) > maxListings || len(s.listingAges) > 0 && s.expiredLocked(s.listingAges[0], now) {
+	most := s.p.RememberSearches
+	if most == 0 {
+		most = maxListings
+	}
+	for len(s.listingAges) > most || len(s.listingAges) > 0 && s.expiredLocked(s.listingAges[0], now) {
 		delete(s.listings, s.listingAges[0].id)
 		s.listingAges = s.listingAges[1:]
 	}
@@ -298,12 +247,9 @@ func (s *Server) writeListing(w http.ResponseWriter, c *call, l *listing, from, 
 	}
 	from = min(from, len(rows))
 	to := min(from+count, len(rows))
-	p := &page{kind: l.kind, rows: rows[from:to], total: l.total, notes: notes, self: l.self}
+	p := &page{kind: l.kind, rows: rows[from:to], total: l.total, notes: notes, self: l.self, elements: l.elements}
 	if to < len(rows) {
 		p.next = s.listingLink(c, l, to, count)
-	}
-	if s.p.Paging == CachedPages && l.kind == searchset {
-		p.rows = s.today(p.rows)
 	}
 	return s.writePage(w, c, p)
 }
@@ -322,17 +268,4 @@ func (s *Server) listingLink(c *call, l *listing, offset, count int) string {
 		pretty = "&_pretty=" + url.QueryEscape(v)
 	}
 	return fmt.Sprintf("%s?_getpages=%s&_getpagesoffset=%d&_count=%d%s&_bundletype=%s", c.base, l.id, offset, count, pretty, l.kind)
-}
-
-// today replaces rows by their current versions: a server that caches ids loads the bodies when the page is read.
-func (s *Server) today(rows []*row) []*row {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := make([]*row, 0, len(rows))
-	for _, r := range rows {
-		if r = s.currentLocked(r.typ, r.id); r != nil && !r.deleted() {
-			now = append(now, r)
-		}
-	}
-	return now
 }

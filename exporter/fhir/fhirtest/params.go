@@ -60,6 +60,7 @@ var moreParams = []struct{ typ, name, path, target string }{
 	{"PractitionerRole", "organization", "organization", ""},
 	{"PractitionerRole", "practitioner", "practitioner", ""},
 	{"Provenance", "patient", "target", "Patient"},
+	{"Provenance", "target", "target", ""},
 	{"Task", "patient", "for", "Patient"},
 	{"Task", "subject", "for", ""},
 }

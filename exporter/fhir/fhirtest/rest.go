@@ -18,6 +18,9 @@ func (s *Server) instance(w http.ResponseWriter, c *call, read bool) error {
 		if r == nil {
 			return refuse(http.StatusNotFound, "resource is not known")
 		}
+		if s.isPoisoned(r) {
+			return errPoisoned()
+		}
 		return s.writeRow(w, c, http.StatusOK, r)
 	case c.r.Method == http.MethodPut:
 		return s.update(w, c)
@@ -105,7 +108,7 @@ func (s *Server) update(w http.ResponseWriter, c *call) error {
 }
 
 func (s *Server) store(w http.ResponseWriter, c *call, one write, status int) error {
-	rows, err := s.commit([]write{one}, c.now, true)
+	rows, err := s.commit([]write{one}, s.usual(), true)
 	if err != nil {
 		return refuse(http.StatusBadRequest, "%v", err)
 	}
@@ -119,7 +122,7 @@ func (s *Server) store(w http.ResponseWriter, c *call, one write, status int) er
 // remove answers 204 also when there was nothing to delete, as the specification allows.
 func (s *Server) remove(w http.ResponseWriter, c *call) error {
 	one := write{http.MethodDelete, c.path[0], c.path[1], nil}
-	if _, err := s.commit([]write{one}, c.now, true); err != nil {
+	if _, err := s.commit([]write{one}, s.usual(), true); err != nil {
 		return refuse(http.StatusBadRequest, "%v", err)
 	}
 	w.WriteHeader(http.StatusNoContent)

@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"sort"
 	"strconv"
 	"strings"
 )
@@ -20,7 +19,9 @@ const (
 
 // query is one parsed search.
 type query struct {
-	typ     string
+	typ string
+	// path is the address below the base that links repeat.
+	path    string
 	ids     []string
 	byIDs   bool
 	window  window
@@ -29,6 +30,10 @@ type query struct {
 	count   int
 	// countOnly asks for the total and no rows, total for both.
 	countOnly, total bool
+	// elements are the members that `_elements` asks for, nil for all.
+	elements []string
+	// strong asks for rows that an update hides; sorted tells that the client chose the order.
+	strong, sorted bool
 	// applied are the parameters that links repeat; notes are outcome entries.
 	applied url.Values
 	notes   [][]byte
@@ -36,11 +41,13 @@ type query struct {
 
 // parseQuery reads the parameters of a search. It fails with the refusal that the personality gives.
 func (s *Server) parseQuery(c *call, typ string) (*query, error) {
-	q := &query{typ: typ, applied: maps.Clone(c.values), order: byID}
-	if s.p.ByTime {
-		q.order = ascending
-	}
+	q := &query{typ: typ, path: typ, applied: maps.Clone(c.values), order: s.p.defaultOrder()}
+	q.strong = c.r.Header.Get(strongHeader) == "strong"
+	q.total = s.p.TotalAlways
 	if err := s.parseCount(c, q); err != nil {
+		return nil, err
+	}
+	if err := s.checkLimits(c, typ); err != nil {
 		return nil, err
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.values)) {
@@ -55,7 +62,7 @@ func (s *Server) parseQuery(c *call, typ string) (*query, error) {
 			if known {
 				continue
 			}
-			if s.p.Unknown == UnknownRefused || c.strict {
+			if s.p.refuses(c) {
 				return nil, refuse(http.StatusBadRequest, "unknown search parameter %q for resource type %s", name, typ)
 			}
 			if s.p.Unknown == UnknownReported {
@@ -66,6 +73,44 @@ func (s *Server) parseQuery(c *call, typ string) (*query, error) {
 		}
 	}
 	return q, nil
+}
+
+// refuses says whether an unknown parameter is an error.
+func (p *Personality) refuses(c *call) bool {
+	return p.Unknown == UnknownRefused || p.Unknown == UnknownStrict && !c.lenient || c.strict
+}
+
+// defaultOrder is the order of results without `_sort`.
+func (p *Personality) defaultOrder() string {
+	switch {
+	case p.NewestFirst:
+		return descending
+	case p.ByTime:
+		return ascending
+	}
+	return byID
+}
+
+// checkLimits refuses what the personality does not take whatever the parameters mean.
+func (s *Server) checkLimits(c *call, typ string) error {
+	if s.p.MaxOrValues > 0 {
+		for _, values := range c.values {
+			for _, value := range values {
+				if strings.Count(value, ",") >= s.p.MaxOrValues {
+					return refuse(http.StatusBadRequest, "a search parameter has too many values")
+				}
+			}
+		}
+	}
+	if !s.p.RequirePatient || typ == "Patient" {
+		return nil
+	}
+	for _, name := range []string{"patient", "subject", "_id"} {
+		if c.values.Get(name) != "" {
+			return nil
+		}
+	}
+	return refuse(http.StatusBadRequest, "a search of this type needs patient, subject or _id")
 }
 
 // parseCount sets the page size.
@@ -83,6 +128,9 @@ func (s *Server) parseCount(c *call, q *query) error {
 		q.countOnly = n == 0
 	}
 	if s.p.MaxCount > 0 && q.count > s.p.MaxCount {
+		if s.p.RefuseLargeCount {
+			return refuse(http.StatusBadRequest, "_count is above the maximum of %d", s.p.MaxCount)
+		}
 		q.count = s.p.MaxCount
 		if s.p.ReportClamp {
 			q.notes = append(q.notes, outcome("information", "informational",
@@ -95,14 +143,17 @@ func (s *Server) parseCount(c *call, q *query) error {
 // parseParam reads one parameter and says whether the server knows it.
 func (s *Server) parseParam(c *call, q *query, name, value string) (bool, error) {
 	switch name {
-	case "_count", "_format", "_pretty", "_elements":
+	case "_count", "_format", "_pretty", s.p.pageParam():
 		return true, nil
-	case "_page":
-		return s.p.Paging == OffsetPages, nil
-	case "ct":
-		return s.p.Paging == KeysetPages, nil
+	case cursorParam:
+		return s.p.Cursors, nil
+	case shiftParam:
+		return s.p.ShiftWarning, nil
+	case "_elements":
+		q.elements = strings.Split(value, ",")
+		return true, nil
 	case "_total":
-		q.total = value == "accurate"
+		q.total = value == "accurate" || s.p.TotalAlways && value != "none"
 		return true, nil
 	case "_summary":
 		if value == "count" && s.p.NoSummaryCount {
@@ -111,6 +162,9 @@ func (s *Server) parseParam(c *call, q *query, name, value string) (bool, error)
 		q.countOnly = q.countOnly || value == "count"
 		return true, nil
 	case "_sort":
+		if s.p.NoLastUpdated && strings.TrimPrefix(value, "-") == ascending {
+			return false, nil
+		}
 		return true, s.parseSort(q, value)
 	case "_id":
 		if value != "" {
@@ -118,9 +172,12 @@ func (s *Server) parseParam(c *call, q *query, name, value string) (bool, error)
 		}
 		return true, nil
 	case "_lastUpdated":
+		if s.p.NoLastUpdated {
+			return false, nil
+		}
 		return true, s.parseLastUpdated(q, value)
 	}
-	if rest, ok := strings.CutPrefix(name, "_has:"); ok {
+	if rest, ok := strings.CutPrefix(name, "_has:"); ok && !s.p.NoHas {
 		return s.parseHas(q, rest, value)
 	}
 	return s.parseReference(c, q, name, value)
@@ -137,7 +194,7 @@ func (s *Server) parseSort(q *query, value string) error {
 	switch value {
 	case ascending, descending, byID, byIDDown:
 		if !s.p.IgnoreSort {
-			q.order = value
+			q.order, q.sorted = value, true
 		}
 		return nil
 	}
@@ -147,7 +204,7 @@ func (s *Server) parseSort(q *query, value string) error {
 func (s *Server) parseLastUpdated(q *query, value string) error {
 	var spans []window
 	for one := range strings.SplitSeq(value, ",") {
-		w, err := parseWindow(one, s.p.granule())
+		w, err := parseWindow(one, &s.p)
 		if err != nil {
 			return err
 		}
@@ -168,180 +225,26 @@ func (s *Server) parseLastUpdated(q *query, value string) error {
 	return nil
 }
 
-// parseReference reads a reference parameter with an optional modifier: a type, or missing.
-func (s *Server) parseReference(c *call, q *query, name, value string) (bool, error) {
-	name, modifier, _ := strings.Cut(name, ":")
-	param, ok := s.params.find(q.typ, name)
-	if !ok {
-		return false, nil
-	}
-	if modifier == "missing" {
-		if value != "true" && value != "false" {
-			return true, refuse(http.StatusBadRequest, ":missing takes true or false")
-		}
-		if !s.p.NoPatientLists {
-			q.filters = append(q.filters, func(r *row) bool {
-				has := slices.ContainsFunc(r.refs, func(f ref) bool { return f.param == param.name })
-				return has == (value == "false")
-			})
-		}
-		return true, nil
-	}
-	if modifier != "" && !slices.Contains(resourceTypes, modifier) {
-		return true, refuse(http.StatusBadRequest, "unknown modifier or chain of parameter %s", name)
-	}
-	if s.p.NoPatientLists || value == "" {
-		return true, nil
-	}
-	target := modifier
-	if target == "" {
-		target = param.target
-	}
-	whole, bare := referenceValues(value, target, c.base)
-	q.filters = append(q.filters, func(r *row) bool {
-		return slices.ContainsFunc(r.refs, func(f ref) bool {
-			if f.param != param.name {
-				return false
-			}
-			return whole[f.key] || len(bare) > 0 && bare[f.key[strings.IndexByte(f.key, '/')+1:]]
-		})
-	})
-	return true, nil
-}
-
-// referenceValues splits the list of a reference parameter into keys with a type and ids without one.
-func referenceValues(list, target, base string) (whole, bare map[string]bool) {
-	whole, bare = map[string]bool{}, map[string]bool{}
-	for value := range strings.SplitSeq(list, ",") {
-		value = strings.TrimPrefix(value, base+"/")
-		switch {
-		case value == "":
-			continue
-		case !strings.Contains(value, "/") && target == "":
-			bare[value] = true
-			continue
-		case !strings.Contains(value, "/"):
-			value = target + "/" + value
-		}
-		whole[value] = true
-		if !strings.Contains(value, "://") {
-			whole[base+"/"+value] = true
-		}
-	}
-	return whole, bare
-}
-
-// parseHas reads `_has:Type:param:_id=list`: rows that a resource of the list refers to.
-func (s *Server) parseHas(q *query, rest, value string) (bool, error) {
-	parts := strings.Split(rest, ":")
-	if len(parts) != 3 || parts[2] != "_id" && parts[2] != "id" {
-		return true, refuse(http.StatusBadRequest, "_has is offered for _id only")
-	}
-	if _, ok := s.params.find(parts[0], parts[1]); !ok {
-		return false, nil
-	}
-	if s.p.NoPatientLists {
-		return true, nil
-	}
-	targets := map[string]bool{}
-	for id := range strings.SplitSeq(value, ",") {
-		holder := s.current(parts[0], id)
-		if holder == nil {
-			continue
-		}
-		for _, f := range holder.refs {
-			if f.param == parts[1] {
-				targets[f.key] = true
-			}
-		}
-	}
-	q.filters = append(q.filters, func(r *row) bool { return targets[r.name()] })
-	return true, nil
-}
-
-// find runs a query. The result may be shared: callers must not change it.
-func (s *Server) find(q *query) []*row {
-	byTime := q.order == ascending || q.order == descending
-	var rows []*row
-	if q.byIDs {
-		rows = s.lookUp(q, byTime)
-	} else {
-		rows = s.living(q.typ, byTime)
-	}
-	if byTime {
-		rows = cutWindow(rows, q.window)
-	} else if q.window != (window{}) {
-		rows = keep(rows, func(r *row) bool { return q.window.holds(r.updated) })
-	}
-	if len(q.filters) > 0 {
-		rows = keep(rows, func(r *row) bool {
-			for _, f := range q.filters {
-				if !f(r) {
-					return false
-				}
-			}
-			return true
-		})
-	}
-	if q.order == descending || q.order == byIDDown {
-		rows = slices.Clone(rows)
-		slices.Reverse(rows)
-	}
-	return rows
-}
-
-// lookUp finds the rows of an _id list in order.
-func (s *Server) lookUp(q *query, byTime bool) []*row {
-	var rows []*row
-	for _, id := range q.ids {
-		if r := s.current(q.typ, id); r != nil && !r.deleted() && !slices.Contains(rows, r) {
-			rows = append(rows, r)
-		}
-	}
-	if byTime {
-		slices.SortFunc(rows, byTimeOrder)
-	} else {
-		slices.SortFunc(rows, byIDOrder)
-	}
-	return rows
-}
-
-// cutWindow takes the rows of a window out of rows in the order of time.
-func cutWindow(rows []*row, w window) []*row {
-	from := sort.Search(len(rows), func(i int) bool { return !rows[i].updated.Before(w.from) })
-	to := len(rows)
-	if !w.to.IsZero() {
-		to = sort.Search(len(rows), func(i int) bool { return !rows[i].updated.Before(w.to) })
-	}
-	return rows[from:max(from, to)]
-}
-
-func keep(rows []*row, ok func(*row) bool) []*row {
-	kept := []*row{}
-	for _, r := range rows {
-		if ok(r) {
-			kept = append(kept, r)
-		}
-	}
-	return kept
-}
-
 // search answers a search of one type.
 func (s *Server) search(w http.ResponseWriter, c *call, typ string) error {
 	q, err := s.parseQuery(c, typ)
 	if err != nil {
 		return err
 	}
+	return s.answer(w, c, q)
+}
+
+// answer writes the count or the page that a query asks for.
+func (s *Server) answer(w http.ResponseWriter, c *call, q *query) error {
 	if q.countOnly {
-		rows := s.find(q)
-		total := len(rows)
+		total := len(s.find(q))
 		return s.writePage(w, c, &page{kind: searchset, total: &total, self: q.link(c), notes: q.notes})
 	}
 	return s.firstPage(w, c, q)
 }
 
 // link is the address of the search itself with the parameters that were applied.
-func (q *query) link(c *call) string { return c.link(q.typ, q.applied) }
+func (q *query) link(c *call) string { return c.link(q.path, q.applied) }
 
 func (c *call) link(path string, values url.Values) string {
 	link := c.base + "/" + path

@@ -1,16 +1,14 @@
 package fhirtest
 
 import (
-	"bufio"
-	"bytes"
-	"errors"
-	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -18,6 +16,9 @@ import (
 type Server struct {
 	// Now is the clock that stamps lastUpdated, the Date header and the life of page links. Set it before the first use.
 	Now func() time.Time
+	// BeforeBodies runs, where the personality has BodiesLater, after the rows of a page were found and before their
+	// bodies are loaded: a test may write here. Set it before the first use; nil does nothing.
+	BeforeBodies func(*http.Request)
 
 	p      Personality
 	base   string
@@ -29,6 +30,11 @@ type Server struct {
 	keys         map[string]string
 	writes       int64
 	transactions int64
+	late         []lateCommit
+	caughtUp     int64
+	random       *rand.Rand
+	poisoned     map[string]bool
+	inFlight     atomic.Int64
 	named        int64
 	listings     map[string]*listing
 	listingAges  []*listing
@@ -57,63 +63,7 @@ func New(p Personality, basePath string) *Server {
 	return &Server{
 		Now: time.Now, p: p, base: strings.TrimSuffix(basePath, "/"), params: params,
 		tables: map[string]*table{}, keys: map[string]string{}, listings: map[string]*listing{},
-	}
-}
-
-// Put creates or updates a resource by its type and id. It fails when the bytes are not one JSON object with both.
-func (s *Server) Put(resource []byte) error { return s.PutAt(resource, s.Now()) }
-
-// PutAt is Put with a lastUpdated of the caller's choice, cut to the server's granule. It fails as Put does.
-func (s *Server) PutAt(resource []byte, lastUpdated time.Time) error {
-	return s.putAll([][]byte{resource}, lastUpdated)
-}
-
-// Transaction puts all resources with one lastUpdated, or none of them: it fails as Put does.
-func (s *Server) Transaction(resources [][]byte) error { return s.putAll(resources, s.Now()) }
-
-func (s *Server) putAll(resources [][]byte, at time.Time) error {
-	writes := make([]write, 0, len(resources))
-	for _, resource := range resources {
-		res, err := s.params.parse(resource, s.p.Pretty)
-		if err != nil {
-			return fmt.Errorf("put: %w", err)
-		}
-		if res.id == "" {
-			return errors.New("put: resource has no id")
-		}
-		writes = append(writes, write{http.MethodPut, res.typ, res.id, res})
-	}
-	if _, err := s.commit(writes, at, false); err != nil {
-		return fmt.Errorf("put: %w", err)
-	}
-	return nil
-}
-
-// Delete deletes a resource; its history stays. It fails when the resource is not there.
-func (s *Server) Delete(typ, id string) error {
-	_, err := s.commit([]write{{http.MethodDelete, typ, id, nil}}, s.Now(), false)
-	return err
-}
-
-// Load puts the resource of every line, each as a write of its own, and returns how many it put. It stops at the first
-// line that fails and names its number.
-func (s *Server) Load(ndjson io.Reader) (int, error) {
-	lines := bufio.NewReaderSize(ndjson, 1<<16)
-	loaded := 0
-	for n := 1; ; n++ {
-		line, err := lines.ReadBytes('\n')
-		if err != nil && !errors.Is(err, io.EOF) {
-			return loaded, fmt.Errorf("load: %w", err)
-		}
-		if len(bytes.TrimSpace(line)) > 0 {
-			if err := s.Put(line); err != nil {
-				return loaded, fmt.Errorf("load line %d: %w", n, err)
-			}
-			loaded++
-		}
-		if err != nil {
-			return loaded, nil
-		}
+		random: rand.New(rand.NewPCG(p.Seed, 0x6c617465)), poisoned: map[string]bool{},
 	}
 }
 
@@ -167,7 +117,8 @@ type call struct {
 	base   string
 	now    time.Time
 	pretty bool
-	strict bool
+	// strict and lenient are what the client asks for by Prefer.
+	strict, lenient bool
 }
 
 // ServeHTTP answers one request. A fault that cuts the body aborts the connection with http.ErrAbortHandler.
@@ -175,8 +126,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	form, err := readForm(r)
 	s.remember(r, form)
 	w.Header().Set("Date", s.Now().UTC().Format(http.TimeFormat))
+	if s.p.NoDate {
+		w.Header()["Date"] = nil
+	}
 	if err != nil {
 		s.fail(w, r, err)
+		return
+	}
+	defer s.leave()
+	if !s.enter() {
+		s.throttle(w, r)
 		return
 	}
 	if f := s.takeFault(r); f != nil && s.breakAnswer(f, w, r, form) {
@@ -221,6 +180,9 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request, form string) erro
 	if !ok || rest != "" && rest[0] != '/' {
 		return refuse(http.StatusNotFound, "outside of the FHIR base path")
 	}
+	if s.p.MaxURLBytes > 0 && len(r.URL.RequestURI()) > s.p.MaxURLBytes {
+		return refuse(http.StatusRequestURITooLong, "the address is too long")
+	}
 	c := &call{r: r, base: s.linkBase(r), now: s.Now()}
 	if rest = strings.Trim(rest, "/"); rest != "" {
 		c.path = strings.Split(rest, "/")
@@ -242,6 +204,7 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request, form string) erro
 	}
 	for _, v := range r.Header.Values("Prefer") {
 		c.strict = c.strict || strings.Contains(v, "handling=strict")
+		c.lenient = c.lenient || strings.Contains(v, "handling=lenient")
 	}
 	return s.dispatch(w, c)
 }
@@ -275,8 +238,13 @@ func (s *Server) dispatch(w http.ResponseWriter, c *call) error {
 
 // dispatchType finds the interaction below a type.
 func (s *Server) dispatchType(w http.ResponseWriter, c *call, first string, read bool) error {
+	form := len(c.path) == 2 && c.path[1] == "_search" && c.r.Method == http.MethodPost
 	switch {
-	case len(c.path) == 1 && read, len(c.path) == 2 && c.path[1] == "_search" && (read || c.r.Method == http.MethodPost):
+	case form && s.p.NoPostSearch:
+		return refuse(http.StatusMethodNotAllowed, "a search by POST is not supported")
+	case len(c.path) == 3 && first == "Patient" && read && s.p.Compartments != NoCompartments && s.offers(c.path[2]):
+		return s.compartmentSearch(w, c, c.path[1], c.path[2])
+	case len(c.path) == 1 && read, form, len(c.path) == 2 && c.path[1] == "_search" && read:
 		return s.search(w, c, first)
 	case len(c.path) == 1 && c.r.Method == http.MethodPost:
 		return s.create(w, c)

@@ -17,7 +17,9 @@ type row struct {
 	typ, id string
 	version int64
 	updated time.Time
-	// seq orders all writes; it decides between rows of one instant.
+	// committed is when the row became visible; a late commit has it long after updated.
+	committed time.Time
+	// seq orders all commits; it decides between rows of one instant.
 	seq int64
 	// method is what the history shows. A deletion has no body.
 	method string
@@ -57,13 +59,32 @@ func byTimeOrder(a, b *row) int {
 
 func byIDOrder(a, b *row) int { return cmp.Compare(a.id, b.id) }
 
+// timing is when a transaction is stamped, and when everybody sees it; a moment that has passed means at once.
+type timing struct{ stamp, visible time.Time }
+
 // commit carries out all writes with one lastUpdated and returns the new rows in the same order. It fails, and changes
-// nothing, when a resource cannot be stamped or a row to delete is missing (unless missing ones are allowed).
-func (s *Server) commit(writes []write, at time.Time, allowMissing bool) ([]*row, error) {
-	at = at.UTC().Truncate(s.p.granule())
+// nothing, when a resource cannot be stamped or a row to delete is missing (unless missing ones are allowed). The rows of
+// a late commit are those that it would make now.
+func (s *Server) commit(writes []write, at timing, allowMissing bool) ([]*row, error) {
+	now := s.Now()
+	at.stamp = at.stamp.UTC().Truncate(s.p.granule())
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.catchUpLocked(now)
+	rows, err := s.planLocked(writes, at.stamp, allowMissing)
+	if err != nil {
+		return nil, err
+	}
+	if at.visible.After(now) {
+		s.late = append(s.late, lateCommit{writes, at})
+		return rows, nil
+	}
+	s.applyLocked(rows, now)
+	return rows, nil
+}
 
+// planLocked makes the rows of a transaction without putting them in.
+func (s *Server) planLocked(writes []write, at time.Time, allowMissing bool) ([]*row, error) {
 	coming := make(map[string]bool, len(writes))
 	for _, w := range writes {
 		coming[w.typ+"/"+w.id] = w.res != nil
@@ -89,13 +110,18 @@ func (s *Server) commit(writes []write, at time.Time, allowMissing bool) ([]*row
 		rows = append(rows, r)
 		fresh[r.name()] = r
 	}
+	return rows, nil
+}
+
+// applyLocked makes the rows of one transaction visible; those that it found unchanged are in already.
+func (s *Server) applyLocked(rows []*row, now time.Time) {
 	s.transactions++
 	for _, r := range rows {
 		if r != nil && r.seq == 0 {
+			r.committed = now
 			s.insertLocked(r)
 		}
 	}
-	return rows, nil
 }
 
 // nextLocked makes the version that follows prev.
@@ -186,15 +212,19 @@ func (s *Server) internLocked(key string) string {
 
 // current is the newest version, perhaps a deletion, or nil.
 func (s *Server) current(typ, id string) *row {
+	now := s.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.catchUpLocked(now)
 	return s.currentLocked(typ, id)
 }
 
 // living lists the rows of a type by id or by time; callers must not change the slice.
 func (s *Server) living(typ string, byTime bool) []*row {
+	now := s.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.catchUpLocked(now)
 	t := s.tables[typ]
 	if t == nil {
 		return nil
@@ -219,8 +249,10 @@ func (s *Server) living(typ string, byTime bool) []*row {
 // versionsOf lists a history, oldest first: of one resource, of a type (id empty) or of the server (both empty).
 // Callers must not change the slice.
 func (s *Server) versionsOf(typ, id string) []*row {
+	now := s.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.catchUpLocked(now)
 	if typ == "" {
 		return s.log
 	}

@@ -67,7 +67,7 @@ func (s *Server) transaction(w http.ResponseWriter, c *call, entries []bundleEnt
 		}
 		writes = append(writes, one)
 	}
-	rows, err := s.commit(writes, c.now, true)
+	rows, err := s.commit(writes, s.usual(), true)
 	if err != nil {
 		return refuse(http.StatusBadRequest, "%v", err)
 	}
@@ -84,7 +84,7 @@ func (s *Server) batch(w http.ResponseWriter, c *call, entries []bundleEntry) er
 		one, err := s.entryWrite(e, "")
 		if err == nil {
 			var rows []*row
-			if rows, err = s.commit([]write{one}, c.now, true); err == nil {
+			if rows, err = s.commit([]write{one}, s.usual(), true); err == nil {
 				responses[i] = s.entryResponse(one.method, rows[0])
 				continue
 			}

@@ -77,14 +77,17 @@ func (w *window) holds(t time.Time) bool {
 }
 
 // parseWindow reads one value of _lastUpdated, prefix and all.
-func parseWindow(value string, granule time.Duration) (window, error) {
+func parseWindow(value string, p *Personality) (window, error) {
 	prefix := "eq"
 	if len(value) > 2 && value[0] >= 'a' && strings.Contains(prefixes, value[:2]) {
 		prefix, value = value[:2], value[2:]
 	}
-	m, err := parseMoment(value, granule)
+	m, err := parseMoment(value, p.granule())
 	if err != nil {
 		return window{}, err
+	}
+	if prefix == "lt" && p.InclusiveLT {
+		prefix = "le"
 	}
 	switch prefix {
 	case "eq":

@@ -1,0 +1,64 @@
+package fhirtest
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// LogEntry is one version of one resource.
+type LogEntry struct {
+	Type, ID string
+	Version  int64
+	// Updated is the lastUpdated; Visible is when the version could first be read. A late commit has it long after.
+	Updated, Visible time.Time
+	Deleted          bool
+	// Body is what a read with `_pretty=false` gives, nil for a deletion. It is shared: callers must not change it.
+	Body []byte
+}
+
+// Log lists every version in the order of the commits. Commits that are still to become visible are not in it.
+func (s *Server) Log() []LogEntry {
+	rows := slices.Clone(s.versionsOf("", ""))
+	slices.SortFunc(rows, func(a, b *row) int { return cmp.Compare(a.seq, b.seq) })
+	entries := make([]LogEntry, len(rows))
+	for i, r := range rows {
+		entries[i] = LogEntry{r.typ, r.id, r.version, r.updated, r.committed, r.deleted(), r.body}
+	}
+	return entries
+}
+
+// AsOf is the state of the server at t, to judge an export by, keyed Type/id: of each resource the newest version with a
+// lastUpdated up to and including t, also when it was committed later than t. Newest goes by the order of the versions,
+// not by lastUpdated, which may go back within a resource. Ask after the last late commit has become visible. It reads
+// the log of the versions alone, so no quirk of the searches reaches it.
+func (s *Server) AsOf(t time.Time) map[string][]byte {
+	state := map[string][]byte{}
+	for name, e := range s.newestUpTo(t) {
+		if !e.Deleted {
+			state[name] = e.Body
+		}
+	}
+	return state
+}
+
+// DeletedAsOf lists what is deleted at t, keyed Type/id, with the lastUpdated of the deletion. See AsOf.
+func (s *Server) DeletedAsOf(t time.Time) map[string]time.Time {
+	gone := map[string]time.Time{}
+	for name, e := range s.newestUpTo(t) {
+		if e.Deleted {
+			gone[name] = e.Updated
+		}
+	}
+	return gone
+}
+
+func (s *Server) newestUpTo(t time.Time) map[string]LogEntry {
+	newest := map[string]LogEntry{}
+	for _, e := range s.Log() {
+		if !e.Updated.After(t) {
+			newest[e.Type+"/"+e.ID] = e
+		}
+	}
+	return newest
+}
