@@ -102,6 +102,8 @@ type Strategy string
 const (
 	// Keyset asks for first pages only, each beginning at the last row's time ("time keyset").
 	Keyset Strategy = "keyset"
+	// Bisect asks for windows that are halved until each fits into one page, where the server does not sort.
+	Bisect Strategy = "bisect"
 	// Paging follows the server's next links and is verified by a count.
 	Paging Strategy = "paging"
 	// History reads the type's history after the crawl and adds what changed before it was read.
@@ -142,7 +144,26 @@ type Slice struct {
 	SpoolRows int64 `json:"spoolRows"`
 	// Reread tells that the slice was begun again: rows that it meets may be in the index already.
 	Reread bool `json:"reread,omitempty"`
-	Done   bool `json:"done,omitempty"`
+	// Open tells that the window is kept on our side only, because the server refuses to be asked for one.
+	Open bool `json:"open,omitempty"`
+	// Post tells that searches are sent as forms, because the server takes no longer addresses.
+	Post bool `json:"post,omitempty"`
+	// Holes are the windows that could not be read. What lies around them was.
+	Holes []Hole `json:"holes,omitempty"`
+	Done  bool   `json:"done,omitempty"`
+}
+
+// Hole is a part of a type that the server does not give, whatever it is asked.
+type Hole struct {
+	Type string `json:"type"`
+	// From and To bound lastUpdated: [From, To). Both are zero where the hole is the type or has no known place in time.
+	From time.Time `json:"from,omitzero"`
+	To   time.Time `json:"to,omitzero"`
+	// Rows is how many rows the hole has by the server's count, -1 where that is not known.
+	Rows int64 `json:"rows"`
+	// Reason is a code of FHIR's issue-type value set: exception, forbidden, incomplete, not-supported, or what the
+	// server's own outcome says.
+	Reason string `json:"reason"`
 }
 
 // Kind tells in which array of the manifest a file is listed.

@@ -132,7 +132,7 @@ func (c *Client) Bases() []string {
 // Search begins a search and returns its first page, unread. It fails with a ResponseError for any status but 200.
 func (c *Client) Search(ctx context.Context, q Query) (*Page, error) {
 	extra, header := c.dialect(q)
-	return c.page(ctx, "search", q.Type, "searchset", c.address("/"+q.Type, q.encode(extra...)), header)
+	return c.search(ctx, "search", q, q.encode(extra...), header)
 }
 
 // Follow reads the page behind a link that Page.Next returned.
@@ -163,7 +163,7 @@ func (c *Client) Count(ctx context.Context, q Query) (int64, error) {
 	if c.isHAPI() { // a count writes no search into the database then, and is never cut to max-results
 		header.Set("Cache-Control", "no-store, max-results=1")
 	}
-	page, err := c.page(ctx, "count", q.Type, "searchset", c.address("/"+q.Type, q.encode(extra...)), header)
+	page, err := c.search(ctx, "count", q, q.encode(extra...), header)
 	if err != nil {
 		return 0, err
 	}
@@ -274,6 +274,10 @@ func (c *Client) small(ctx context.Context, op, address string, header http.Head
 
 // get sends one GET and returns the body of a 200. The body's Close ends the request.
 func (c *Client) get(ctx context.Context, op, address string, header http.Header) (io.ReadCloser, http.Header, error) {
+	return c.send(ctx, op, http.MethodGet, address, "", header)
+}
+
+func (c *Client) send(ctx context.Context, op, method, address, form string, header http.Header) (io.ReadCloser, http.Header, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	request := c.rest.R().SetContext(ctx).SetDoNotParseResponse(true)
 	request.Header = header
@@ -283,7 +287,11 @@ func (c *Client) get(ctx context.Context, op, address string, header http.Header
 	if c.host != "" {
 		header.Set("Host", c.host)
 	}
-	response, err := request.Get(address)
+	if method == http.MethodPost {
+		header.Set("Content-Type", "application/x-www-form-urlencoded")
+		request.SetBody(form)
+	}
+	response, err := request.Execute(method, address)
 	if err != nil {
 		cancel()
 		c.observe(0)

@@ -25,6 +25,10 @@ type Query struct {
 	Count int
 	// ServerPages asks the server for next links, where the dialect would otherwise do without.
 	ServerPages bool
+	// Post sends the parameters as the form of POST Type/_search, with nothing in the address.
+	Post bool
+	// Patient searches in the compartment of the Patient with this id (Patient/{id}/{Type}); empty for the whole type.
+	Patient string
 }
 
 // With returns a copy of q with more criteria.
@@ -35,7 +39,7 @@ func (q Query) With(criteria ...QueryParam) Query {
 
 // Equal tells whether two queries ask for the same page.
 func (q Query) Equal(other Query) bool {
-	return q.Type == other.Type && q.ServerPages == other.ServerPages && q.encode() == other.encode()
+	return q.Type == other.Type && q.Post == other.Post && q.Patient == other.Patient && q.ServerPages == other.ServerPages && q.encode() == other.encode()
 }
 
 // encode writes the query string. The window is always "ge" and "lt": the other prefixes differ between servers.
