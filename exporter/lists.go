@@ -121,3 +121,21 @@ func (r *run) listsJoin(ctx context.Context, q fhir.Query, param string) (bool, 
 	}
 	return false, nil
 }
+
+// fewIDs is the list size from which on a form is tried where addresses are too long.
+const fewIDs = 10
+
+// shorterLists halves the lists that the server does not take. From a few ids on it sends forms where that is possible;
+// when the server takes no list at all, the type is read whole.
+func (w *walk) shorterLists(ctx context.Context) {
+	switch {
+	case !w.slice.Post && w.profile.PostSearch && w.slice.ListSize <= fewIDs:
+		w.slice.Post = true
+	case w.slice.ListSize > 1:
+		w.slice.ListSize /= 2
+	default:
+		w.slice.Lists, w.slice.ListSize, w.slice.Post = nil, 0, false
+	}
+	w.Log.WarnContext(ctx, "server does not take such long lists of ids", "job", w.job.ID, "type", w.slice.Type,
+		"slice", w.slice.Seq, "ids", w.slice.ListSize, "post", w.slice.Post)
+}

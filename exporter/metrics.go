@@ -14,6 +14,7 @@ type Metrics struct {
 	bytes     *prometheus.CounterVec
 	upstream  *prometheus.CounterVec
 	repaired  prometheus.Counter
+	workers   prometheus.Gauge
 	bucketUp  prometheus.Gauge
 	stateUp   prometheus.Gauge
 }
@@ -33,6 +34,10 @@ func NewMetrics() *Metrics {
 			Namespace: "sidecar", Name: "export_repaired_resources_total",
 			Help: "Resources that changed before they were read and were taken from the history.",
 		}),
+		workers: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: "sidecar", Name: "export_workers",
+			Help: "Requests that exports may have under way at once; it falls when the FHIR server is overloaded.",
+		}),
 		stateUp: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: "sidecar", Name: "state_up", Help: "1 while the last test write into the state file succeeded.",
 		}),
@@ -44,7 +49,7 @@ func NewMetrics() *Metrics {
 
 // Collectors returns what has to be registered.
 func (m *Metrics) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.jobs, m.slices, m.resources, m.bytes, m.upstream, m.repaired, m.bucketUp, m.stateUp}
+	return []prometheus.Collector{m.jobs, m.slices, m.resources, m.bytes, m.upstream, m.repaired, m.workers, m.bucketUp, m.stateUp}
 }
 
 // Observe counts one request of the client; it fits fhir.Config.

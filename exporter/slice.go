@@ -18,8 +18,14 @@ const (
 	proofTries = 3
 )
 
-// errStrategy tells that the server did not keep what the slice's strategy needs: it ignored a bound or the sort.
-var errStrategy = errors.New("search parameter was not honoured")
+var (
+	// errStrategy tells that the server did not keep what the slice's strategy needs, so that a poorer one has to do.
+	errStrategy = errors.New("search parameter was not honoured")
+	// errSuperset tells that the server gave rows that were not asked for, although it had been seen to honour what it is
+	// asked. Whatever else it answers cannot be trusted.
+	errSuperset = errors.New("the server gives rows that it was not asked for")
+	errBefore   = fmt.Errorf("row before the window: %w", errSuperset)
+)
 
 // walk reads one slice. Only the goroutine that runs it touches it.
 type walk struct {
@@ -42,6 +48,7 @@ type walk struct {
 	added []string
 	// seenRows and seenBytes tell how large the rows of the slice are.
 	seenRows, seenBytes int64
+	trouble
 }
 
 // walk reads a slice from where its last checkpoint left it, and proves it.
@@ -61,12 +68,12 @@ func (r *run) walk(ctx context.Context, slice *state.Slice) (err error) {
 		}
 	}()
 	w.loadBoundary()
-	if len(slice.Lists) > 0 || slice.Strategy == state.Paging || slice.Reread {
+	if len(slice.Lists) > 0 || slice.Strategy != state.Keyset || slice.Reread {
 		if err := w.loadWritten(); err != nil {
 			return err
 		}
 	}
-	if err := w.readAll(ctx); err != nil {
+	if err := w.readOrMiss(ctx); err != nil {
 		return errors.Join(err, w.stopped(outer))
 	}
 	slice.Done = true
@@ -110,21 +117,18 @@ func (w *walk) loadWritten() error {
 func (w *walk) readAll(ctx context.Context) error {
 	for try := 1; ; try++ {
 		err := w.readOnce(ctx)
-		if errors.Is(err, errStrategy) && w.slice.Strategy == state.Keyset {
-			w.Log.WarnContext(ctx, "server ignores a search parameter, its own pages are read instead",
-				"job", w.job.ID, "type", w.slice.Type, "slice", w.slice.Seq)
-			w.slice.Strategy = state.Paging
-			err = w.again(ctx)
-			if err == nil {
-				continue
+		for err != nil {
+			if err = w.adapt(ctx, err); err != nil {
+				return err
 			}
+			err = w.readOnce(ctx)
 		}
+		missing, err := w.missing(ctx)
 		if err != nil {
 			return err
 		}
-		missing, err := w.missing(ctx)
-		if err != nil || missing == 0 {
-			return err
+		if missing = w.lessHoles(missing); missing <= 0 {
+			return nil
 		}
 		if try == proofTries {
 			return fmt.Errorf("the server counts %d more rows than it gave: %w", missing, errIncomplete)
@@ -142,8 +146,12 @@ func (w *walk) readOnce(ctx context.Context) error {
 	if w.slice.Strategy == state.Paging {
 		return w.paging(ctx)
 	}
+	read := w.keyset
+	if w.slice.Strategy == state.Bisect {
+		read = w.bisect
+	}
 	for {
-		if err := w.keyset(ctx, w.query()); err != nil {
+		if err := read(ctx, w.query()); err != nil {
 			return err
 		}
 		if w.slice.Query+1 >= w.queries() {
@@ -162,6 +170,7 @@ func (w *walk) again(ctx context.Context) error {
 	}
 	w.ahead = nil
 	w.slice.Query, w.slice.Cursor, w.slice.Boundary, w.slice.Met, w.slice.Reread = 0, time.Time{}, nil, 0, true
+	w.slice.Holes, w.until = nil, time.Time{}
 	clear(w.boundary)
 	if err := w.checkpoint(ctx); err != nil {
 		return err
@@ -179,7 +188,10 @@ func (w *walk) queries() int {
 
 // query is the search that is being read, without its page.
 func (w *walk) query() fhir.Query {
-	q := fhir.Query{Type: w.slice.Type, From: w.slice.From, To: w.slice.To}
+	q := fhir.Query{Type: w.slice.Type, From: w.slice.From, To: w.slice.To, Post: w.slice.Post}
+	if w.slice.Open {
+		q.From, q.To = time.Time{}, time.Time{}
+	}
 	if len(w.slice.Lists) > 0 {
 		lists := w.cohort.lists(w.slice.ListSize)
 		param := w.slice.Lists[w.slice.Query/lists]

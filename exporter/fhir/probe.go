@@ -17,6 +17,10 @@ type Profile struct {
 	HAPI        bool
 	// Keyset: both bounds of _lastUpdated and the ascending _sort=_lastUpdated are honoured.
 	Keyset bool
+	// Windows: both bounds of _lastUpdated are honoured, whether or not the sort is.
+	Windows bool
+	// PostSearch: POST Type/_search takes the parameters as a form.
+	PostSearch bool
 	// Milliseconds: bounds of _lastUpdated are honoured to the millisecond, not to the second.
 	Milliseconds bool
 	// Counts: _summary=count gives totals that honour filters.
@@ -193,7 +197,7 @@ func (p *probe) bounds(ctx context.Context) error {
 		if !honoured {
 			continue
 		}
-		p.profile.Keyset = true // the sort is asked next
+		p.profile.Windows, p.profile.Keyset = true, true // the sort is asked next
 		// A row in the first millisecond of a second looks the same on a server that cuts fractions.
 		if row.updated.Truncate(time.Millisecond).Equal(row.updated.Truncate(time.Second)) {
 			continue
