@@ -44,6 +44,8 @@ type Config struct {
 	// Workers is the largest number of requests under way at once, over all jobs of the process. It is reached only while
 	// the upstream stays quick.
 	Workers int
+	// Strategy forces one of the Strategies upon the planner; empty is StrategyAuto.
+	Strategy string
 	// QuietHours are the hours of the day in which the upstream is asked; nil means all of them.
 	QuietHours *Hours
 	// Traffic tells what users do at the same time; nil means that nobody knows.

@@ -45,17 +45,17 @@ func (w *walk) stopType() {
 	w.doubt("rows that were not asked for, in a search of " + w.slice.Type)
 	w.stop.Lock()
 	defer w.stop.Unlock()
-	if w.run.stopped == nil {
-		w.run.stopped = map[string]bool{}
+	if w.barred == nil {
+		w.barred = map[string]bool{}
 	}
-	w.run.stopped[w.slice.Type] = true
+	w.barred[w.slice.Type] = true
 }
 
 // stoppedType returns an error when the reading of the slice's type has ended.
 func (w *walk) stoppedType() error {
 	w.stop.Lock()
 	defer w.stop.Unlock()
-	if w.run.stopped[w.slice.Type] {
+	if w.barred[w.slice.Type] {
 		return errSuperset
 	}
 	return nil

@@ -84,7 +84,7 @@ func (w *walk) keyset(ctx context.Context, window fhir.Query) error {
 
 // behind goes on behind a part of the window that is done, and tells whether it was the last one.
 func (w *walk) behind(window fhir.Query, end time.Time) bool {
-	w.until = time.Time{}
+	w.until, w.closing = time.Time{}, false
 	if !end.Before(window.To) {
 		return true
 	}

@@ -10,35 +10,6 @@ import (
 // probesPerParam is what it costs to learn whether a parameter's lists are complete.
 const probesPerParam = 3
 
-// useLists returns one slice that asks for lists of members, where that needs fewer requests than to read the whole type
-// and where it is proved to be complete; nil means that the type is read whole and filtered.
-func (r *run) useLists(ctx context.Context, whole state.Slice) ([]state.Slice, error) {
-	params, err := r.listParams(ctx, whole.Type)
-	if err != nil {
-		return nil, err
-	}
-	if len(params) == 0 || len(r.cohort.patients) == 0 {
-		return nil, nil
-	}
-	size := r.cohort.listSize()
-	asked := int64(len(params) * r.cohort.lists(size))
-	pages := whole.Counted/int64(r.pageSize()) + 1
-	if asked+int64(probesPerParam*len(params)) >= pages {
-		return nil, nil
-	}
-	for _, param := range params {
-		complete, err := r.listsComplete(ctx, whole, param)
-		if err != nil {
-			return nil, err
-		}
-		if !complete {
-			return nil, nil
-		}
-	}
-	whole.Lists, whole.ListSize = params, size
-	return []state.Slice{whole}, nil
-}
-
 // listParams are the parameters by which a type belongs to the compartment, if the server declares them all.
 func (r *run) listParams(ctx context.Context, typ string) ([]string, error) {
 	switch {

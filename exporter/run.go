@@ -31,8 +31,13 @@ type run struct {
 	// pace is the budget for the upstream, bucketPace the one for the bucket.
 	pace, bucketPace *pace
 
-	stop    sync.Mutex
-	stopped map[string]bool // types that are not asked for any more
+	// roster are all Patients, where they have to be asked for one by one and the job has no cohort.
+	listing sync.Mutex
+	roster  *cohort
+
+	stop     sync.Mutex
+	patients int64           // the server's count of them, 0 where it was not asked
+	barred   map[string]bool // types that are not asked for any more
 }
 
 // work does one job until it has ended or ctx is cancelled, and writes down how it ended.

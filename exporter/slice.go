@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"sidecar/exporter/fhir"
@@ -48,6 +49,10 @@ type walk struct {
 	added []string
 	// seenRows and seenBytes tell how large the rows of the slice are.
 	seenRows, seenBytes int64
+	// members are the Patients of the lists, nil where the slice has none.
+	members *cohort
+	// draft tells that only ids are wanted, and nothing is stored.
+	draft bool
 	trouble
 }
 
@@ -67,6 +72,11 @@ func (r *run) walk(ctx context.Context, slice *state.Slice) (err error) {
 			err = fmt.Errorf("slice %d of %s: %w", slice.Seq, slice.Type, err)
 		}
 	}()
+	if len(slice.Lists) > 0 {
+		if w.members, err = r.members(ctx); err != nil {
+			return err
+		}
+	}
 	w.loadBoundary()
 	if len(slice.Lists) > 0 || slice.Strategy != state.Keyset || slice.Reread {
 		if err := w.loadWritten(); err != nil {
@@ -183,7 +193,7 @@ func (w *walk) queries() int {
 	if len(w.slice.Lists) == 0 {
 		return 1
 	}
-	return len(w.slice.Lists) * w.cohort.lists(w.slice.ListSize)
+	return len(w.slice.Lists) * w.members.lists(w.slice.ListSize)
 }
 
 // query is the search that is being read, without its page.
@@ -192,12 +202,19 @@ func (w *walk) query() fhir.Query {
 	if w.slice.Open {
 		q.From, q.To = time.Time{}, time.Time{}
 	}
-	if len(w.slice.Lists) > 0 {
-		lists := w.cohort.lists(w.slice.ListSize)
-		param := w.slice.Lists[w.slice.Query/lists]
-		q = q.With(fhir.QueryParam{Name: param, Value: w.cohort.list(param, w.slice.Query%lists, w.slice.ListSize)})
+	if len(w.slice.Lists) == 0 {
+		return q
 	}
-	return q
+	lists := w.members.lists(w.slice.ListSize)
+	param, n := w.slice.Lists[w.slice.Query/lists], w.slice.Query%lists
+	if param == compartmentSearch {
+		q.Patient = w.members.patients[n]
+		return q
+	}
+	if name, ok := strings.CutPrefix(param, hasPrefix); ok {
+		return q.With(fhir.QueryParam{Name: hasName(q.Type, name), Value: w.job.Kickoff.Group})
+	}
+	return q.With(fhir.QueryParam{Name: param, Value: w.members.list(param, n, w.slice.ListSize)})
 }
 
 // missing counts the slice again. Rows can only leave a window that has settled, so fewer than were met is no hole.
@@ -225,11 +242,17 @@ func (w *walk) emit(row *fhir.Entry) error {
 	}
 	w.slice.Written++
 	w.slice.SpoolRows++
+	if w.draft {
+		return w.spool.write(nil, row.ID, row.Version)
+	}
 	return w.spool.write(row.Resource, row.ID, row.Version)
 }
 
 // committed follows each page: now and then the slice is made durable, and a full file leaves.
 func (w *walk) committed(ctx context.Context) error {
+	if w.draft {
+		return nil
+	}
 	if w.slice.SpoolSize >= w.MaxFileBytes {
 		return w.roll(ctx)
 	}
@@ -241,6 +264,9 @@ func (w *walk) committed(ctx context.Context) error {
 
 // checkpoint makes the slice durable up to the last page that was read whole.
 func (w *walk) checkpoint(ctx context.Context) error {
+	if w.draft {
+		return w.spool.sync()
+	}
 	if err := w.spool.sync(); err != nil {
 		return err
 	}

@@ -37,6 +37,8 @@ func (e *partialError) Error() string {
 type trouble struct {
 	// until is the end of the part of the window that is closed in on, zero for the whole window.
 	until time.Time
+	// closing tells that something broken is being closed in on.
+	closing bool
 	// cap is the number of rows to which trouble has shrunk pages, 0 for none, and calm how many pages were clean since.
 	cap, calm int
 	// clamp is the page size that the server says it keeps to, 0 where it says none.
@@ -72,11 +74,11 @@ func (t *trouble) slower(err error, rows int) int {
 
 // calmer lets a shrunk page grow again after clean ones.
 func (t *trouble) calmer() {
-	if t.cap == 0 || !t.until.IsZero() {
+	if t.cap == 0 {
 		return
 	}
 	if t.calm++; t.calm >= calmPages {
-		t.cap, t.calm = t.cap*2, 0
+		t.cap, t.calm, t.closing = t.cap*2, 0, false
 		if t.cap > maxGrownPage {
 			t.cap = 0
 		}
@@ -88,7 +90,7 @@ const maxGrownPage = 10_000
 
 // tries is how often a page of unclear fate is asked for.
 func (t *trouble) tries() int {
-	if t.cap > 0 || !t.until.IsZero() || t.tolerant {
+	if t.closing || t.tolerant {
 		return isolatingTries
 	}
 	return unclearTries
@@ -115,13 +117,14 @@ func (w *walk) narrow(ctx context.Context, window fhir.Query, err error) (done b
 	if !poisoned(err) || w.slice.Strategy == state.Paging {
 		return false, err
 	}
-	if w.cap == 0 && w.until.IsZero() { // the first sign
+	if !w.closing { // the first sign
 		if alive := w.alive(ctx); alive != nil {
 			return false, errors.Join(err, alive)
 		}
 		w.Log.WarnContext(ctx, "part of a type cannot be read, it is closed in on", "job", w.job.ID,
 			"type", w.slice.Type, "slice", w.slice.Seq, "error", err)
 	}
+	w.closing = true
 	q := w.part(window)
 	if w.slice.Strategy == state.Keyset && (w.cap == 0 || w.cap > minPageCap) {
 		w.cap, w.calm = max(minPageCap, min(q.Count, w.pageSize())/10), 0
