@@ -27,6 +27,9 @@ func (w *walk) readAround(ctx context.Context, q fhir.Query, cause error) error 
 			break
 		}
 	}
+	if w.barren++; !whole && w.barren >= maxBarren {
+		return cause
+	}
 	rows := int64(-1)
 	if w.profile.Counts {
 		counted, err := w.countRows(ctx, q)
@@ -52,12 +55,13 @@ func (w *walk) readAround(ctx context.Context, q fhir.Query, cause error) error 
 	return w.addHole(ctx, state.Hole{Type: q.Type, From: q.From, To: q.To, Rows: rows, Reason: reason})
 }
 
-// approaches are the orders in which rows can be asked for: where the server sorts, from both ends.
+// approaches are the orders in which rows are asked for, so that they come from both ends. Where the server was not seen to
+// sort, the second one may still be another order than its own.
 func (w *walk) approaches() []string {
 	if w.slice.Strategy == state.Keyset {
 		return []string{"_lastUpdated", "-_lastUpdated"}
 	}
-	return []string{""}
+	return []string{"", "-_lastUpdated"}
 }
 
 // approach follows the server's pages of one order as far as they go, with ever smaller ones. whole tells that they went to
@@ -73,7 +77,7 @@ func (w *walk) approach(
 		if err == nil {
 			return true, nil
 		}
-		if !poisoned(err) && !expired(err) {
+		if !poisoned(err) && !expired(err) { // 400, an order that is not offered, is among the latter
 			return false, err
 		}
 	}

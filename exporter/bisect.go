@@ -10,8 +10,8 @@ import (
 )
 
 // bisect reads a window without asking for an order: a part of it that does not fit into one page is halved, and one
-// granule that does not fit is read through the server's own pages. Each part that fitted lets the next one be twice as
-// long. The cursor is the end of the last part, so that a restart goes on there.
+// granule that does not fit is read through the server's own pages. A part that was not half full lets the next one be twice
+// as long. The cursor is the end of the last part, so that a restart goes on there.
 func (w *walk) bisect(ctx context.Context, window fhir.Query) error {
 	window.ServerPages = true // a next link says that a page is not all
 	if w.until.IsZero() {
@@ -36,7 +36,7 @@ func (w *walk) bisect(ctx context.Context, window fhir.Query) error {
 			return w.committed(ctx)
 		}
 		if !q.From.IsZero() {
-			w.until = earlier(q.To.Add(2*q.To.Sub(q.From)), window.To)
+			w.until = earlier(q.To.Add(w.next*q.To.Sub(q.From)), window.To)
 		}
 		if err := w.committed(ctx); err != nil {
 			return err
@@ -73,6 +73,9 @@ func (w *walk) bisectPart(ctx context.Context, q fhir.Query) (done bool, err err
 		o, err := w.readPart(ctx, q)
 		fits = err == nil && !o.next && o.rows < q.Count
 		if fits {
+			if w.next = 1; 2*o.rows < q.Count {
+				w.next = 2
+			}
 			w.calmer()
 			w.keepPage()
 			return nil
@@ -87,6 +90,7 @@ func (w *walk) bisectPart(ctx context.Context, q fhir.Query) (done bool, err err
 		w.until = middle
 		return false, nil
 	}
+	w.next = 1
 	if err := w.granulePages(ctx, q); err != nil {
 		return false, err
 	}

@@ -129,11 +129,30 @@ func (c *cell) run(t *testing.T) {
 		b.link.handler = door
 		job := b.finish(b.kickOff(system()))
 		if c.code == "" {
-			same(t, b.rows(job), want)
+			same(t, ordered(t, b.rows(job)), ordered(t, want))
 			return
 		}
 		c.failed(t, b, job)
 	})
+}
+
+// ordered writes the members of rows in one order: altered answers have lost their own.
+func ordered(t *testing.T, rows map[string]string) map[string]string {
+	t.Helper()
+	result := map[string]string{}
+	for key, line := range rows {
+		var resource map[string]any
+		err := json.Unmarshal([]byte(line), &resource)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := json.Marshal(resource)
+		if err != nil {
+			t.Fatal(err)
+		}
+		result[key] = string(text)
+	}
+	return result
 }
 
 // failed checks the failure and the holes.
@@ -185,8 +204,8 @@ func TestPoisonedRow(t *testing.T) {
 		"first row": {server: fhirtest.Plain(), after: poison("Obs-0"), rows: 1, written: 54},
 		"last row":  {server: fhirtest.Plain(), after: poison("Obs-29"), rows: 1, written: 54},
 		"no sort":   {server: noSort, after: poison("Obs-17"), rows: 1, written: 54},
-		// By links nothing can be reached behind it: rows come by id, and Obs-17 is the ninth.
-		"no lastUpdated": {server: noTime, after: poison("Obs-17"), rows: 22, written: 33},
+		// By links nothing can be reached behind it: rows come by id, and Obs-17 is the tenth.
+		"no lastUpdated": {server: noTime, after: poison("Obs-17"), rows: -1, written: 34},
 		"crowded":        {server: fhirtest.Plain(), fill: crowd, after: poison("burst-7"), rows: 1, written: 54},
 		"crowded, hapi":  {server: fhirtest.HAPI(), fill: crowd, after: poison("burst-7"), rows: 1, written: 54},
 	} {
@@ -282,8 +301,8 @@ func TestFailureTable(t *testing.T) {
 		"rows out of order":         {server: plain, after: onRead("Observation", reversed)},
 		"rows without resource":     {server: plain, after: onRead("Observation", bare)},
 		"empty page with a link":    {server: plain, after: onRead("Observation", emptied())},
-		"superset":                  {server: plain, after: onRead("Observation", foreign), code: "incomplete", holes: 1, rows: 30, written: 25, reason: "not-supported"},
-		"next links that loop":      {server: noTime, after: looped, code: "incomplete", holes: 2, rows: 35, written: 20, reason: "incomplete"},
+		"superset":                  {server: plain, after: onRead("Observation", foreign), code: "incomplete", holes: 1, rows: 20, written: 35, reason: "not-supported"},
+		"next links that loop":      {server: noTime, after: looped, code: "incomplete", holes: 2, rows: -2, written: 40, reason: "incomplete"},
 		"401 once":                  {server: plain, before: status(401, 1, nil, observations)},
 		"401 for good":              {server: plain, before: status(401, -1, nil, observations), code: "forbidden"},
 		"403 on a type":             {server: plain, before: status(403, -1, nil, anyOf("Condition")), code: "forbidden", holes: 1, rows: -1, written: 30, reason: "forbidden"},

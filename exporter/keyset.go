@@ -226,9 +226,6 @@ func (w *walk) keysetPage(ctx context.Context, q fhir.Query, link string) (*outc
 		w.keepPage()
 		return nil
 	})
-	if status := fhir.StatusOf(err); status == 400 && w.slice.Met == 0 && w.slice.Query == 0 {
-		return nil, fmt.Errorf("%w: %w", errStrategy, err)
-	}
 	return result, err
 }
 

@@ -30,9 +30,6 @@ func (w *walk) paging(ctx context.Context) error {
 		if poisoned(err) {
 			err = w.pagesAround(ctx, q, err)
 		}
-		if status := fhir.StatusOf(err); status == 400 && w.slice.Met == 0 && w.slice.Query == 0 {
-			return fmt.Errorf("%w: %w", errStrategy, err)
-		}
 		if err != nil {
 			return err
 		}

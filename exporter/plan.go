@@ -133,22 +133,11 @@ func (r *run) capabilities(ctx context.Context) (statement *fhir.CapabilityState
 
 // planType cuts one type.
 func (r *run) planType(ctx context.Context, typ string) ([]state.Slice, error) {
-	whole := state.Slice{Type: typ, Strategy: state.Paging, Counted: -1}
-	slices, err := r.planWindow(ctx, whole)
-	switch fhir.StatusOf(err) {
-	case 400: // this type knows no _lastUpdated, or wants a Patient
-		return r.planOpen(ctx, whole)
-	case 403: // the walk records the hole, the other types go on
-		return []state.Slice{whole}, nil
-	}
-	return slices, err
-}
-
-// planWindow cuts a type by time as far as the server can be asked for windows.
-func (r *run) planWindow(ctx context.Context, whole state.Slice) ([]state.Slice, error) {
+	open := state.Slice{Type: typ, Strategy: state.Paging, Counted: -1}
 	if !r.profile.Windows {
-		return r.planOpen(ctx, whole)
+		return r.planOpen(ctx, open)
 	}
+	whole := open
 	if whole.Strategy, whole.To = state.Bisect, r.windowEnd(); r.profile.Keyset {
 		whole.Strategy = state.Keyset
 	}
@@ -158,6 +147,18 @@ func (r *run) planWindow(ctx context.Context, whole state.Slice) ([]state.Slice,
 			return nil, nil
 		}
 	}
+	slices, err := r.planWindow(ctx, whole)
+	switch {
+	case fhir.StatusOf(err) == 400: // this type knows no _lastUpdated, or wants a Patient
+		return r.planOpen(ctx, open)
+	case fhir.StatusOf(err) == 403, poisoned(err): // the walk finds out what is missing, the other types go on
+		return []state.Slice{whole}, nil
+	}
+	return slices, err
+}
+
+// planWindow cuts a type by time.
+func (r *run) planWindow(ctx context.Context, whole state.Slice) ([]state.Slice, error) {
 	if !r.profile.Counts {
 		return r.uncounted(ctx, whole)
 	}

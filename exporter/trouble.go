@@ -21,6 +21,8 @@ const (
 	aliveTries = 8
 	// maxRestarts is how often a slice is begun again because of an answer that makes no sense (409, 412, 422 on a GET).
 	maxRestarts = 3
+	// maxBarren is how many granules in a row may be broken: with more of them it is not a few rows either.
+	maxBarren = 3
 	// maxHoles bounds the holes of one slice: with more of them it is not a few rows that are broken.
 	maxHoles = 100
 )
@@ -37,6 +39,8 @@ func (e *partialError) Error() string {
 type trouble struct {
 	// until is the end of the part of the window that is closed in on, zero for the whole window.
 	until time.Time
+	// next is the length of the next part in lengths of the last one.
+	next time.Duration
 	// closing tells that something broken is being closed in on.
 	closing bool
 	// cap is the number of rows to which trouble has shrunk pages, 0 for none, and calm how many pages were clean since.
@@ -51,6 +55,8 @@ type trouble struct {
 	told     string
 	tolerant bool
 	restarts int
+	// barren is how many granules in a row were broken, without a page that was not.
+	barren int
 }
 
 // bounded cuts a page size to what trouble and the server's own limit allow.
@@ -74,6 +80,7 @@ func (t *trouble) slower(err error, rows int) int {
 
 // calmer lets a shrunk page grow again after clean ones.
 func (t *trouble) calmer() {
+	t.barren = 0
 	if t.cap == 0 {
 		return
 	}
@@ -169,7 +176,7 @@ func (w *walk) adapt(ctx context.Context, err error) error {
 	switch {
 	case len(w.slice.Lists) > 0 && (status == 400 || status == 413 || status == 414):
 		w.shorterLists(ctx)
-	case errors.Is(err, errStrategy) && w.poorer():
+	case w.unfit(err) && w.poorer():
 		w.Log.WarnContext(ctx, "server ignores or refuses a search parameter, the type is read by a poorer strategy",
 			"job", w.job.ID, "type", w.slice.Type, "slice", w.slice.Seq, "strategy", string(w.slice.Strategy), "error", err)
 	case status == 409 || status == 412 || status == 422:
@@ -180,6 +187,12 @@ func (w *walk) adapt(ctx context.Context, err error) error {
 		return err
 	}
 	return w.again(ctx)
+}
+
+// unfit tells whether an error says that the slice's strategy is not for this server: it ignores a parameter, or refuses the
+// first search.
+func (w *walk) unfit(err error) bool {
+	return errors.Is(err, errStrategy) || fhir.StatusOf(err) == 400 && w.slice.Met == 0 && w.slice.Query == 0
 }
 
 // poorer goes one strategy down, and tells whether there was one.
