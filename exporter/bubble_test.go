@@ -176,7 +176,10 @@ func (l *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, r.Context().Err()
 	}
 	asked := r.Clone(r.Context())
-	asked.Body, asked.Host = http.NoBody, r.URL.Host
+	asked.Host = r.URL.Host
+	if asked.Body == nil {
+		asked.Body = http.NoBody
+	}
 	if l.hook != nil {
 		l.hook(asked)
 	}
