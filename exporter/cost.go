@@ -45,11 +45,10 @@ type offer struct {
 // byMembers returns the slice of the cheapest way to ask a type for the members of the Group, where it is proved to be
 // complete; nil means that the type is read whole and filtered.
 func (r *run) byMembers(ctx context.Context, whole state.Slice) ([]state.Slice, error) {
-	forced := r.Strategy
 	switch {
-	case forced == StrategyCrawl, r.job.Kickoff.Level == state.System:
+	case r.Strategy == StrategyCrawl, r.job.Kickoff.Level == state.System:
 		return nil, nil
-	case r.job.Kickoff.Level == state.Patient && (forced == "" || forced == StrategyAuto):
+	case r.job.Kickoff.Level == state.Patient && !r.forced():
 		return nil, nil // nearly every row of a compartment type is kept
 	}
 	offers, err := r.offers(ctx, whole)
@@ -59,11 +58,11 @@ func (r *run) byMembers(ctx context.Context, whole state.Slice) ([]state.Slice, 
 	crawl := r.crawlCost(whole)
 	slices.SortStableFunc(offers, func(a, b offer) int { return int(a.requests - b.requests) })
 	for _, offer := range offers {
-		if forced == "" || forced == StrategyAuto {
+		if !r.forced() {
 			if offer.requests >= crawl || offer.name == StrategyCompartment || offer.name == StrategyHas {
 				continue
 			}
-		} else if offer.name != forced {
+		} else if offer.name != r.Strategy {
 			continue
 		}
 		proved, err := r.proved(ctx, offer)
@@ -74,11 +73,14 @@ func (r *run) byMembers(ctx context.Context, whole state.Slice) ([]state.Slice, 
 			return []state.Slice{offer.slice}, nil
 		}
 	}
-	if forced == "" || forced == StrategyAuto || r.alwaysCrawled(whole.Type) {
+	if !r.forced() || r.alwaysCrawled(whole.Type) {
 		return nil, nil
 	}
-	return nil, fmt.Errorf("%s by %s, which the server was not seen to do completely: %w", whole.Type, forced, errForced)
+	return nil, fmt.Errorf("%s by %s, which the server was not seen to do: %w", whole.Type, r.Strategy, errForced)
 }
+
+// forced tells whether the operator chose the strategy.
+func (r *run) forced() bool { return r.Strategy != "" && r.Strategy != StrategyAuto }
 
 // alwaysCrawled tells whether a type has nothing that could be asked for members: Groups are chosen by their own id.
 func (r *run) alwaysCrawled(typ string) bool {
@@ -194,13 +196,17 @@ func (r *run) proved(ctx context.Context, o offer) (bool, error) {
 	return true, nil
 }
 
-// compartmentWorks tells whether the compartment of nobody is empty, and that of a member as large as its parameters say.
+// compartmentWorks tells whether the compartment of nobody is empty, and that of a member as large as its parameter says;
+// rows under several parameters cannot be added up.
 func (r *run) compartmentWorks(ctx context.Context, typ string, params []string) (bool, error) {
 	members, err := r.members(ctx)
-	if err != nil || len(params) != 1 { // rows under several parameters cannot be added up
+	if err != nil {
 		return false, err
 	}
 	checks := [][2]fhir.Query{{{Type: typ, Patient: fhir.UnknownID}, {}}}
+	if len(params) > 1 {
+		return r.countsAgree(ctx, checks)
+	}
 	for _, id := range members.patients[:min(3, len(members.patients))] {
 		one := fhir.Query{Type: typ}.With(fhir.QueryParam{Name: params[0], Value: "Patient/" + id})
 		checks = append(checks, [2]fhir.Query{{Type: typ, Patient: id}, one})
@@ -215,8 +221,8 @@ func (r *run) hasWorks(ctx context.Context, typ string, params []string) (bool, 
 	if err != nil {
 		return false, err
 	}
-	const members1 = "_has:Group:member:_id"
-	known, err := r.count(ctx, fhir.Query{Type: "Patient"}.With(fhir.QueryParam{Name: members1, Value: r.job.Kickoff.Group}))
+	const ofGroup = "_has:Group:member:_id"
+	known, err := r.count(ctx, fhir.Query{Type: "Patient"}.With(fhir.QueryParam{Name: ofGroup, Value: r.job.Kickoff.Group}))
 	if fhir.StatusOf(err) != 0 || err != nil || known != int64(len(members.patients)) {
 		return false, notAnswered(err)
 	}

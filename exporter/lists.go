@@ -24,7 +24,7 @@ func (r *run) listParams(ctx context.Context, typ string) ([]string, error) {
 	}
 	var names []string
 	for _, param := range r.compartment.Params(typ) {
-		if !statement.HasParam(typ, param.Name) || mayRepeat(typ, param) {
+		if !statement.HasParam(typ, param.Name) || mayRepeat(typ, param) && !r.forced() {
 			return nil, nil
 		}
 		names = append(names, param.Name)
@@ -45,7 +45,8 @@ func mayRepeat(typ string, param fhir.Param) bool {
 // listsComplete tells whether lists of a parameter find every row that names a member. A server may not have indexed a
 // reference whose Patient did not exist when the row was written; such rows count as missing the parameter, and so does
 // a row that has no such reference. Only when there are none at all can nothing be hidden. An unknown id must find
-// nothing, and a list of two as much as its parts, because a parameter that is ignored would find everything.
+// nothing, and a list of two as much as its parts, because a parameter that is ignored would find everything. An operator who
+// forces a strategy vouches for what the server has indexed; that it obeys the parameter is still seen to.
 func (r *run) listsComplete(ctx context.Context, whole state.Slice, param string) (bool, error) {
 	if param == "_id" {
 		return true, nil // the probe of the profile has shown it
@@ -58,6 +59,9 @@ func (r *run) listsComplete(ctx context.Context, whole state.Slice, param string
 		{fhir.QueryParam{Name: param + ":missing", Value: "true"}, 0},
 		{fhir.QueryParam{Name: param, Value: "Patient/" + fhir.UnknownID}, 0},
 	} {
+		if check.criterion.Value == "true" && r.forced() {
+			continue
+		}
 		got, err := r.count(ctx, q.With(check.criterion))
 		if fhir.StatusOf(err) != 0 {
 			return false, nil // not supported: the whole type is read
@@ -90,7 +94,7 @@ func (r *run) listsJoin(ctx context.Context, q fhir.Query, param string) (bool, 
 			return both > max(counts[0], counts[1]) && both <= counts[0]+counts[1], err
 		}
 	}
-	return false, nil
+	return r.forced(), nil // nothing speaks for it, nor against it
 }
 
 // fewIDs is the list size from which on a form is tried where addresses are too long.
