@@ -148,11 +148,11 @@ func (r *run) planType(ctx context.Context, typ string) ([]state.Slice, error) {
 		}
 	}
 	slices, err := r.planWindow(ctx, whole)
-	switch {
-	case fhir.StatusOf(err) == 400: // this type knows no _lastUpdated, or wants a Patient
+	switch status := fhir.StatusOf(err); {
+	case status == 400: // this type knows no _lastUpdated, or wants a Patient
 		return r.planOpen(ctx, open)
-	case fhir.StatusOf(err) == 403, poisoned(err): // the walk finds out what is missing, the other types go on
-		return []state.Slice{whole}, nil
+	case status == 403, status == 409, status == 412, status == 422, poisoned(err):
+		return []state.Slice{whole}, nil // the walk finds out what is missing, the other types go on
 	}
 	return slices, err
 }
