@@ -26,20 +26,6 @@ func NewOutcome(severity, code, diagnostics string) *OperationOutcome {
 	}
 }
 
-// IsSevere tells whether an OperationOutcome has an issue of severity error or fatal. What cannot be read is severe.
-func IsSevere(outcome []byte) bool {
-	var o OperationOutcome
-	if json.Unmarshal(outcome, &o) != nil {
-		return true
-	}
-	for _, issue := range o.Issue {
-		if issue.Severity == "error" || issue.Severity == "fatal" {
-			return true
-		}
-	}
-	return false
-}
-
 // SevereCode returns the code of the first issue of severity error or fatal, and whether there is one. What cannot be
 // read is severe and has the code exception.
 func SevereCode(outcome []byte) (code string, severe bool) {
