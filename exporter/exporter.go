@@ -41,8 +41,15 @@ type Config struct {
 	Bucket blob.Bucket
 	// Spool is the folder of the spool files; it is created with mode 0700.
 	Spool string
-	// Workers is the number of slices read at once, over all jobs of the process each for itself.
+	// Workers is the largest number of requests under way at once, over all jobs of the process. It is reached only while
+	// the upstream stays quick.
 	Workers int
+	// Strategy forces one of the Strategies upon the planner; empty is StrategyAuto.
+	Strategy string
+	// QuietHours are the hours of the day in which the upstream is asked; nil means all of them.
+	QuietHours *Hours
+	// Traffic tells what users do at the same time; nil means that nobody knows.
+	Traffic Traffic
 	// MaxRunning is the number of exports that may run at once.
 	MaxRunning int
 	// PageSize overrides the probed number of rows asked for in one page.
@@ -82,8 +89,9 @@ const (
 // Exporter does the jobs of one store.
 type Exporter struct {
 	Config
-	wake   chan struct{}
-	retest chan struct{}
+	wake    chan struct{}
+	retest  chan struct{}
+	limiter *limiter
 
 	mu      sync.Mutex
 	running map[string]context.CancelCauseFunc
@@ -111,13 +119,20 @@ func New(cfg Config) (*Exporter, error) {
 	if err := os.MkdirAll(cfg.Spool, 0o700); err != nil {
 		return nil, fmt.Errorf("make spool folder: %w", err)
 	}
-	return &Exporter{
+	e := &Exporter{
 		Config:  cfg,
 		wake:    make(chan struct{}, 1),
 		retest:  make(chan struct{}, 1),
+		limiter: newLimiter(cfg.Workers, cfg.QuietHours, cfg.Traffic),
 		running: map[string]context.CancelCauseFunc{},
 		bucket:  errUntested,
-	}, nil
+	}
+	e.limiter.changed = func(allowed int) { e.Metrics.workers.Set(float64(allowed)) }
+	e.limiter.changed(e.limiter.allowed)
+	e.limiter.waits = func(until time.Time) {
+		e.Log.Info("exports wait for the quiet hours", "until", until)
+	}
+	return e, nil
 }
 
 func setDefault[T comparable](value *T, byDefault T) {

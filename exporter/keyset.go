@@ -23,10 +23,13 @@ const (
 
 // outcome is what one page of a keyset walk said.
 type outcome struct {
+	asked  int  // rows asked for
 	rows   int  // of the slice's type
 	fresh  int  // met for the first time
-	raced  int  // left the window while the page was read
+	raced  int  // written after T while the page was read
+	beyond bool // the last row lies behind the window: some servers read "lt" as "until the end of"
 	next   bool // the server offers a next link
+	link   string
 	last   time.Time
 	second time.Time // the second of last
 	// ids are the rows met in that second on this page; hot tells how many rows of the page lie in it.
@@ -35,33 +38,66 @@ type outcome struct {
 }
 
 // keyset reads a window by first pages only: each begins at the time of the last row seen, so that nothing depends on
-// the server's paging. q holds the window.
-func (w *walk) keyset(ctx context.Context, q fhir.Query) error {
-	q.Sort, q.Count = "_lastUpdated", w.pageRows()
-	idle := 0
+// the server's paging. A page that cannot be had is closed in on (see narrow).
+func (w *walk) keyset(ctx context.Context, window fhir.Query) error {
+	window.Sort = "_lastUpdated"
+	idle, empty, link := 0, 0, ""
 	for {
-		page, err := w.keysetPage(ctx, q)
+		q := w.part(window)
+		page, err := w.keysetPage(ctx, q, link)
+		link = ""
+		switch {
+		case err != nil:
+		case page.rows == 0 && page.next: // access filters and some databases give such pages
+			if link = page.link; link == "" || empty >= maxEmptyPages {
+				return fmt.Errorf("empty pages do not end: %w", errStrategy)
+			}
+			empty++
+			continue
+		case page.fresh > 0:
+			idle, empty = 0, 0
+		default:
+			if idle++; idle > maxIdle {
+				return fmt.Errorf("no progress: %w", errStrategy)
+			}
+		}
+		done := false
+		if err == nil {
+			done, err = w.advance(ctx, q, page)
+		}
 		if err != nil {
-			return err
+			if done, err = w.narrow(ctx, window, err); err != nil {
+				return err
+			}
 		}
-		if page.fresh > 0 {
-			idle = 0
-		} else if idle++; idle > maxIdle {
-			return fmt.Errorf("no progress: %w", errStrategy)
-		}
-		done, err := w.advance(ctx, q, page)
-		if err != nil {
-			return err
-		}
-		if done {
+		if done && w.behind(window, q.To) {
 			return w.committed(ctx)
 		}
-		q.Count = w.pageRows()
-		w.fetchAhead(ctx, w.at(q))
+		if !done {
+			w.fetchAhead(ctx, w.part(window))
+		}
 		if err := w.committed(ctx); err != nil {
 			return err
 		}
 	}
+}
+
+// behind goes on behind a part of the window that is done, and tells whether it was the last one.
+func (w *walk) behind(window fhir.Query, end time.Time) bool {
+	w.until, w.closing = time.Time{}, false
+	if !end.Before(window.To) {
+		return true
+	}
+	w.jump(end)
+	return false
+}
+
+// jump sets the cursor to a moment before which everything was read.
+func (w *walk) jump(to time.Time) {
+	if !to.Truncate(time.Second).Equal(w.slice.Cursor.Truncate(time.Second)) {
+		clear(w.boundary)
+	}
+	w.slice.Cursor = to
 }
 
 // pageRows is how many rows to ask for, so that a page has about pageBytes: a server that builds pages in memory, several
@@ -71,30 +107,34 @@ func (w *walk) pageRows() int {
 	if w.seenRows > 0 {
 		average = w.seenBytes/w.seenRows + 1
 	}
-	return int(min(int64(w.pageSize()), max(minPageRows, pageBytes/average)))
+	return w.bounded(int(min(int64(w.pageSize()), max(minPageRows, pageBytes/average))))
 }
 
-// at is the query for the page at the cursor.
-func (w *walk) at(q fhir.Query) fhir.Query {
+// part is the query for the page at the cursor, up to the end of the part that is closed in on.
+func (w *walk) part(window fhir.Query) fhir.Query {
+	window.Count = w.pageRows()
 	if !w.slice.Cursor.IsZero() {
-		q.From = w.slice.Cursor
+		window.From = w.slice.Cursor
 	}
-	return q
+	if !w.until.IsZero() {
+		window.To = w.until
+	}
+	return window
 }
 
 // advance moves the cursor behind a page and tells whether the window is done.
 func (w *walk) advance(ctx context.Context, q fhir.Query, page *outcome) (done bool, err error) {
-	full := page.next || page.rows >= q.Count
+	full := page.next || page.rows >= page.asked
 	switch {
-	case page.rows == 0 && page.next: // pages without rows but with a link are the server's own business
-		return false, fmt.Errorf("empty page with a next link: %w", errStrategy)
 	case page.rows == 0:
+		return true, nil
+	case page.fresh == 0 && page.beyond: // rows ascend, so the window has no more
 		return true, nil
 	case page.raced == page.rows: // all changed under the reading: asked again, they are not in the window any more
 		return false, nil
 	}
 	before := w.slice.Cursor
-	w.moveCursor(page, q.Count) // also behind the last page: a restart before the slice is done reads it again
+	w.moveCursor(page, page.asked) // also behind the last page: a restart before the slice is done reads it again
 	switch {
 	case !full && (page.fresh == 0 && !w.metLess() || !w.profile.HAPI || w.metAll()):
 		// HAPI gives no link here, so a short page is the end only when all that was counted is met, or when another
@@ -102,6 +142,8 @@ func (w *walk) advance(ctx context.Context, q fhir.Query, page *outcome) (done b
 		return true, nil
 	case w.slice.Cursor.After(before), !full && page.fresh > 0:
 		return false, nil
+	case !full && !w.until.IsZero(): // what was counted is the whole window's
+		return true, nil
 	}
 	// A full page within one granule, or a short one with nothing new although more was counted: the server cuts pages.
 	return false, w.hotGranule(ctx, q)
@@ -133,15 +175,19 @@ func (w *walk) moveCursor(page *outcome, pageSize int) {
 	}
 }
 
+// granule is the smallest part of time that the server tells apart.
+func (w *walk) granule() time.Duration {
+	if w.profile.Milliseconds {
+		return time.Millisecond
+	}
+	return time.Second
+}
+
 // hotGranule reads a second or millisecond that holds more rows than a page through the server's own pages, and goes
 // behind it.
 func (w *walk) hotGranule(ctx context.Context, q fhir.Query) error {
-	granule := time.Second
-	if w.profile.Milliseconds {
-		granule = time.Millisecond
-	}
 	q.From = w.slice.Cursor
-	end := w.slice.Cursor.Add(granule)
+	end := w.slice.Cursor.Add(w.granule())
 	if end.After(q.To) {
 		end = q.To
 	}
@@ -149,36 +195,37 @@ func (w *walk) hotGranule(ctx context.Context, q fhir.Query) error {
 	if err := w.granulePages(ctx, q); err != nil {
 		return err
 	}
-	if !end.Truncate(time.Second).Equal(w.slice.Cursor.Truncate(time.Second)) {
-		clear(w.boundary)
-	}
-	w.slice.Cursor = end
+	w.jump(end)
 	return nil
 }
 
-// keysetPage reads one page, again and again until it was read whole; a page that breaks off leaves nothing behind.
-func (w *walk) keysetPage(ctx context.Context, q fhir.Query) (*outcome, error) {
+// keysetPage reads one page, or the one behind link, again and again until it was read whole; a page that breaks off leaves
+// nothing behind. After a timeout less is asked for.
+func (w *walk) keysetPage(ctx context.Context, q fhir.Query, link string) (*outcome, error) {
+	ahead, err := w.takeAhead(q, link)
+	if err != nil {
+		return nil, err
+	}
 	var result *outcome
-	asked := w.at(q)
-	err := w.pace.do(ctx, func() error {
+	err = w.pace.doWith(ctx, ahead.right(), w.tries(), func() error {
 		before := *w.slice
-		page, err := w.fetch(ctx, asked)
+		page, err := w.fetch(ctx, ahead, q, link)
+		ahead = nil
 		if err == nil {
-			result, err = w.readKeyset(page, asked)
+			result, err = w.readKeyset(ctx, page, q)
 		}
 		if err != nil {
+			q.Count = w.slower(err, q.Count)
 			err = errors.Join(err, w.takeBack(before))
 			if w.written != nil {
 				err = errors.Join(err, w.loadWritten())
 			}
 			return err
 		}
+		w.calmer()
 		w.keepPage()
 		return nil
 	})
-	if status := fhir.StatusOf(err); status == 400 && w.slice.Met == 0 && w.slice.Query == 0 {
-		return nil, fmt.Errorf("%w: %w", errStrategy, err)
-	}
 	return result, err
 }
 
@@ -195,111 +242,72 @@ func (w *walk) takeBack(before state.Slice) error {
 }
 
 // readKeyset reads the rows of a page, filters and writes them.
-func (w *walk) readKeyset(page *fhir.Page, q fhir.Query) (*outcome, error) {
-	o := &outcome{}
+func (w *walk) readKeyset(ctx context.Context, page *fhir.Page, q fhir.Query) (*outcome, error) {
+	o := &outcome{asked: q.Count}
 	onPage := make(map[string]struct{}, q.Count)
+	w.bare, w.noted = w.bare[:0], false
 	err := page.Each(func(row *fhir.Entry) error {
 		if skip, err := w.skip(row); skip || err != nil {
 			return err
 		}
-		o.rows++
-		w.seenRows, w.seenBytes = w.seenRows+1, w.seenBytes+int64(len(row.Resource))
-		if !row.LastUpdated.Before(q.To) {
-			o.raced++
-			return nil
-		}
-		if row.LastUpdated.Before(q.From) {
-			return fmt.Errorf("row before the window: %w", errStrategy)
-		}
-		if row.LastUpdated.Before(o.last) {
+		if row.LastUpdated.Before(o.last) && row.LastUpdated.Before(q.To) {
 			return fmt.Errorf("rows are not ascending: %w", errStrategy)
 		}
-		o.last = row.LastUpdated
-		if second := row.LastUpdated.Truncate(time.Second); !second.Equal(o.second) {
-			o.second, o.ids, o.hot = second, o.ids[:0], 0
-		}
-		o.hot++
-		if _, known := w.boundary[row.ID]; known {
-			return nil
-		}
-		if _, twice := onPage[row.ID]; twice {
-			return nil
-		}
-		onPage[row.ID] = struct{}{}
-		o.ids = append(o.ids, row.ID)
-		o.fresh++
-		if err := w.meet(row.ID); err != nil {
-			return err
-		}
-		return w.emit(row)
+		return w.meet(o, onPage, row, q)
 	})
 	if err != nil {
 		return nil, err
 	}
+	gone, err := w.eachBare(ctx, func(row *fhir.Entry) error { return w.meet(o, onPage, row, q) })
+	if err != nil {
+		return nil, err
+	}
+	o.rows += gone // they stood on the page
 	next, err := page.Next()
-	o.next = next != "" || errors.Is(err, fhir.ErrForeignLink) // not followed, so where it leads does not matter
+	o.link, o.next = next, next != "" || errors.Is(err, fhir.ErrForeignLink) // hardly ever followed, so it may lead anywhere
+	if o.next && w.noted && o.rows > 0 && o.rows < q.Count {                 // the server says that it gives less than it is asked for
+		w.clamp = o.rows
+	}
 	return o, nil
 }
 
-// skip tells which entries are not rows: remarks of the server, and resources that were included.
-func (w *walk) skip(row *fhir.Entry) (bool, error) {
-	switch {
-	case row.Mode == "outcome" || row.Type == "OperationOutcome":
-		if fhir.IsSevere(row.Resource) {
-			return true, fmt.Errorf("the server says that its answer is incomplete: %w", fhir.ErrMalformed)
-		}
-		return true, nil
-	case row.Mode == "include":
-		return true, nil
-	case row.Type != w.slice.Type:
-		return true, fmt.Errorf("row of another type: %w", errStrategy)
-	case row.ID == "" || len(row.Resource) == 0:
-		return true, fmt.Errorf("row without a resource: %w", fhir.ErrMalformed)
-	}
-	return false, nil
-}
-
-// pending is a page that was asked for ahead.
-type pending struct {
-	query fhir.Query
-	done  chan struct{}
-	page  *fhir.Page
-	err   error
-}
-
-// fetchAhead asks for the next page while the one before is made durable. Only the request runs ahead; the body waits
-// in the connection, so that memory does not grow. The walk's context ends it.
-func (w *walk) fetchAhead(ctx context.Context, q fhir.Query) {
-	ahead := &pending{query: q, done: make(chan struct{})}
-	w.ahead = ahead
-	go func() {
-		defer close(ahead.done)
-		ahead.page, ahead.err = w.Client.Search(ctx, q)
-	}()
-}
-
-// fetch returns the page that was asked for ahead if it is the one, else asks for it.
-func (w *walk) fetch(ctx context.Context, q fhir.Query) (*fhir.Page, error) {
-	ahead := w.ahead
-	w.ahead = nil
-	if ahead != nil && ahead.query.Equal(q) {
-		<-ahead.done
-		return ahead.page, ahead.err
-	}
-	if err := ahead.drop(); err != nil {
-		return nil, err
-	}
-	return w.Client.Search(ctx, q)
-}
-
-// drop ends a page that nobody wants any more. It may be called on nil.
-func (p *pending) drop() error {
-	if p == nil {
+// meet takes one row of a page into account and writes it if it is new.
+func (w *walk) meet(o *outcome, onPage map[string]struct{}, row *fhir.Entry, q fhir.Query) error {
+	o.rows++
+	w.seenRows, w.seenBytes = w.seenRows+1, w.seenBytes+int64(len(row.Resource))
+	if row.LastUpdated.After(w.job.TransactionTime) && !row.LastUpdated.Before(q.To) {
+		o.raced++
 		return nil
 	}
-	<-p.done
-	if p.page == nil {
+	if row.LastUpdated.Before(q.From) {
+		return errBefore
+	}
+	if o.beyond = !row.LastUpdated.Before(q.To); o.beyond {
 		return nil
 	}
-	return p.page.Close()
+	if second := row.LastUpdated.Truncate(time.Second); second.After(o.second) {
+		o.second, o.ids, o.hot = second, o.ids[:0], 0
+	}
+	if row.LastUpdated.After(o.last) {
+		o.last = row.LastUpdated
+	}
+	inSecond := !row.LastUpdated.Before(o.second)
+	if inSecond {
+		o.hot++
+	}
+	if _, known := w.boundary[row.ID]; known {
+		return nil
+	}
+	if _, twice := onPage[row.ID]; twice {
+		return nil
+	}
+	onPage[row.ID] = struct{}{}
+	if inSecond {
+		o.ids = append(o.ids, row.ID)
+	}
+	o.fresh++
+	if err := w.countMet(row.ID); err != nil {
+		return err
+	}
+	return w.emit(row)
 }

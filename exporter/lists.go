@@ -10,35 +10,6 @@ import (
 // probesPerParam is what it costs to learn whether a parameter's lists are complete.
 const probesPerParam = 3
 
-// useLists returns one slice that asks for lists of members, where that needs fewer requests than to read the whole type
-// and where it is proved to be complete; nil means that the type is read whole and filtered.
-func (r *run) useLists(ctx context.Context, whole state.Slice) ([]state.Slice, error) {
-	params, err := r.listParams(ctx, whole.Type)
-	if err != nil {
-		return nil, err
-	}
-	if len(params) == 0 || len(r.cohort.patients) == 0 {
-		return nil, nil
-	}
-	size := r.cohort.listSize()
-	asked := int64(len(params) * r.cohort.lists(size))
-	pages := whole.Counted/int64(r.pageSize()) + 1
-	if asked+int64(probesPerParam*len(params)) >= pages {
-		return nil, nil
-	}
-	for _, param := range params {
-		complete, err := r.listsComplete(ctx, whole, param)
-		if err != nil {
-			return nil, err
-		}
-		if !complete {
-			return nil, nil
-		}
-	}
-	whole.Lists, whole.ListSize = params, size
-	return []state.Slice{whole}, nil
-}
-
 // listParams are the parameters by which a type belongs to the compartment, if the server declares them all.
 func (r *run) listParams(ctx context.Context, typ string) ([]string, error) {
 	switch {
@@ -53,7 +24,7 @@ func (r *run) listParams(ctx context.Context, typ string) ([]string, error) {
 	}
 	var names []string
 	for _, param := range r.compartment.Params(typ) {
-		if !statement.HasParam(typ, param.Name) || mayRepeat(typ, param) {
+		if !statement.HasParam(typ, param.Name) || mayRepeat(typ, param) && !r.forced() {
 			return nil, nil
 		}
 		names = append(names, param.Name)
@@ -74,7 +45,8 @@ func mayRepeat(typ string, param fhir.Param) bool {
 // listsComplete tells whether lists of a parameter find every row that names a member. A server may not have indexed a
 // reference whose Patient did not exist when the row was written; such rows count as missing the parameter, and so does
 // a row that has no such reference. Only when there are none at all can nothing be hidden. An unknown id must find
-// nothing, and a list of two as much as its parts, because a parameter that is ignored would find everything.
+// nothing, and a list of two as much as its parts, because a parameter that is ignored would find everything. An operator who
+// forces a strategy vouches for what the server has indexed; that it obeys the parameter is still seen to.
 func (r *run) listsComplete(ctx context.Context, whole state.Slice, param string) (bool, error) {
 	if param == "_id" {
 		return true, nil // the probe of the profile has shown it
@@ -87,6 +59,9 @@ func (r *run) listsComplete(ctx context.Context, whole state.Slice, param string
 		{fhir.QueryParam{Name: param + ":missing", Value: "true"}, 0},
 		{fhir.QueryParam{Name: param, Value: "Patient/" + fhir.UnknownID}, 0},
 	} {
+		if check.criterion.Value == "true" && r.forced() {
+			continue
+		}
 		got, err := r.count(ctx, q.With(check.criterion))
 		if fhir.StatusOf(err) != 0 {
 			return false, nil // not supported: the whole type is read
@@ -119,5 +94,23 @@ func (r *run) listsJoin(ctx context.Context, q fhir.Query, param string) (bool, 
 			return both > max(counts[0], counts[1]) && both <= counts[0]+counts[1], err
 		}
 	}
-	return false, nil
+	return r.forced(), nil // nothing speaks for it, nor against it
+}
+
+// fewIDs is the list size from which on a form is tried where addresses are too long.
+const fewIDs = 10
+
+// shorterLists halves the lists that the server does not take. From a few ids on it sends forms where that is possible;
+// when the server takes no list at all, the type is read whole.
+func (w *walk) shorterLists(ctx context.Context) {
+	switch {
+	case !w.slice.Post && w.profile.PostSearch && w.slice.ListSize <= fewIDs:
+		w.slice.Post = true
+	case w.slice.ListSize > 1:
+		w.slice.ListSize /= 2
+	default:
+		w.slice.Lists, w.slice.ListSize, w.slice.Post = nil, 0, false
+	}
+	w.Log.WarnContext(ctx, "server does not take such long lists of ids", "job", w.job.ID, "type", w.slice.Type,
+		"slice", w.slice.Seq, "ids", w.slice.ListSize, "post", w.slice.Post)
 }

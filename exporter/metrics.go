@@ -19,6 +19,7 @@ type Metrics struct {
 	late      prometheus.Counter
 	proofs    *prometheus.CounterVec
 	missing   *prometheus.CounterVec
+	workers   prometheus.Gauge
 	bucketUp  prometheus.Gauge
 	stateUp   prometheus.Gauge
 }
@@ -44,6 +45,10 @@ func NewMetrics() *Metrics {
 			Namespace: "sidecar", Name: "export_late_writes_total",
 			Help: "Resources whose write before the transaction time showed only after the settle pause, and that were replaced.",
 		}),
+		workers: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: "sidecar", Name: "export_workers",
+			Help: "Requests that exports may have under way at once; it falls when the FHIR server is overloaded.",
+		}),
 		stateUp: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: "sidecar", Name: "state_up", Help: "1 while the last test write into the state file succeeded.",
 		}),
@@ -55,7 +60,7 @@ func NewMetrics() *Metrics {
 
 // Collectors returns what has to be registered.
 func (m *Metrics) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.jobs, m.slices, m.resources, m.bytes, m.upstream, m.repaired, m.late, m.proofs, m.missing, m.bucketUp, m.stateUp}
+	return []prometheus.Collector{m.jobs, m.slices, m.resources, m.bytes, m.upstream, m.repaired, m.late, m.proofs, m.missing, m.workers, m.bucketUp, m.stateUp}
 }
 
 // Observe counts one request of the client; it fits fhir.Config.

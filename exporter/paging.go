@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"sidecar/exporter/fhir"
+	"sidecar/state"
 )
 
 const (
@@ -22,14 +23,13 @@ var errExpired = errors.New("next link has expired")
 func (w *walk) paging(ctx context.Context) error {
 	for ; w.slice.Query < w.queries(); w.slice.Query++ {
 		q := w.query()
-		if w.profile.Keyset {
+		if w.profile.Keyset && !w.slice.Open {
 			q.Sort = "_lastUpdated"
 		}
-		err := w.verified(ctx, q, func(q fhir.Query) (int64, error) {
-			unique, err := w.pass(ctx, q, w.emitInWindow, w.loadWritten)
-			w.slice.Met = unique
-			return unique, err
-		})
+		err := w.verified(ctx, q, w.wholePass(ctx))
+		if poisoned(err) {
+			err = w.pagesAround(ctx, q, err)
+		}
 		if err != nil {
 			return err
 		}
@@ -39,6 +39,47 @@ func (w *walk) paging(ctx context.Context) error {
 	}
 	w.slice.Query-- // the last one, as after a keyset walk
 	return nil
+}
+
+// wholePass is a pass over a query of the slice, in which every row counts as met.
+func (w *walk) wholePass(ctx context.Context) func(fhir.Query) (int64, error) {
+	return func(q fhir.Query) (int64, error) {
+		unique, err := w.pass(ctx, q, w.emitInWindow, w.loadWritten)
+		w.slice.Met = unique
+		return unique, err
+	}
+}
+
+// pagesAround reads a query again with ever smaller pages, because one of them cannot be had. Behind a broken row nothing
+// can be reached by links; what is missing then is a hole.
+func (w *walk) pagesAround(ctx context.Context, q fhir.Query, cause error) error {
+	if alive := w.alive(ctx); alive != nil {
+		return errors.Join(cause, alive)
+	}
+	before := w.cap
+	defer func() { w.cap, w.tolerant = before, false }()
+	met := int64(0)
+	for _, w.cap = range aroundPages {
+		w.tolerant, w.told = w.cap == 1, ""
+		err := w.verified(ctx, q, w.wholePass(ctx))
+		if met = max(met, w.slice.Met); err == nil && w.told == "" {
+			return nil
+		}
+		if err != nil && !poisoned(err) {
+			return err
+		}
+	}
+	counted, err := w.countRows(ctx, q)
+	if err != nil && !poisoned(err) {
+		return err
+	}
+	reason, _ := holeReason(cause)
+	hole := state.Hole{Type: q.Type, From: w.slice.From, To: w.slice.To, Rows: -1, Reason: reason}
+	if w.profile.Counts && err == nil && counted > met {
+		hole.Rows = counted - met
+	}
+	w.slice.Met = met
+	return w.addHole(ctx, hole)
 }
 
 // emitInWindow writes a row of the slice's window. A server that ignores the window gives the rows of others, too.
@@ -51,19 +92,32 @@ func (w *walk) emitInWindow(row *fhir.Entry) error {
 
 // granulePages reads a second or millisecond with more rows than a page has. The boundary knows all ids of the second.
 func (w *walk) granulePages(ctx context.Context, q fhir.Query) error {
-	q.Sort = "_lastUpdated"
-	take := func(row *fhir.Entry) error {
-		if _, known := w.boundary[row.ID]; known || row.LastUpdated.Before(q.From) || !row.LastUpdated.Before(q.To) {
+	if w.slice.Strategy == state.Keyset {
+		q.Sort = "_lastUpdated"
+	}
+	take, broke := w.takeOnce(q, newIDSet())
+	return w.verified(ctx, q, func(q fhir.Query) (int64, error) { return w.pass(ctx, q, take, broke) })
+}
+
+// takeOnce returns what writes each row of a window that the boundary does not know, and what takes a page of them back.
+// seen has the window's rows in the end, also those that were known before.
+func (w *walk) takeOnce(q fhir.Query, seen *idSet) (take func(*fhir.Entry) error, broke func() error) {
+	take = func(row *fhir.Entry) error {
+		if row.LastUpdated.Before(q.From) || !row.LastUpdated.Before(q.To) {
+			return nil
+		}
+		seen.add(row.ID)
+		if _, known := w.boundary[row.ID]; known {
 			return nil
 		}
 		w.added = append(w.added, row.ID)
 		w.boundary[row.ID] = struct{}{}
-		if err := w.meet(row.ID); err != nil {
+		if err := w.countMet(row.ID); err != nil {
 			return err
 		}
 		return w.emit(row)
 	}
-	broke := func() error {
+	broke = func() error {
 		for _, id := range w.added {
 			delete(w.boundary, id)
 		}
@@ -72,7 +126,7 @@ func (w *walk) granulePages(ctx context.Context, q fhir.Query) error {
 		}
 		return w.loadWritten()
 	}
-	return w.verified(ctx, q, func(q fhir.Query) (int64, error) { return w.pass(ctx, q, take, broke) })
+	return take, broke
 }
 
 // verified repeats a pass until it met as many different rows as the server counted before it: pages that shift under
@@ -82,9 +136,10 @@ func (w *walk) granulePages(ctx context.Context, q fhir.Query) error {
 // only the latter is asked for, and the export says so.
 func (w *walk) verified(ctx context.Context, q fhir.Query, pass func(fhir.Query) (int64, error)) error {
 	var before, unique, after int64
-	for range maxPasses {
+	for try := range maxPasses {
 		var err error
 		written := w.slice.Written
+		w.warned = false
 		if before, err = w.countRows(ctx, q); err != nil {
 			return err
 		}
@@ -94,6 +149,9 @@ func (w *walk) verified(ctx context.Context, q fhir.Query, pass func(fhir.Query)
 		}
 		if err != nil {
 			return err
+		}
+		if w.warned && try < maxPasses-1 { // one server says so when rows have shifted between its pages
+			continue
 		}
 		same := !q.To.IsZero() || !w.linked || w.slice.Written == written
 		if same && !w.profile.Counts {
@@ -125,7 +183,7 @@ func (w *walk) countRows(ctx context.Context, q fhir.Query) (n int64, err error)
 // pass follows the next links once and hands each row to take, some perhaps twice. broke takes a page back that broke
 // off before it is asked for again. It returns how many different rows there were.
 func (w *walk) pass(ctx context.Context, q fhir.Query, take func(*fhir.Entry) error, broke func() error) (int64, error) {
-	q.Count, q.ServerPages = w.pageSize(), true
+	q.Count, q.ServerPages = w.bounded(w.pageSize()), true
 	ids := newIDSet()
 	followed := map[string]bool{}
 	link, empty := "", 0
@@ -133,7 +191,7 @@ func (w *walk) pass(ctx context.Context, q fhir.Query, take func(*fhir.Entry) er
 	for {
 		next, rows, err := w.serverPage(ctx, q, link, ids, take, broke)
 		if err != nil {
-			return 0, err
+			return int64(len(ids.seen)), err
 		}
 		if err := w.committed(ctx); err != nil {
 			return 0, err
@@ -158,21 +216,34 @@ func (w *walk) pass(ctx context.Context, q fhir.Query, take func(*fhir.Entry) er
 func (w *walk) serverPage(
 	ctx context.Context, q fhir.Query, link string, ids *idSet, take func(*fhir.Entry) error, broke func() error,
 ) (next string, rows int, err error) {
-	err = w.pace.do(ctx, func() error {
+	slow := 0
+	err = w.pace.doWith(ctx, nil, w.tries(), func() error {
 		before := *w.slice
 		w.added = w.added[:0]
 		next, rows, err = w.readServerPage(ctx, q, link, ids, take)
-		if err != nil {
-			return errors.Join(err, w.takeBack(before), broke())
+		if err == nil {
+			w.calmer()
+			w.keepPage()
+			return nil
 		}
-		w.keepPage()
-		return nil
+		err = errors.Join(err, w.takeBack(before), broke())
+		if count := w.slower(err, q.Count); count < q.Count && link == "" {
+			q.Count = count
+		} else if fhir.TimedOut(err) && link != "" { // the page size stands in the link: another pass asks for less
+			if slow++; slow >= slowLinks {
+				return fmt.Errorf("%w: %w", errExpired, errors.Join(errIncomplete, err))
+			}
+		}
+		return err
 	})
 	if link != "" && expired(err) {
 		return "", 0, fmt.Errorf("%w: %w", errExpired, err)
 	}
 	return next, rows, err
 }
+
+// slowLinks is how many timeouts it takes to give a next link up.
+const slowLinks = 2
 
 // expired tells whether the answer to a next link says that the server forgot what it belongs to.
 func expired(err error) bool {
@@ -186,24 +257,26 @@ func expired(err error) bool {
 func (w *walk) readServerPage(
 	ctx context.Context, q fhir.Query, link string, ids *idSet, take func(*fhir.Entry) error,
 ) (next string, rows int, err error) {
-	var page *fhir.Page
-	if link == "" {
-		page, err = w.Client.Search(ctx, q)
-	} else {
-		page, err = w.Client.Follow(ctx, q.Type, "searchset", link)
-	}
+	page, err := w.fetch(ctx, nil, q, link)
 	if err != nil {
 		return "", 0, err
+	}
+	w.bare = w.bare[:0]
+	count := func(row *fhir.Entry) error {
+		rows++
+		ids.add(row.ID)
+		return take(row)
 	}
 	err = page.Each(func(row *fhir.Entry) error {
 		if skip, err := w.skip(row); skip || err != nil {
 			return err
 		}
-		rows++
-		ids.add(row.ID)
-		return take(row)
+		return count(row)
 	})
 	if err != nil {
+		return "", 0, err
+	}
+	if _, err := w.eachBare(ctx, count); err != nil {
 		return "", 0, err
 	}
 	next, err = page.Next()

@@ -133,48 +133,76 @@ func (r *run) capabilities(ctx context.Context) (statement *fhir.CapabilityState
 
 // planType cuts one type.
 func (r *run) planType(ctx context.Context, typ string) ([]state.Slice, error) {
-	whole := state.Slice{Type: typ, Strategy: state.Paging, Counted: -1}
-	q := fhir.Query{Type: typ}
-	if !r.profile.Keyset {
-		if !r.profile.Counts {
-			return r.uncounted(ctx, whole)
-		}
-		total, err := r.count(ctx, q)
-		whole.Counted = total
-		if err != nil || total == 0 {
-			return nil, err
-		}
-		return []state.Slice{whole}, nil
+	open := state.Slice{Type: typ, Strategy: state.Paging, Counted: -1}
+	if !r.profile.Bounds {
+		return r.planOpen(ctx, open)
 	}
-	whole.Strategy, whole.To = state.Keyset, r.windowEnd()
+	whole := open
+	if whole.Strategy, whole.To = state.Bisect, r.windowEnd(); r.profile.Keyset {
+		whole.Strategy = state.Keyset
+	}
 	if since := r.job.Kickoff.Since; !since.IsZero() {
 		whole.From = since.Truncate(time.Second)
 		if !whole.From.Before(whole.To) {
 			return nil, nil
 		}
 	}
-	q.From, q.To = whole.From, whole.To
+	slices, err := r.planWindow(ctx, whole)
+	switch status := fhir.StatusOf(err); {
+	case status == 400: // this type knows no _lastUpdated, or wants a Patient
+		return r.planOpen(ctx, open)
+	case status == 403, status == 409, status == 412, status == 422, poisoned(err):
+		return []state.Slice{whole}, nil // the walk finds out what is missing, the other types go on
+	}
+	return slices, err
+}
+
+// planWindow cuts a type by time.
+func (r *run) planWindow(ctx context.Context, whole state.Slice) ([]state.Slice, error) {
 	if !r.profile.Counts {
 		return r.uncounted(ctx, whole)
 	}
-	total, err := r.count(ctx, q)
-	if fhir.StatusOf(err) == 400 { // this type knows no _lastUpdated
-		return []state.Slice{{Type: typ, Strategy: state.Paging, Counted: -1}}, nil
-	}
+	total, err := r.count(ctx, fhir.Query{Type: whole.Type, From: whole.From, To: whole.To})
 	if err != nil || total == 0 {
 		return nil, err
 	}
 	whole.Counted = total
-	if r.cohort != nil {
-		lists, err := r.useLists(ctx, whole)
-		if err != nil || lists != nil {
-			return lists, err
-		}
+	if by, err := r.byMembers(ctx, whole); err != nil || by != nil {
+		return by, err
 	}
 	if total <= int64(pagesPerSlice*r.pageSize()) {
 		return []state.Slice{whole}, nil
 	}
 	return r.cut(ctx, whole)
+}
+
+// planOpen returns one slice for a type that is read by the server's pages: whole where the server allows that, else
+// Patient by Patient.
+func (r *run) planOpen(ctx context.Context, whole state.Slice) ([]state.Slice, error) {
+	var err error
+	if r.profile.Counts {
+		whole.Counted, err = r.count(ctx, fhir.Query{Type: whole.Type})
+	}
+	if whole.Counted < 0 || err != nil {
+		whole.Counted = -1
+		var some []state.Slice
+		if some, err = r.uncounted(ctx, whole); err == nil {
+			return some, nil
+		}
+	}
+	switch {
+	case fhir.StatusOf(err) == 400:
+		return r.byPatient(ctx, whole)
+	case fhir.StatusOf(err) == 403:
+		return []state.Slice{whole}, nil
+	case err != nil || whole.Counted == 0:
+		return nil, err
+	}
+	by, err := r.byMembers(ctx, whole)
+	if err != nil || by != nil {
+		return by, err
+	}
+	return []state.Slice{whole}, nil
 }
 
 // uncounted returns one slice for a type that is not counted, after a look whether the type is offered at all.
@@ -257,6 +285,12 @@ func fillGaps(whole state.Slice, leaves []state.Slice) []state.Slice {
 
 // edges returns the seconds of the first row and behind the last row of a window, where halving begins.
 func (r *run) edges(ctx context.Context, whole state.Slice) (first, last time.Time, err error) {
+	if whole.Strategy != state.Keyset { // nobody tells; empty halves cost a count each
+		if first = whole.From; first.IsZero() {
+			first = epoch
+		}
+		return first, whole.To, nil
+	}
 	ask := func(sort string) (at time.Time, err error) {
 		q := fhir.Query{Type: whole.Type, From: whole.From, To: whole.To, Sort: sort, Count: 1}
 		err = r.pace.do(ctx, func() error {

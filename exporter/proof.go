@@ -25,14 +25,15 @@ func (r *run) prove(ctx context.Context, typ string, crawled []*state.Slice) (*c
 		var open []*state.Slice
 		for _, slice := range crawled {
 			missing, err := r.account(ctx, slice, h)
+			missing = lessHoles(slice, missing)
 			if err != nil {
 				return nil, fmt.Errorf("count slice %d of %s: %w", slice.Seq, typ, err)
 			}
 			switch {
-			case missing == 0 || len(slice.Holes) > 0: // known already
+			case missing == 0:
 			case try == proofTries:
 				slice.Holes = append(slice.Holes, state.Hole{
-					From: slice.From, To: slice.To, Rows: missing, Reason: "the server counts more resources than it gives",
+					Type: typ, From: slice.From, To: slice.To, Rows: missing, Reason: "incomplete",
 				})
 			default:
 				open = append(open, slice)
@@ -105,9 +106,26 @@ func (r *run) account(ctx context.Context, slice *state.Slice, h *changes) (int6
 	return max(0, count-most), nil
 }
 
+// lessHoles takes the rows of the holes off those that the proof misses.
+func lessHoles(slice *state.Slice, missing int64) int64 {
+	for _, hole := range slice.Holes {
+		if hole.Rows < 0 {
+			return 0
+		}
+		missing -= hole.Rows
+	}
+	return max(0, missing)
+}
+
 // countSlice asks the server how many rows a slice has now, over all its queries.
 func (r *run) countSlice(ctx context.Context, slice *state.Slice) (int64, error) {
 	w := &walk{run: r, slice: slice}
+	if len(slice.Lists) > 0 {
+		var err error
+		if w.members, err = r.members(ctx); err != nil {
+			return 0, err
+		}
+	}
 	var total int64
 	for n := range w.queries() {
 		count, err := r.count(ctx, w.queryAt(n))
@@ -156,17 +174,21 @@ func (r *run) moved(slice *state.Slice, h *changes) (movement, error) {
 func (r *run) judge(ctx context.Context, all []state.Slice) error {
 	proofs := make([]state.Proof, 0, len(r.job.Types))
 	var issues []state.Issue
+	cause := errForbidden
 	for _, typ := range r.job.Types {
 		proof, holes := sumUp(typ, all)
 		proofs = append(proofs, proof)
 		for _, hole := range holes {
 			r.Metrics.missing.WithLabelValues(typ).Add(float64(max(0, hole.Rows)))
 			issues = append(issues, holeIssue(typ, hole))
+			if hole.Reason != "forbidden" {
+				cause = errIncomplete
+			}
 		}
 		r.Metrics.proof(proof)
 	}
 	if len(issues) > 0 && !r.AllowPartial {
-		return fmt.Errorf("%s: %w", issues[0].Text, errIncomplete)
+		return fmt.Errorf("%s: %w", issues[0].Text, cause)
 	}
 	if err := r.remark(ctx, issues...); err != nil {
 		return err
@@ -231,5 +253,18 @@ func holeIssue(typ string, hole state.Hole) state.Issue {
 	if window != "" {
 		window = " with lastUpdated" + window
 	}
-	return state.Issue{Severity: "error", Code: "incomplete", Text: fmt.Sprintf("%s: %s%s are missing: %s", typ, what, window, hole.Reason)}
+	why := holeReasons[hole.Reason]
+	if why == "" {
+		why = "the server says so itself"
+	}
+	return state.Issue{Severity: "error", Code: hole.Reason, Text: fmt.Sprintf("%s: %s%s are missing: %s", typ, what, window, why)}
+}
+
+// holeReasons say what the codes of holes mean.
+var holeReasons = map[string]string{
+	"exception":     "the server fails on them",
+	"forbidden":     "the server does not let the sidecar read them",
+	"incomplete":    "the server counts more resources than it gives",
+	"not-supported": "the server cannot be asked for them",
+	"structure":     "the server's answers are damaged",
 }

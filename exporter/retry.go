@@ -29,6 +29,8 @@ const (
 // growing jittered pauses, and gives up when nothing has succeeded for giveUp.
 type pace struct {
 	giveUp time.Duration
+	// limiter says how many requests of all jobs may be under way; nil for the bucket.
+	limiter *limiter
 	// waiting is told of each pause. May be nil.
 	waiting func(err error, wait time.Duration)
 
@@ -36,32 +38,43 @@ type pace struct {
 	last time.Time // of the last success
 }
 
-// do calls ask until it succeeds, fails for good, or the budget is spent.
+// do calls ask until it succeeds, fails for good, or the budget is spent. Calls must not be nested: each holds a right of
+// the limiter while it asks.
 func (p *pace) do(ctx context.Context, ask func() error) error {
-	began, unclear := time.Now(), 0
+	return p.doWith(ctx, nil, unclearTries, ask)
+}
+
+// doWith is do with a right for the first request that the caller has got already, nil for none, and a number of tries for
+// answers of unclear fate.
+func (p *pace) doWith(ctx context.Context, held *ticket, tries int, ask func() error) error {
+	began, unclear, denied := time.Now(), 0, false
 	for try := 0; ; try++ {
-		err := ask()
+		late, err := p.ask(ctx, held, ask)
+		held = nil
 		if err == nil {
-			p.mu.Lock()
-			p.last = time.Now()
-			p.mu.Unlock()
+			p.succeeded()
 			return nil
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
+		if late {
+			began = time.Now()
+		}
 		switch classify(err) {
 		case final:
 			return err
+		case once:
+			if denied {
+				return err
+			}
+			denied = true
 		case unsure:
-			if unclear++; unclear == unclearTries {
+			if unclear++; unclear >= tries {
 				return err
 			}
 		}
-		p.mu.Lock()
-		spent := time.Since(began) > p.giveUp && time.Since(p.last) > p.giveUp
-		p.mu.Unlock()
-		if spent {
+		if p.spent(began) {
 			return fmt.Errorf("%w: %w", errGaveUp, err)
 		}
 		wait := pause(try, err)
@@ -74,11 +87,44 @@ func (p *pace) do(ctx context.Context, ask func() error) error {
 	}
 }
 
+// ask sends one request when the limiter lets it.
+func (p *pace) ask(ctx context.Context, held *ticket, ask func() error) (late bool, err error) {
+	if p.limiter == nil {
+		return false, ask()
+	}
+	if held == nil {
+		if held, late, err = p.limiter.acquire(ctx); err != nil {
+			return late, err
+		}
+	}
+	err = ask()
+	if ctx.Err() == nil {
+		p.limiter.release(held, err)
+	} else { // ended by us, which says nothing about the server
+		p.limiter.release(held, context.Cause(ctx))
+	}
+	return late, err
+}
+
+func (p *pace) succeeded() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.last = time.Now()
+}
+
+// spent tells whether nothing has succeeded for too long.
+func (p *pace) spent(began time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return time.Since(began) > p.giveUp && time.Since(p.last) > p.giveUp
+}
+
 // verdict says what an error means for a repetition.
 type verdict int
 
 const (
 	final  verdict = iota // the same request will fail again
+	once                  // worth one more try
 	unsure                // worth a few tries
 	later                 // the server is overloaded or away
 )
@@ -86,17 +132,20 @@ const (
 // classify is the failure table's column "meaning" (upstream answers and what a crawler does about them).
 func classify(err error) verdict {
 	var response *fhir.ResponseError
+	var partial *partialError
 	switch {
-	case errors.Is(err, errIncomplete), errors.Is(err, errStrategy), errors.Is(err, errLocal):
+	case errors.Is(err, errIncomplete), errors.Is(err, errStrategy), errors.Is(err, errSuperset), errors.Is(err, errLocal):
 		return final
 	case errors.Is(err, fhir.ErrForeignLink):
 		return final
-	case errors.Is(err, fhir.ErrMalformed):
+	case errors.Is(err, fhir.ErrMalformed), errors.As(err, &partial):
 		return unsure
 	case errors.As(err, &response):
 		switch {
 		case response.Temporary():
 			return later
+		case response.StatusCode == 401: // a token may just have been renewed
+			return once
 		case response.StatusCode >= 500 && response.StatusCode != 501:
 			return unsure
 		}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -26,6 +27,14 @@ type run struct {
 	dir         string
 	// pace is the budget for the upstream, bucketPace the one for the bucket.
 	pace, bucketPace *pace
+
+	// roster are all Patients, where they have to be asked for one by one and the job has no cohort.
+	listing sync.Mutex
+	roster  *cohort
+
+	stop     sync.Mutex
+	patients int64           // the server's count of them, 0 where it was not asked
+	barred   map[string]bool // types that are not asked for any more
 }
 
 // work does one job until it has ended or ctx is cancelled, and writes down how it ended.
@@ -71,7 +80,7 @@ func failureOf(err error) *state.Failure {
 		failure.Code = "timeout"
 	case errors.Is(err, errIncomplete):
 		failure.Code = "incomplete"
-	case status == 401 || status == 403:
+	case status == 401 || status == 403 || errors.Is(err, errForbidden):
 		failure.Code = "forbidden"
 	}
 	return failure
@@ -82,7 +91,7 @@ func (e *Exporter) export(ctx context.Context, id string) error {
 	r := &run{
 		Exporter: e, dir: filepath.Join(e.Spool, id),
 	}
-	r.pace = &pace{giveUp: e.GiveUp, waiting: func(err error, wait time.Duration) {
+	r.pace = &pace{giveUp: e.GiveUp, limiter: e.limiter, waiting: func(err error, wait time.Duration) {
 		e.Log.WarnContext(ctx, "FHIR server is waited for", "job", id, "error", err, "seconds", wait.Seconds())
 	}}
 	r.bucketPace = &pace{giveUp: e.GiveUp, waiting: func(err error, wait time.Duration) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"sidecar/exporter/fhir"
@@ -16,8 +17,14 @@ const (
 	checkpointBytes = 16 << 20
 )
 
-// errStrategy tells that the server did not keep what the slice's strategy needs: it ignored a bound or the sort.
-var errStrategy = errors.New("search parameter was not honoured")
+var (
+	// errStrategy tells that the server did not keep what the slice's strategy needs, so that a poorer one has to do.
+	errStrategy = errors.New("search parameter was not honoured")
+	// errSuperset tells that the server gave rows that were not asked for, although it had been seen to honour what it is
+	// asked. Whatever else it answers cannot be trusted.
+	errSuperset = errors.New("the server gives rows that it was not asked for")
+	errBefore   = fmt.Errorf("row before the window: %w", errSuperset)
+)
 
 // walk reads one slice. Only the goroutine that runs it touches it.
 type walk struct {
@@ -40,6 +47,11 @@ type walk struct {
 	added []string
 	// seenRows and seenBytes tell how large the rows of the slice are.
 	seenRows, seenBytes int64
+	// members are the Patients of the lists, nil where the slice has none.
+	members *cohort
+	// draft tells that only ids are wanted, and nothing is stored.
+	draft bool
+	trouble
 }
 
 // walk reads a slice from where its last checkpoint left it.
@@ -61,8 +73,13 @@ func (r *run) read(ctx context.Context, slice *state.Slice, anew bool) (err erro
 			err = fmt.Errorf("slice %d of %s: %w", slice.Seq, slice.Type, err)
 		}
 	}()
+	if len(slice.Lists) > 0 {
+		if w.members, err = r.members(ctx); err != nil {
+			return err
+		}
+	}
 	w.loadBoundary()
-	if len(slice.Lists) > 0 || slice.Strategy == state.Paging || slice.Reread {
+	if len(slice.Lists) > 0 || slice.Strategy != state.Keyset || slice.Reread {
 		if err := w.loadWritten(); err != nil {
 			return err
 		}
@@ -72,7 +89,7 @@ func (r *run) read(ctx context.Context, slice *state.Slice, anew bool) (err erro
 			return err
 		}
 	}
-	if err := w.readAll(ctx); err != nil {
+	if err := w.readOrMiss(ctx); err != nil {
 		return errors.Join(err, w.stopped(outer))
 	}
 	slice.Done = true
@@ -112,27 +129,28 @@ func (w *walk) loadWritten() error {
 	})
 }
 
-// readAll reads the slice by its strategy, and by the server's own pages where the server does not keep what that needs.
+// readAll reads the slice by its strategy, and by a poorer one where the server does not keep what that needs.
 func (w *walk) readAll(ctx context.Context) error {
 	err := w.readOnce(ctx)
-	if !errors.Is(err, errStrategy) || w.slice.Strategy != state.Keyset {
-		return err
+	for err != nil {
+		if err = w.adapt(ctx, err); err != nil {
+			return err
+		}
+		err = w.readOnce(ctx)
 	}
-	w.Log.WarnContext(ctx, "server ignores a search parameter, its own pages are read instead",
-		"job", w.job.ID, "type", w.slice.Type, "slice", w.slice.Seq)
-	w.slice.Strategy = state.Paging
-	if err := w.again(ctx); err != nil {
-		return err
-	}
-	return w.readOnce(ctx)
+	return nil
 }
 
 func (w *walk) readOnce(ctx context.Context) error {
 	if w.slice.Strategy == state.Paging {
 		return w.paging(ctx)
 	}
+	read := w.keyset
+	if w.slice.Strategy == state.Bisect {
+		read = w.bisect
+	}
 	for {
-		if err := w.keyset(ctx, w.query()); err != nil {
+		if err := read(ctx, w.query()); err != nil {
 			return err
 		}
 		if w.slice.Query+1 >= w.queries() {
@@ -152,6 +170,7 @@ func (w *walk) again(ctx context.Context) error {
 	w.ahead = nil
 	w.slice.Query, w.slice.Cursor, w.slice.Boundary, w.slice.Met, w.slice.MetSize = 0, time.Time{}, nil, 0, 0
 	w.slice.Reread, w.slice.Done, w.slice.Holes = true, false, nil
+	w.until = time.Time{}
 	clear(w.boundary)
 	if err := w.spool.cut(w.slice); err != nil {
 		return err
@@ -167,24 +186,34 @@ func (w *walk) queries() int {
 	if len(w.slice.Lists) == 0 {
 		return 1
 	}
-	return len(w.slice.Lists) * w.cohort.lists(w.slice.ListSize)
+	return len(w.slice.Lists) * w.members.lists(w.slice.ListSize)
 }
 
 // query is the search that is being read, without its page.
 func (w *walk) query() fhir.Query { return w.queryAt(w.slice.Query) }
 
 func (w *walk) queryAt(n int) fhir.Query {
-	q := fhir.Query{Type: w.slice.Type, From: w.slice.From, To: w.slice.To}
-	if len(w.slice.Lists) > 0 {
-		lists := w.cohort.lists(w.slice.ListSize)
-		param := w.slice.Lists[n/lists]
-		q = q.With(fhir.QueryParam{Name: param, Value: w.cohort.list(param, n%lists, w.slice.ListSize)})
+	q := fhir.Query{Type: w.slice.Type, From: w.slice.From, To: w.slice.To, Post: w.slice.Post}
+	if w.slice.Open {
+		q.From, q.To = time.Time{}, time.Time{}
 	}
-	return q
+	if len(w.slice.Lists) == 0 {
+		return q
+	}
+	lists := w.members.lists(w.slice.ListSize)
+	param, n := w.slice.Lists[n/lists], n%lists
+	if param == compartmentSearch {
+		q.Patient = w.members.patients[n]
+		return q
+	}
+	if name, ok := strings.CutPrefix(param, hasPrefix); ok {
+		return q.With(fhir.QueryParam{Name: hasName(q.Type, name), Value: w.job.Kickoff.Group})
+	}
+	return q.With(fhir.QueryParam{Name: param, Value: w.members.list(param, n, w.slice.ListSize)})
 }
 
-// meet counts a row of the window, whether it belongs to the export or not.
-func (w *walk) meet(id string) error {
+// countMet counts a row of the window, whether it belongs to the export or not.
+func (w *walk) countMet(id string) error {
 	w.slice.Met++
 	return w.spool.meet(id)
 }
@@ -200,11 +229,17 @@ func (w *walk) emit(row *fhir.Entry) error {
 	}
 	w.slice.Written++
 	w.slice.SpoolRows++
+	if w.draft {
+		return w.spool.write(nil, row.ID, row.Version)
+	}
 	return w.spool.write(row.Resource, row.ID, row.Version)
 }
 
 // committed follows each page: now and then the slice is made durable, and a full file leaves.
 func (w *walk) committed(ctx context.Context) error {
+	if w.draft {
+		return nil
+	}
 	if w.slice.SpoolSize >= w.MaxFileBytes {
 		return w.roll(ctx)
 	}
@@ -216,6 +251,9 @@ func (w *walk) committed(ctx context.Context) error {
 
 // checkpoint makes the slice durable up to the last page that was read whole.
 func (w *walk) checkpoint(ctx context.Context) error {
+	if w.draft {
+		return w.spool.sync()
+	}
 	if err := w.spool.sync(); err != nil {
 		return err
 	}

@@ -130,14 +130,16 @@ type Proof struct {
 	Verdict Verdict `json:"verdict"`
 }
 
-// Hole is a window of a type in which rows are missing.
+// Hole is a part of a type that the server does not give, whatever it is asked.
 type Hole struct {
-	// From and To bound lastUpdated, [From, To); zero where that side is open.
+	Type string `json:"type"`
+	// From and To bound lastUpdated: [From, To). Both are zero where the hole is the type or has no known place in time.
 	From time.Time `json:"from,omitzero"`
 	To   time.Time `json:"to,omitzero"`
-	// Rows is how many rows are missing, -1 where that is not known.
+	// Rows is how many rows the hole has by the server's count, -1 where that is not known.
 	Rows int64 `json:"rows"`
-	// Reason is for the client: it holds no resource content, id or search value.
+	// Reason is a code of FHIR's issue-type value set: exception, forbidden, incomplete, not-supported, structure, or what
+	// the server's own outcome says.
 	Reason string `json:"reason"`
 }
 
@@ -150,6 +152,8 @@ type Strategy string
 const (
 	// Keyset asks for first pages only, each beginning at the last row's time ("time keyset").
 	Keyset Strategy = "keyset"
+	// Bisect asks for windows that are halved until each fits into one page, where the server does not sort.
+	Bisect Strategy = "bisect"
 	// Paging follows the server's next links and is verified by a count.
 	Paging Strategy = "paging"
 	// History reads the type's history after the crawl and adds what changed before it was read.
@@ -192,7 +196,11 @@ type Slice struct {
 	SpoolRows int64 `json:"spoolRows"`
 	// Reread tells that the slice was begun again: rows that it meets may be in the index already.
 	Reread bool `json:"reread,omitempty"`
-	Done   bool `json:"done,omitempty"`
+	// Open tells that the window is kept on our side only, because the server refuses to be asked for one.
+	Open bool `json:"open,omitempty"`
+	// Post tells that searches are sent as forms, because the server takes no longer addresses.
+	Post bool `json:"post,omitempty"`
+	Done bool `json:"done,omitempty"`
 
 	// MetSize is the durable size in bytes of the file of met rows, which begins anew with each reading of the slice.
 	MetSize int64 `json:"metSize,omitempty"`
@@ -200,7 +208,7 @@ type Slice struct {
 	Left     int64   `json:"left,omitempty"`
 	Expected int64   `json:"expected,omitempty"`
 	Verdict  Verdict `json:"verdict,omitempty"`
-	// Holes are the parts of the window that could not be read.
+	// Holes are the windows that could not be read. What lies around them was.
 	Holes []Hole `json:"holes,omitempty"`
 	// Dropped are rows that do not belong to the output after all, by their number in the slice's index, ascending.
 	Dropped []int64 `json:"dropped,omitempty"`

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -57,6 +58,8 @@ type config struct {
 
 	MaxRunning   int           `yaml:"max_running"`
 	Workers      int           `yaml:"workers"`
+	QuietHours   string        `yaml:"quiet_hours"`
+	Strategy     string        `yaml:"strategy"`
 	PageSize     int           `yaml:"page_size"`
 	Settle       time.Duration `yaml:"settle"`
 	GiveUp       time.Duration `yaml:"give_up"`
@@ -117,6 +120,7 @@ func defaultConfig() *config {
 		Retention:     exporter.DefaultRetention,
 		MaxRunning:    exporter.DefaultMaxRunning,
 		Workers:       exporter.DefaultWorkers,
+		Strategy:      exporter.StrategyAuto,
 		GiveUp:        exporter.DefaultGiveUp,
 		MaxFileBytes:  exporter.DefaultMaxFileBytes,
 
@@ -128,12 +132,18 @@ func defaultConfig() *config {
 
 // loadConfig reads flags and file: a flag beats the file, the file the defaults. All faults are reported at once.
 func loadConfig(name string, args []string, stderr io.Writer) (*config, error) {
+	return loadConfigWith(name, args, stderr, func(*flag.FlagSet) {})
+}
+
+// loadConfigWith is loadConfig for a command with flags of its own, which more adds.
+func loadConfigWith(name string, args []string, stderr io.Writer, more func(*flag.FlagSet)) (*config, error) {
 	flags := flag.NewFlagSet("sidecar "+name, flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	path := flags.String("config", "", "YAML `file` with settings, see config.example.yaml")
 	upstream := flags.String("upstream", "", "FHIR base `URL` of the server, such as http://localhost:8080/fhir")
 	listen := flags.String("listen", "", "`address` for clients (default :8000)")
 	data := flags.String("data", "", "`folder` for state, spool and files (default ./sidecar-data)")
+	more(flags)
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil, err
@@ -308,6 +318,12 @@ func (c *config) validate() error {
 		if number.value < number.least || number.value > number.most {
 			fault("%s is out of range", number.name)
 		}
+	}
+	if _, err := exporter.ParseHours(c.QuietHours); err != nil {
+		fault("quiet_hours: %w", err)
+	}
+	if !slices.Contains(exporter.Strategies(), c.Strategy) {
+		fault("strategy must be one of %s", strings.Join(exporter.Strategies(), ", "))
 	}
 	if c.Listen == "" || c.AdminListen == "" {
 		fault("listen and admin_listen must be addresses such as :8000")

@@ -22,6 +22,7 @@ const usage = `sidecar gives any FHIR server the Bulk Data Export API.
 
   sidecar serve -upstream URL   forward to the FHIR server and answer $export
   sidecar check -upstream URL   say what the server, the bucket and the data folder can do
+  sidecar plan -upstream URL    say what an export would ask of the server, and make none
   sidecar demo                  show an export against a built-in sample server
   sidecar version               print the version
 
@@ -62,6 +63,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return serve(ctx, args[1:], stderr)
 	case "check":
 		return check(ctx, args[1:], stdout, stderr)
+	case "plan":
+		return plan(ctx, args[1:], stdout, stderr)
 	case "demo":
 		return demo(ctx, args[1:], stdout, stderr)
 	case "version", "-version", "--version":

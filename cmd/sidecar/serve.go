@@ -102,9 +102,13 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	if err != nil {
 		return nil, err
 	}
+	hours, err := exporter.ParseHours(c.QuietHours)
+	if err != nil {
+		return nil, err
+	}
 	s.exporter, err = exporter.New(exporter.Config{
 		Client: client, Store: s.store, Bucket: bucket, Spool: filepath.Join(c.Data, "spool"),
-		Workers: c.Workers, MaxRunning: c.MaxRunning, PageSize: c.PageSize, Settle: c.Settle,
+		Workers: c.Workers, QuietHours: hours, Strategy: c.Strategy, MaxRunning: c.MaxRunning, PageSize: c.PageSize, Settle: c.Settle,
 		MaxFileBytes: c.MaxFileBytes, Retention: c.Retention, GiveUp: c.GiveUp, Log: log, Metrics: engineMetrics,
 		AllowPartial: c.AllowPartial, WithoutHistory: c.WithoutHistory,
 	})

@@ -68,6 +68,19 @@ func StatusOf(err error) int {
 	return 0
 }
 
+// TimedOut tells whether the server took too long: no answer in time, an answer that stands still, 408, or a 504 of what
+// stands in front of it.
+func TimedOut(err error) bool {
+	var timeout net.Error
+	switch status := StatusOf(err); {
+	case status == http.StatusRequestTimeout, status == http.StatusGatewayTimeout, errors.Is(err, errStalled):
+		return true
+	case errors.Is(err, context.Canceled):
+		return false
+	}
+	return errors.As(err, &timeout) && timeout.Timeout()
+}
+
 // unreachable hides the text of a network error, which may hold a URL with search values, behind its kind.
 func unreachable(op string, err error) error { return &connectionError{op: op, err: err} }
 

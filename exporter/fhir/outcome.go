@@ -26,14 +26,33 @@ func NewOutcome(severity, code, diagnostics string) *OperationOutcome {
 	}
 }
 
-// IsSevere tells whether an OperationOutcome has an issue of severity error or fatal. What cannot be read is severe.
-func IsSevere(outcome []byte) bool {
+// SevereCode returns the code of the first issue of severity error or fatal, and whether there is one. What cannot be
+// read is severe and has the code exception.
+func SevereCode(outcome []byte) (code string, severe bool) {
 	var o OperationOutcome
 	if json.Unmarshal(outcome, &o) != nil {
-		return true
+		return "exception", true
 	}
 	for _, issue := range o.Issue {
-		if issue.Severity == "error" || issue.Severity == "fatal" {
+		if issue.Severity != "error" && issue.Severity != "fatal" {
+			continue
+		}
+		if isCode(issue.Code) {
+			return issue.Code, true
+		}
+		return "exception", true
+	}
+	return "", false
+}
+
+// IsWarning tells whether an OperationOutcome has an issue of severity warning.
+func IsWarning(outcome []byte) bool {
+	var o OperationOutcome
+	if json.Unmarshal(outcome, &o) != nil {
+		return false
+	}
+	for _, issue := range o.Issue {
+		if issue.Severity == "warning" {
 			return true
 		}
 	}

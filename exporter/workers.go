@@ -1,0 +1,245 @@
+package exporter
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"sidecar/exporter/fhir"
+)
+
+const (
+	// firstWorkers is how many requests are under way at once before anything is known of the server.
+	firstWorkers = 2
+	// cleanRun is how many requests in a row must succeed before one more is allowed.
+	cleanRun = 30
+	// latencyWindow is how many first-byte times make the baseline, latencyLeast how many it takes to have one.
+	latencyWindow = 101
+	latencyLeast  = 20
+	// slowRun is how many answers in a row must be slower than slowFactor times the baseline to count as overload.
+	slowRun    = 8
+	slowFactor = 3
+	// latencyFloor is the least baseline: below it a slow answer is noise.
+	latencyFloor = 50 * time.Millisecond
+)
+
+// Traffic is what users do at the same time as the exports. Exports leave it room.
+type Traffic interface {
+	// InFlight is the number of requests of users that the upstream is answering now.
+	InFlight() int
+}
+
+// limiter is the budget of all jobs for requests under way at once: it grows by one with each run of clean answers, and is
+// halved by each sign of overload. Live traffic is taken off it, down to one request, so that an export always ends.
+type limiter struct {
+	most    int
+	traffic Traffic // nil for none
+	hours   *Hours  // nil for always
+	// changed is told the number of requests allowed, waits the moment at which the hours begin. Both may be nil.
+	changed func(allowed int)
+	waits   func(until time.Time)
+
+	mu      sync.Mutex
+	allowed int
+	busy    int
+	clean   int
+	halved  time.Time     // when overload was seen last
+	freed   chan struct{} // closed when a request ends
+	opens   time.Time     // the opening that was announced last
+	// latencies are the newest first-byte times, slow how many of them in a row were slow.
+	latencies []time.Duration
+	slow      int
+}
+
+func newLimiter(most int, hours *Hours, traffic Traffic) *limiter {
+	return &limiter{most: most, hours: hours, traffic: traffic, allowed: min(firstWorkers, most), freed: make(chan struct{})}
+}
+
+// ticket is the right to one request. It must be given back by release.
+type ticket struct{ began time.Time }
+
+// acquire waits for the right to one request. late tells that it waited for the hours, so that no budget of time should
+// count the wait.
+func (l *limiter) acquire(ctx context.Context) (t *ticket, late bool, err error) {
+	for {
+		waited, err := l.awaitHours(ctx)
+		if err != nil {
+			return nil, late, err
+		}
+		late = late || waited
+		t, freed := l.take()
+		if t != nil {
+			return t, late, nil
+		}
+		select {
+		case <-freed:
+		case <-ctx.Done():
+			return nil, late, context.Cause(ctx)
+		}
+	}
+}
+
+// try takes a right that is free at once, or returns nil.
+func (l *limiter) try() *ticket {
+	if l.hours.until(time.Now()) > 0 {
+		return nil
+	}
+	t, _ := l.take()
+	return t
+}
+
+func (l *limiter) take() (*ticket, <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	room := l.allowed
+	if l.traffic != nil {
+		room = max(1, room-l.traffic.InFlight())
+	}
+	if l.busy >= room {
+		return nil, l.freed // one of ours is under way, and wakes who waits when it ends
+	}
+	l.busy++
+	return &ticket{began: time.Now()}, nil
+}
+
+// release gives a right back, with how the request ended. It may be called on a nil ticket.
+func (l *limiter) release(t *ticket, err error) {
+	if t == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.busy--
+	close(l.freed)
+	l.freed = make(chan struct{})
+	switch {
+	case err == nil:
+		if l.clean++; l.clean >= cleanRun && l.allowed < l.most {
+			l.clean = 0
+			l.set(l.allowed + 1)
+		}
+	case overloaded(err):
+		l.halve(t.began)
+	}
+}
+
+// overloaded tells whether an error says that the server has too much to do.
+func overloaded(err error) bool {
+	status := fhir.StatusOf(err)
+	return status == 429 || status == 503 || fhir.TimedOut(err)
+}
+
+// halve reacts to a sign of overload from a request that began at began. What was under way when the number was halved
+// already tells nothing new.
+func (l *limiter) halve(began time.Time) {
+	l.clean = 0
+	if !began.After(l.halved) && !l.halved.IsZero() {
+		return
+	}
+	l.halved = time.Now()
+	l.set(max(1, l.allowed/2))
+}
+
+func (l *limiter) set(allowed int) {
+	l.allowed = allowed
+	if l.changed != nil {
+		l.changed(allowed)
+	}
+}
+
+// answered takes the first-byte time of a page into account: a run of answers much slower than usual is overload that the
+// server does not speak of.
+func (l *limiter) answered(began time.Time, took time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.latencies) >= latencyLeast {
+		sorted := slices.Sorted(slices.Values(l.latencies))
+		if took > slowFactor*max(latencyFloor, sorted[len(sorted)/2]) {
+			l.slow++
+		} else {
+			l.slow = 0
+		}
+		if l.slow >= slowRun {
+			l.slow = 0
+			l.halve(began)
+		}
+	}
+	l.latencies = append(l.latencies, took)
+	if len(l.latencies) > latencyWindow {
+		l.latencies = l.latencies[1:]
+	}
+}
+
+// awaitHours waits until exports may ask, and tells whether it had to.
+func (l *limiter) awaitHours(ctx context.Context) (waited bool, err error) {
+	for {
+		now := time.Now()
+		wait := l.hours.until(now)
+		if wait <= 0 {
+			return waited, nil
+		}
+		waited = true
+		l.announce(now.Add(wait))
+		if err := sleep(ctx, wait); err != nil {
+			return waited, err
+		}
+	}
+}
+
+func (l *limiter) announce(opens time.Time) {
+	l.mu.Lock()
+	known := l.opens.Equal(opens)
+	l.opens = opens
+	l.mu.Unlock()
+	if !known && l.waits != nil {
+		l.waits(opens)
+	}
+}
+
+// Hours is a part of each day, by the clock of the process's time zone. It may go over midnight.
+type Hours struct{ from, to time.Duration }
+
+// ParseHours reads "22:00-06:00". Empty means always, which is nil.
+func ParseHours(s string) (*Hours, error) {
+	if s == "" {
+		return nil, nil
+	}
+	const form = "15:04"
+	if len(s) != len("22:00-06:00") || s[len(form)] != '-' {
+		return nil, errHours
+	}
+	from, errFrom := time.Parse(form, s[:len(form)])
+	to, errTo := time.Parse(form, s[len(form)+1:])
+	if errFrom != nil || errTo != nil || from.Equal(to) {
+		return nil, errHours
+	}
+	return &Hours{sinceMidnight(from), sinceMidnight(to)}, nil
+}
+
+var errHours = errors.New("not a part of the day such as 22:00-06:00")
+
+func sinceMidnight(t time.Time) time.Duration {
+	return time.Duration(t.Hour())*time.Hour + time.Duration(t.Minute())*time.Minute
+}
+
+// until is how long it takes until the hours begin, 0 within them. It may be called on nil.
+func (h *Hours) until(now time.Time) time.Duration {
+	if h == nil {
+		return 0
+	}
+	clock := sinceMidnight(now)
+	within := clock >= h.from && clock < h.to
+	if h.from > h.to {
+		within = clock >= h.from || clock < h.to
+	}
+	if within {
+		return 0
+	}
+	opens := time.Date(now.Year(), now.Month(), now.Day(), 0, int(h.from.Minutes()), 0, 0, now.Location())
+	if !opens.After(now) {
+		opens = time.Date(now.Year(), now.Month(), now.Day()+1, 0, int(h.from.Minutes()), 0, 0, now.Location())
+	}
+	return opens.Sub(now)
+}
