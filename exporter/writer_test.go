@@ -51,6 +51,9 @@ type writer struct {
 	done     chan struct{}
 }
 
+// maxActions is where a writer rests: a server without counts or windows is read to its end only when it is left alone.
+const maxActions = 500
+
 // population is the number of Patients that exist or may come.
 const population = 12
 
@@ -139,7 +142,7 @@ func (w *writer) body(key string) []byte {
 // start begins to write. The returned function ends it and waits for the late writes.
 func (w *writer) start() (stop func()) {
 	w.work.Go(func() {
-		for {
+		for range maxActions {
 			w.mu.Lock()
 			wait := time.Duration(w.random.ExpFloat64() * float64(w.every))
 			w.mu.Unlock()
