@@ -2,6 +2,7 @@ package exporter_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -78,6 +79,21 @@ func (l *ledger) shownAfter(t, moment time.Time) []string {
 		}
 	}
 	return keys
+}
+
+// story tells the versions of a resource, as seconds from t: when each was stamped and when it was seen.
+func (l *ledger) story(key string, t time.Time) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var parts []string
+	for _, v := range l.versions[key] {
+		what := "written"
+		if v.body == "" {
+			what = "deleted"
+		}
+		parts = append(parts, fmt.Sprintf("%s at %.3f, seen at %.3f", what, v.at.Sub(t).Seconds(), v.seen.Sub(t).Seconds()))
+	}
+	return strings.Join(parts, "; ")
 }
 
 // living lists the resources that exist now, gone those that existed once, both sorted.
