@@ -91,7 +91,7 @@ func chain(t *testing.T, seed uint64, p fhirtest.Personality, level state.Level,
 	}
 	inBubble(t, p, edit, fill, func(t *testing.T, b *bubble) {
 		b.link.hook = w.overtake
-		stop := w.start()
+		defer w.start()()
 		copied := replica{}
 		kickoff := state.Kickoff{Level: level, Base: "http://public/fhir"}
 		if level == state.Group {
@@ -106,7 +106,6 @@ func chain(t *testing.T, seed uint64, p fhirtest.Personality, level state.Level,
 			whole.Kickoff.Since = time.Time{}
 			check(t, copied, w.expected(t, &whole, everybody()))
 		}
-		stop()
 	})
 }
 

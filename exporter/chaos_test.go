@@ -143,6 +143,7 @@ func (c *chaos) run(t *testing.T) {
 	inBubble(t, c.Personality, edit, fill, func(t *testing.T, b *bubble) {
 		b.link.hook = w.overtake
 		stop := w.start()
+		defer stop() // also when the test gives up
 		<-time.After(15 * time.Second)
 		var reached <-chan struct{}
 		if c.killAt > 0 {

@@ -139,7 +139,7 @@ func (w *writer) body(key string) []byte {
 	return fmt.Appendf(nil, `{"resourceType":%q,"id":%q,"language":"w%d"%s}`, typ, id, w.n, more)
 }
 
-// start begins to write. The returned function ends it and waits for the late writes.
+// start begins to write. The returned function ends it and waits for the late writes; it may be called twice.
 func (w *writer) start() (stop func()) {
 	w.work.Go(func() {
 		for range maxActions {
@@ -154,10 +154,10 @@ func (w *writer) start() (stop func()) {
 			}
 		}
 	})
-	return func() {
+	return sync.OnceFunc(func() {
 		close(w.done)
 		w.work.Wait()
-	}
+	})
 }
 
 // act does one action, now or late.
@@ -178,7 +178,7 @@ func (w *writer) act() {
 	})
 }
 
-// change is one write of an action. A deletion has no body.
+// writing is one write of an action. A deletion has no body.
 type writing struct {
 	key  string
 	body []byte
