@@ -1,7 +1,7 @@
 # Everyday commands. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test e2e check bench bench-hapi image lint fmt
+.PHONY: help demo test chaos e2e check bench bench-hapi image lint fmt
 
 # What `sidecar version` says in an image: the nearest tag, else the commit.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -18,6 +18,9 @@ demo: ## a sample FHIR server, the sidecar in front of it, one whole export
 
 test: ## the tests that need nothing but Go
 	go test ./...
+
+chaos: ## 2,000 random exports beside random writes, on a virtual clock (CHAOS_SEED=n CHAOS_RUNS=1 repeats one)
+	CHAOS_RUNS=$${CHAOS_RUNS:-2000} go test -count=1 -timeout 30m -run 'TestChaos|TestChain' ./exporter
 
 e2e: ## the built binary against HAPI FHIR, S3 and GCS servers (needs Java 17 and Maven)
 	cd e2e && go test -count=1 -timeout 25m ./...

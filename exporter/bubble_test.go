@@ -103,6 +103,9 @@ func (b *bubble) finish(id string) *state.Job {
 type events struct {
 	n        atomic.Int64
 	freezeAt int64
+	// freezeOn, when it is set, chooses instead the event to freeze at by its name: a request's method, path and query,
+	// or "before put" and "after put" with the object's name.
+	freezeOn func(name string) bool
 
 	mu     sync.Mutex
 	frozen chan struct{}
@@ -119,13 +122,25 @@ func (e *events) freeze(at int64) <-chan struct{} {
 func (e *events) thaw() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.freezeAt = 0
+	e.freezeAt, e.freezeOn = 0, nil
+}
+
+// freezeWhen freezes at the first event that on chooses by its name.
+func (e *events) freezeWhen(on func(name string) bool) <-chan struct{} {
+	reached := e.freeze(0)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.freezeOn = on
+	return reached
 }
 
 // pass counts an event. From the chosen one on nothing passes any more until ctx ends.
-func (e *events) pass(ctx context.Context) error {
+func (e *events) pass(ctx context.Context, name string) error {
 	n := e.n.Add(1)
 	e.mu.Lock()
+	if e.freezeOn != nil && e.freezeOn(name) {
+		e.freezeAt, e.freezeOn = n, nil
+	}
 	stop := e.freezeAt > 0 && n >= e.freezeAt
 	if n == e.freezeAt {
 		close(e.frozen)
@@ -145,13 +160,13 @@ type slowBucket struct {
 }
 
 func (b *slowBucket) Put(ctx context.Context, name, contentType string, body io.ReadSeeker) error {
-	if err := b.events.pass(ctx); err != nil {
+	if err := b.events.pass(ctx, "before put "+name); err != nil {
 		return err
 	}
 	if err := b.Bucket.Put(ctx, name, contentType, body); err != nil {
 		return err
 	}
-	return b.events.pass(ctx)
+	return b.events.pass(ctx, "after put "+name)
 }
 
 // latency is how long a request takes in the bubble's time.
@@ -167,7 +182,7 @@ type wire struct {
 
 // RoundTrip runs the handler beside the caller.
 func (l *wire) RoundTrip(r *http.Request) (*http.Response, error) {
-	if err := l.events.pass(r.Context()); err != nil {
+	if err := l.events.pass(r.Context(), r.Method+" "+r.URL.Path+"?"+r.URL.RawQuery); err != nil {
 		return nil, err
 	}
 	select {

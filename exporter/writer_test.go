@@ -1,0 +1,314 @@
+package exporter_test
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"sidecar/exporter/fhir/fhirtest"
+)
+
+// knobs say how a writer behaves. The chances are per cent of its actions.
+type knobs struct {
+	// every is the mean time between two actions.
+	every time.Duration
+	// burst is the largest number of writes in one instant.
+	burst int
+	// bundles, deletes, returns (of deleted resources under their id) and groups (changed members) are the chances of
+	// those actions; the rest creates and updates. ahead is the chance that a request for a page is overtaken by a write
+	// of a row that it asks for.
+	bundles, deletes, returns, groups, ahead int
+	// late is the chance that an action is stamped when it begins and seen up to lag later.
+	late int
+	lag  time.Duration
+	// still keeps the references of a resource as they were first.
+	still bool
+}
+
+// writer changes a sample server at random, in the background and between the requests of an export.
+type writer struct {
+	*ledger
+	t       *testing.T
+	granule time.Duration
+	knobs
+
+	mu     sync.Mutex // of random and n, and of a write with its note in the ledger
+	random *rand.Rand
+	n      int
+	// behind is how far the server's clock is behind, which backdates the write of a late action.
+	behind atomic.Int64
+	// lastPage is when a row was asked for last, in nanoseconds since 1970.
+	lastPage atomic.Int64
+	work     sync.WaitGroup
+	done     chan struct{}
+}
+
+// maxActions is where a writer rests: a server without counts or windows is read to its end only when it is left alone.
+const maxActions = 500
+
+// population is the number of Patients that exist or may come.
+const population = 12
+
+func everybody() []string {
+	ids := make([]string, population)
+	for i := range ids {
+		ids[i] = fmt.Sprintf("p%d", i)
+	}
+	return ids
+}
+
+func newWriter(t *testing.T, sample *fhirtest.Server, personality fhirtest.Personality, random *rand.Rand, k knobs) *writer {
+	w := &writer{
+		t: t, ledger: &ledger{sample: sample, versions: map[string][]version{}}, random: random, knobs: k,
+		granule: max(personality.Granule, time.Millisecond), done: make(chan struct{}),
+	}
+	sample.Now = func() time.Time { return time.Now().Add(-time.Duration(w.behind.Load())) }
+	return w
+}
+
+// fill puts some hundred rows in clumps over two days: apart by hours, by seconds, within a second, in one instant.
+func (w *writer) fill() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	at := time.Now().Add(-48 * time.Hour)
+	put := func(key string) {
+		if err := w.sample.PutAt(w.body(key), at); err != nil {
+			w.t.Fatal(err)
+		}
+		w.put(w.t, key)
+	}
+	for p := range population - 3 { // the others are named before they exist
+		put(fmt.Sprintf("Patient/p%d", p))
+	}
+	put("Group/h")
+	put("Group/g")
+	for w.n < 120+w.random.IntN(160) {
+		at = at.Add(time.Duration(w.random.IntN(4000)) * time.Second / 2)
+		step := []time.Duration{0, 0, time.Microsecond, 3 * time.Millisecond, 200 * time.Millisecond, 2 * time.Second}[w.random.IntN(6)]
+		for range 1 + w.random.IntN(40) {
+			put(w.fresh())
+			at = at.Add(step)
+		}
+	}
+}
+
+// fresh names a resource that does not exist.
+func (w *writer) fresh() string {
+	w.n++
+	typ := []string{"Observation", "Observation", "Observation", "Condition", "Encounter", "Immunization", "Organization"}[w.random.IntN(7)]
+	return fmt.Sprintf("%s/%s-%d", typ, typ[:3], w.n)
+}
+
+// body writes a resource that was never written so before.
+func (w *writer) body(key string) []byte {
+	w.n++
+	typ, id, _ := strings.Cut(key, "/")
+	dice := w.random
+	if w.still { // the same dice for the same resource
+		dice = rand.New(rand.NewPCG(uint64(len(key)), uint64(key[len(key)-1])))
+	}
+	more := ""
+	switch typ {
+	case "Group":
+		var members []string
+		for range dice.IntN(5) {
+			members = append(members, member(fmt.Sprintf("Patient/p%d", dice.IntN(population))))
+		}
+		if id == "g" {
+			members = append(members, member("Group/h"))
+		}
+		more = `,"type":"person","actual":true,"member":[` + strings.Join(members, ",") + `]`
+	case "Observation", "Condition", "Encounter", "Immunization":
+		if dice.IntN(8) == 0 {
+			break // of nobody
+		}
+		name := "subject"
+		if typ == "Immunization" {
+			name = "patient"
+		}
+		more = fmt.Sprintf(`,%q:{"reference":"Patient/p%d"}`, name, dice.IntN(population))
+	}
+	return fmt.Appendf(nil, `{"resourceType":%q,"id":%q,"language":"w%d"%s}`, typ, id, w.n, more)
+}
+
+// start begins to write. The returned function ends it and waits for the late writes; it may be called twice.
+func (w *writer) start() (stop func()) {
+	w.work.Go(func() {
+		for range maxActions {
+			w.mu.Lock()
+			wait := time.Duration(w.random.ExpFloat64() * float64(w.every))
+			w.mu.Unlock()
+			select {
+			case <-w.done:
+				return
+			case <-time.After(wait):
+				w.act()
+			}
+		}
+	})
+	return sync.OnceFunc(func() {
+		close(w.done)
+		w.work.Wait()
+	})
+}
+
+// act does one action, now or late.
+func (w *writer) act() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	writes := w.choose()
+	if w.random.IntN(100) >= w.late || strings.HasPrefix(writes[0].key, "Group/") {
+		w.commit(writes, time.Now())
+		return
+	}
+	begun, lag := time.Now(), time.Duration(w.random.Int64N(int64(w.lag)))
+	w.work.Go(func() {
+		<-time.After(lag)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.commit(writes, begun)
+	})
+}
+
+// writing is one write of an action. A deletion has no body.
+type writing struct {
+	key  string
+	body []byte
+	// together tells that the whole action is one transaction.
+	together bool
+}
+
+// choose draws an action: one write, or several of one instant.
+func (w *writer) choose() []writing {
+	living, gone := w.living()
+	isGroup := func(key string) bool { return strings.HasPrefix(key, "Group/") }
+	living = slices.DeleteFunc(living, isGroup)
+	dice := w.random.IntN(100)
+	switch {
+	case dice < w.groups:
+		return []writing{w.write([]string{"Group/g", "Group/h"}[w.random.IntN(2)])}
+	case dice < w.groups+w.deletes && len(living) > 0:
+		return []writing{{key: living[w.random.IntN(len(living))]}}
+	case dice < w.groups+w.deletes+w.returns && len(gone) > 0:
+		return []writing{w.write(gone[w.random.IntN(len(gone))])}
+	}
+	together := w.random.IntN(100) < w.bundles
+	size := 1
+	if together || w.random.IntN(4) == 0 {
+		size = 1 + w.random.IntN(w.burst)
+	}
+	var writes []writing
+	used := map[string]bool{}
+	for range size {
+		key := w.fresh()
+		if w.random.IntN(12) == 0 {
+			key = fmt.Sprintf("Patient/p%d", w.random.IntN(population))
+		} else if w.random.IntN(2) == 0 && len(living) > 0 {
+			key = living[w.random.IntN(len(living))]
+		}
+		if used[key] {
+			continue
+		}
+		used[key] = true
+		one := w.write(key)
+		if one.together = together; together && slices.Contains(living, key) && w.random.IntN(100) < w.deletes {
+			one.body = nil
+		}
+		writes = append(writes, one)
+	}
+	return writes
+}
+
+func (w *writer) write(key string) writing { return writing{key: key, body: w.body(key)} }
+
+// commit makes the writes of an action visible, with the lastUpdated of its beginning.
+func (w *writer) commit(writes []writing, begun time.Time) {
+	w.behind.Store(int64(time.Since(begun)))
+	defer w.behind.Store(0)
+	if writes[0].together {
+		w.transaction(writes)
+		return
+	}
+	for _, one := range writes {
+		typ, id, _ := strings.Cut(one.key, "/")
+		if one.body == nil {
+			if w.sample.Delete(typ, id) == nil { // it may be gone already
+				w.add(one.key, version{at: begun.Truncate(w.granule), seen: time.Now()})
+			}
+			continue
+		}
+		if err := w.sample.Put(one.body); err != nil {
+			w.t.Error(err)
+			continue
+		}
+		w.put(w.t, one.key)
+	}
+}
+
+// transaction posts the writes as one Bundle.
+func (w *writer) transaction(writes []writing) {
+	begun := w.sample.Now()
+	var entries []string
+	for _, one := range writes {
+		if one.body == nil {
+			entries = append(entries, fmt.Sprintf(`{"request":{"method":"DELETE","url":%q}}`, one.key))
+			continue
+		}
+		entries = append(entries, fmt.Sprintf(`{"resource":%s,"request":{"method":"PUT","url":%q}}`, one.body, one.key))
+	}
+	body := `{"resourceType":"Bundle","type":"transaction","entry":[` + strings.Join(entries, ",") + `]}`
+	living, _ := w.living()
+	answer := httptest.NewRecorder()
+	w.sample.ServeHTTP(answer, httptest.NewRequest(http.MethodPost, "/fhir", bytes.NewBufferString(body)))
+	if answer.Code != http.StatusOK {
+		w.t.Errorf("a transaction is answered with status %d", answer.Code)
+		return
+	}
+	for _, one := range writes {
+		if one.body != nil {
+			w.put(w.t, one.key)
+		} else if slices.Contains(living, one.key) {
+			w.add(one.key, version{at: begun.Truncate(w.granule), seen: time.Now()})
+		}
+	}
+}
+
+// overtake is called before each request is answered: now and then a row that a page would show is changed first.
+func (w *writer) overtake(r *http.Request) {
+	query := r.URL.Query()
+	if strings.Contains(r.URL.Path, "_history") || strings.HasSuffix(r.URL.Path, "/metadata") || query.Get("_summary") == "count" {
+		return
+	}
+	w.lastPage.Store(time.Now().UnixNano())
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.random.IntN(100) >= w.ahead {
+		return
+	}
+	var from time.Time
+	for _, bound := range query["_lastUpdated"] {
+		if value, ok := strings.CutPrefix(bound, "ge"); ok {
+			from, _ = time.Parse(time.RFC3339, value) // without a bound it is any row
+		}
+	}
+	typ := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
+	keys := slices.DeleteFunc(w.notBefore(from), func(key string) bool {
+		return typ == "Group" || !strings.HasPrefix(key, typ+"/")
+	})
+	if len(keys) == 0 {
+		return
+	}
+	one := w.write(keys[w.random.IntN(len(keys))])
+	if w.random.IntN(3) == 0 {
+		one.body = nil
+	}
+	w.commit([]writing{one}, time.Now())
+}
