@@ -136,6 +136,5 @@ func TestChainOfIncrements(t *testing.T) {
 
 // Ensure a replica that also applies the deletions equals the server.
 func TestChainWithDeletions(t *testing.T) {
-	t.Skip("the engine does not write deleted files yet")
 	chains(t, func(t *testing.T, got, want map[string]string) { same(t, got, want) })
 }

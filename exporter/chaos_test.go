@@ -15,7 +15,7 @@ import (
 
 // settledLateMayFail tells that an export may fail, instead of being exact, when a write was shown only after the settle
 // pause.
-const settledLateMayFail = true
+const settledLateMayFail = false
 
 // chaosRuns is how many random exports are made, and chaosSeed the seed of the first one; each has the next number.
 func chaosRuns(t *testing.T) (runs int, first uint64) {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"sidecar/exporter/fhir"
 	"sidecar/state"
@@ -79,8 +80,8 @@ func (r *run) resolve(ctx context.Context, id string) (*cohort, error) {
 	return c, nil
 }
 
-// groupAsOf reads a Group; where it was changed after T, its version as of T, if the server has a history. One that did
-// not exist at T has no members.
+// groupAsOf reads a Group; where it was changed or deleted after T, its version as of T, if the server has a history. One
+// that did not exist at T has no members.
 func (r *run) groupAsOf(ctx context.Context, id string) (group *fhir.Group, err error) {
 	err = r.pace.do(ctx, func() error {
 		raw, err := r.Client.Read(ctx, "Group", id)
@@ -90,11 +91,19 @@ func (r *run) groupAsOf(ctx context.Context, id string) (group *fhir.Group, err 
 		group, err = fhir.ParseGroup(raw)
 		return err
 	})
-	if err != nil || !r.profile.TypeHistory || !group.LastUpdated.After(r.job.TransactionTime) {
+	switch {
+	case err != nil && !gone(err), !r.profile.TypeHistory:
 		return group, err
+	case err == nil && !group.LastUpdated.After(r.job.TransactionTime):
+		return group, nil
 	}
+	return r.groupAt(ctx, id, r.job.TransactionTime)
+}
+
+// groupAt is a Group as of a time, by its history.
+func (r *run) groupAt(ctx context.Context, id string, at time.Time) (*fhir.Group, error) {
 	var then change
-	if err := r.asOf(ctx, "Group", id, r.job.TransactionTime, &then); err != nil {
+	if err := r.asOf(ctx, "Group", id, at, &then); err != nil {
 		return nil, err
 	}
 	if !then.known || then.deleted {

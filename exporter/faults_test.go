@@ -121,6 +121,7 @@ func (c *cell) run(t *testing.T) {
 		spread(t, s, "Condition", 25, time.Second, 2*time.Hour)
 	}
 	inBubble(t, c.server, edit, fill, func(t *testing.T, b *bubble) {
+		b.finish(b.kickOff(state.Kickoff{Level: state.System, Types: []string{"Patient"}})) // the probes shall not see the failure
 		want := b.snapshot()
 		door := &altered{sample: b.link.handler, after: c.after}
 		if c.before != nil {

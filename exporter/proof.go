@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"sidecar/exporter/fhir"
@@ -53,6 +54,10 @@ func (r *run) prove(ctx context.Context, typ string, crawled []*state.Slice) (*c
 			return nil, err
 		}
 		for _, slice := range open {
+			if try > 1 && slice.Strategy == state.Keyset { // a sort that is ignored may look like one that is not
+				r.Doubt(ctx, "pages held fewer rows than were counted")
+				slice.Strategy = state.Bisect
+			}
 			if err := r.read(ctx, slice, true); err != nil {
 				return nil, err
 			}
@@ -76,6 +81,13 @@ func (r *run) account(ctx context.Context, slice *state.Slice, h *changes) (int6
 	count, err := r.countSlice(ctx, slice)
 	if err != nil {
 		return 0, err
+	}
+	if count < 0 { // the server fails on this count
+		slice.Verdict = state.Unverified
+		return 0, r.remark(ctx, state.Issue{
+			Severity: "warning", Code: "incomplete",
+			Text: "the server fails to count " + slice.Type + " resources, so that their completeness could not be verified",
+		})
 	}
 	if h == nil {
 		slice.Verdict, slice.Expected = state.Counted, max(count, slice.Met)
@@ -129,6 +141,9 @@ func (r *run) countSlice(ctx context.Context, slice *state.Slice) (int64, error)
 	var total int64
 	for n := range w.queries() {
 		count, err := r.count(ctx, w.queryAt(n))
+		if poisoned(err) {
+			return -1, nil
+		}
 		if err != nil {
 			return 0, err
 		}
@@ -188,7 +203,7 @@ func (r *run) judge(ctx context.Context, all []state.Slice) error {
 		r.Metrics.proof(proof)
 	}
 	if len(issues) > 0 && !r.AllowPartial {
-		return fmt.Errorf("%s: %w", issues[0].Text, cause)
+		return fmt.Errorf("%s: %w", summary(issues), cause)
 	}
 	if err := r.remark(ctx, issues...); err != nil {
 		return err
@@ -197,6 +212,21 @@ func (r *run) judge(ctx context.Context, all []state.Slice) error {
 		job.Proof = proofs
 		return nil
 	})
+}
+
+// shownIssues is how many holes a failure names.
+const shownIssues = 10
+
+// summary puts holes into one line.
+func summary(issues []state.Issue) string {
+	var texts []string
+	for _, issue := range issues[:min(shownIssues, len(issues))] {
+		texts = append(texts, issue.Text)
+	}
+	if more := len(issues) - shownIssues; more > 0 {
+		texts = append(texts, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(texts, "; ")
 }
 
 // sumUp is the account of one type over its slices: its verdict is the weakest of theirs.

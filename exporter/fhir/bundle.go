@@ -176,7 +176,7 @@ type entryMeta struct {
 	fullURL string
 	search  struct{ Mode string }
 	request struct{ Method, URL string }
-	respond struct{ LastModified string }
+	respond struct{ LastModified, ETag string }
 }
 
 func (p *Page) entry(dec *jsontext.Decoder, fn func(*Entry) error) error {
@@ -252,6 +252,9 @@ func (m *entryMeta) complete(entry *Entry) {
 	if entry.Deleted {
 		if _, _, version, _ := splitReference(m.request.URL); version != "" {
 			entry.Version = version
+		}
+		if entry.Version == "" {
+			entry.Version = strings.Trim(strings.TrimPrefix(m.respond.ETag, "W/"), `"`)
 		}
 		entry.LastUpdated = time.Time{} // a stub repeats the time of the version before
 		if modified, err := parseStamp(m.respond.LastModified); err == nil {

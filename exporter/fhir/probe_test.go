@@ -120,8 +120,12 @@ func TestProbeTellsWhatAServerCan(t *testing.T) {
 		{"hapi", fhirtest.HAPI(), want(func(w *fhir.Profile) {
 			w.Software, w.HAPI, w.Settle = "HAPI FHIR Server 8.8.0", true, 10*time.Second
 		})},
-		{"blaze", fhirtest.Blaze(), want(func(w *fhir.Profile) { w.Software, w.Milliseconds = "Blaze 1.2.0", false })},
-		{"microsoft", fhirtest.Microsoft(), want(func(w *fhir.Profile) { w.Software = "Microsoft FHIR Server 4.0.0" })},
+		{"blaze", fhirtest.Blaze(), want(func(w *fhir.Profile) {
+			w.Software, w.Milliseconds, w.CompartmentSearch = "Blaze 1.2.0", false, true
+		})},
+		{"microsoft", fhirtest.Microsoft(), want(func(w *fhir.Profile) {
+			w.Software, w.CompartmentSearch = "Microsoft FHIR Server 4.0.0", true
+		})},
 		{"pages of 7", with(fhirtest.Plain(), func(p *p) { p.MaxCount = 7 }), want(func(w *fhir.Profile) { w.PageSize = 7 })},
 		{"no bounds", with(fhirtest.Plain(), func(p *p) { p.IgnoreLastUpdated = true }), want(func(w *fhir.Profile) {
 			w.CountMethod, w.Counts, w.IDLists = fhir.CountNone, false, false
