@@ -71,7 +71,7 @@ func (p *probe) undated(ctx context.Context) error {
 	}
 	_, err := p.all(ctx, "rows without lastUpdated", func(ctx context.Context, s *sample) (answer, error) {
 		fewest := s.count
-		for range 2 {
+		for range steadyTries {
 			dated, err := p.count(ctx, Query{Type: s.typ, To: never})
 			if err != nil {
 				return no, err
