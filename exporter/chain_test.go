@@ -82,7 +82,7 @@ func chain(t *testing.T, seed uint64, p fhirtest.Personality, level state.Level,
 	}
 	var w *writer
 	fill := func(s *fhirtest.Server) {
-		w = newWriter(t, s, p, rand.New(rand.NewPCG(seed, 1)), knobs{
+		w = newWriter(t, s, rand.New(rand.NewPCG(seed, 1)), knobs{
 			every: 300 * time.Millisecond, burst: 8, bundles: 10, deletes: 25, returns: 10, ahead: 20, late: 20, lag: 2 * time.Second,
 			// A resource that leaves a compartment is not deleted, so no increment tells of it.
 			still: level != state.System,

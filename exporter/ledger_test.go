@@ -4,11 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -16,93 +13,67 @@ import (
 	"sidecar/state"
 )
 
-// ledger is the truth about a sample server: every version of every resource in the order in which the server numbered
-// them. It knows them from the writes themselves and not from searches or histories, which are what is tested.
+// ledger is the truth about a sample server: its log of all versions, in the order in which they were committed. It is
+// neither a search nor a history, which are what is tested. What is still to become visible is not in it.
 type ledger struct {
 	sample *fhirtest.Server
-
-	mu       sync.Mutex
-	versions map[string][]version
 }
 
-// version is one version of a resource. A deletion has no body.
-type version struct {
-	body string
-	// at is its lastUpdated, seen when it became visible: later than at by the time that its transaction took.
-	at, seen time.Time
-}
-
-// put notes the version that was just written, as a read gives it.
-func (l *ledger) put(t *testing.T, key string) {
-	t.Helper()
-	answer := httptest.NewRecorder()
-	l.sample.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/fhir/"+key+"?_pretty=false", nil))
-	if answer.Code != http.StatusOK {
-		t.Fatalf("a resource that was just written is read with status %d", answer.Code)
-	}
-	body := answer.Body.String()
-	l.add(key, version{body: body, at: updated(t, body), seen: time.Now()})
-}
-
-func (l *ledger) add(key string, v version) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.versions[key] = append(l.versions[key], v)
-}
-
-// asOf is what the server held at t: of each resource the highest version that is not later.
+// asOf is what the server held at t, by Type/id: of each resource the last version that is not later.
 func (l *ledger) asOf(t time.Time) map[string]string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	rows := map[string]string{}
-	for key, versions := range l.versions {
-		for _, v := range versions {
-			if v.at.After(t) {
-				continue
-			}
-			if rows[key] = v.body; v.body == "" {
-				delete(rows, key)
-			}
-		}
+	for key, body := range l.sample.AsOf(t) {
+		rows[key] = string(body)
 	}
 	return rows
 }
 
-// shownAfter lists the resources with a version of t or earlier that became visible after a moment.
-func (l *ledger) shownAfter(t, moment time.Time) []string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var keys []string
-	for key, versions := range l.versions {
-		if slices.ContainsFunc(versions, func(v version) bool { return !v.at.After(t) && v.seen.After(moment) }) {
-			keys = append(keys, key)
+// written lists the resources with a version that a condition holds for.
+func (l *ledger) written(holds func(fhirtest.LogEntry) bool) map[string]bool {
+	keys := map[string]bool{}
+	for _, v := range l.sample.Log() {
+		if holds(v) {
+			keys[v.Type+"/"+v.ID] = true
 		}
 	}
 	return keys
 }
 
+// shownAfter lists the resources with a version of t or earlier that became visible after a moment.
+func (l *ledger) shownAfter(t, moment time.Time) map[string]bool {
+	return l.written(func(v fhirtest.LogEntry) bool { return !v.Updated.After(t) && v.Visible.After(moment) })
+}
+
 // story tells the versions of a resource, as seconds from t: when each was stamped and when it was seen.
 func (l *ledger) story(key string, t time.Time) string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	var parts []string
-	for _, v := range l.versions[key] {
+	for _, v := range l.sample.Log() {
+		if v.Type+"/"+v.ID != key {
+			continue
+		}
 		what := "written"
-		if v.body == "" {
+		if v.Deleted {
 			what = "deleted"
 		}
-		parts = append(parts, fmt.Sprintf("%s at %.3f, seen at %.3f", what, v.at.Sub(t).Seconds(), v.seen.Sub(t).Seconds()))
+		parts = append(parts, fmt.Sprintf("%s at %.3f, seen at %.3f", what, v.Updated.Sub(t).Seconds(), v.Visible.Sub(t).Seconds()))
 	}
 	return strings.Join(parts, "; ")
 }
 
+// newest maps each resource that was ever there to its last version.
+func (l *ledger) newest() map[string]fhirtest.LogEntry {
+	newest := map[string]fhirtest.LogEntry{}
+	for _, v := range l.sample.Log() {
+		newest[v.Type+"/"+v.ID] = v
+	}
+	return newest
+}
+
 // living lists the resources that exist now, gone those that existed once, both sorted.
 func (l *ledger) living() (living, gone []string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, key := range slices.Sorted(maps.Keys(l.versions)) {
-		versions := l.versions[key]
-		if versions[len(versions)-1].body == "" {
+	newest := l.newest()
+	for _, key := range slices.Sorted(maps.Keys(newest)) {
+		if newest[key].Deleted {
 			gone = append(gone, key)
 		} else {
 			living = append(living, key)
@@ -113,13 +84,9 @@ func (l *ledger) living() (living, gone []string) {
 
 // notBefore lists the living resources whose lastUpdated is not before t, sorted.
 func (l *ledger) notBefore(t time.Time) []string {
-	living, _ := l.living()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return slices.DeleteFunc(living, func(key string) bool {
-		versions := l.versions[key]
-		return versions[len(versions)-1].at.Before(t)
-	})
+	newest := l.newest()
+	maps.DeleteFunc(newest, func(_ string, v fhirtest.LogEntry) bool { return v.Deleted || v.Updated.Before(t) })
+	return slices.Sorted(maps.Keys(newest))
 }
 
 // expected is what an export with the transaction time has to hold.

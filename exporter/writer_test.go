@@ -36,15 +36,12 @@ type knobs struct {
 // writer changes a sample server at random, in the background and between the requests of an export.
 type writer struct {
 	*ledger
-	t       *testing.T
-	granule time.Duration
+	t *testing.T
 	knobs
 
-	mu     sync.Mutex // of random and n, and of a write with its note in the ledger
+	mu     sync.Mutex // of random and n
 	random *rand.Rand
 	n      int
-	// behind is how far the server's clock is behind, which backdates the write of a late action.
-	behind atomic.Int64
 	// lastPage is when a row was asked for last, in nanoseconds since 1970.
 	lastPage atomic.Int64
 	work     sync.WaitGroup
@@ -65,13 +62,8 @@ func everybody() []string {
 	return ids
 }
 
-func newWriter(t *testing.T, sample *fhirtest.Server, personality fhirtest.Personality, random *rand.Rand, k knobs) *writer {
-	w := &writer{
-		t: t, ledger: &ledger{sample: sample, versions: map[string][]version{}}, random: random, knobs: k,
-		granule: max(personality.Granule, time.Millisecond), done: make(chan struct{}),
-	}
-	sample.Now = func() time.Time { return time.Now().Add(-time.Duration(w.behind.Load())) }
-	return w
+func newWriter(t *testing.T, sample *fhirtest.Server, random *rand.Rand, k knobs) *writer {
+	return &writer{t: t, ledger: &ledger{sample: sample}, random: random, knobs: k, done: make(chan struct{})}
 }
 
 // fill puts some hundred rows in clumps over two days: apart by hours, by seconds, within a second, in one instant.
@@ -83,7 +75,6 @@ func (w *writer) fill() {
 		if err := w.sample.PutAt(w.body(key), at); err != nil {
 			w.t.Fatal(err)
 		}
-		w.put(w.t, key)
 	}
 	for p := range population - 3 { // the others are named before they exist
 		put(fmt.Sprintf("Patient/p%d", p))
@@ -98,6 +89,7 @@ func (w *writer) fill() {
 			at = at.Add(step)
 		}
 	}
+	w.sample.CatchUp()
 }
 
 // fresh names a resource that does not exist.
@@ -166,16 +158,11 @@ func (w *writer) act() {
 	defer w.mu.Unlock()
 	writes := w.choose()
 	if w.random.IntN(100) >= w.late || strings.HasPrefix(writes[0].key, "Group/") {
-		w.commit(writes, time.Now())
+		w.commit(writes)
 		return
 	}
-	begun, lag := time.Now(), time.Duration(w.random.Int64N(int64(w.lag)))
-	w.work.Go(func() {
-		<-time.After(lag)
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		w.commit(writes, begun)
-	})
+	now := time.Now()
+	w.commitLate(writes, now, now.Add(1+time.Duration(w.random.Int64N(int64(w.lag)))))
 }
 
 // writing is one write of an action. A deletion has no body.
@@ -229,33 +216,46 @@ func (w *writer) choose() []writing {
 
 func (w *writer) write(key string) writing { return writing{key: key, body: w.body(key)} }
 
-// commit makes the writes of an action visible, with the lastUpdated of its beginning.
-func (w *writer) commit(writes []writing, begun time.Time) {
-	w.behind.Store(int64(time.Since(begun)))
-	defer w.behind.Store(0)
+// commit makes the writes of an action at once, if the server is not late by itself.
+func (w *writer) commit(writes []writing) {
 	if writes[0].together {
 		w.transaction(writes)
 		return
 	}
 	for _, one := range writes {
-		typ, id, _ := strings.Cut(one.key, "/")
-		if one.body == nil {
-			if w.sample.Delete(typ, id) == nil { // it may be gone already
-				w.add(one.key, version{at: begun.Truncate(w.granule), seen: time.Now()})
-			}
-			continue
-		}
-		if err := w.sample.Put(one.body); err != nil {
+		if typ, id, _ := strings.Cut(one.key, "/"); one.body == nil {
+			_ = w.sample.Delete(typ, id) // it may be gone already
+		} else if err := w.sample.Put(one.body); err != nil {
 			w.t.Error(err)
-			continue
 		}
-		w.put(w.t, one.key)
+	}
+}
+
+// commitLate makes the writes of an action with the lastUpdated of one moment, and visible at another.
+func (w *writer) commitLate(writes []writing, stamp, visible time.Time) {
+	var bodies [][]byte
+	for _, one := range writes {
+		typ, id, _ := strings.Cut(one.key, "/")
+		switch {
+		case one.body == nil:
+			_ = w.sample.DeleteLate(typ, id, stamp, visible) // it may be gone already
+		case one.together:
+			bodies = append(bodies, one.body)
+		default:
+			if err := w.sample.PutLate(one.body, stamp, visible); err != nil {
+				w.t.Error(err)
+			}
+		}
+	}
+	if len(bodies) > 0 {
+		if err := w.sample.TransactionLate(bodies, stamp, visible); err != nil {
+			w.t.Error(err)
+		}
 	}
 }
 
 // transaction posts the writes as one Bundle.
 func (w *writer) transaction(writes []writing) {
-	begun := w.sample.Now()
 	var entries []string
 	for _, one := range writes {
 		if one.body == nil {
@@ -265,19 +265,10 @@ func (w *writer) transaction(writes []writing) {
 		entries = append(entries, fmt.Sprintf(`{"resource":%s,"request":{"method":"PUT","url":%q}}`, one.body, one.key))
 	}
 	body := `{"resourceType":"Bundle","type":"transaction","entry":[` + strings.Join(entries, ",") + `]}`
-	living, _ := w.living()
 	answer := httptest.NewRecorder()
 	w.sample.ServeHTTP(answer, httptest.NewRequest(http.MethodPost, "/fhir", bytes.NewBufferString(body)))
 	if answer.Code != http.StatusOK {
 		w.t.Errorf("a transaction is answered with status %d", answer.Code)
-		return
-	}
-	for _, one := range writes {
-		if one.body != nil {
-			w.put(w.t, one.key)
-		} else if slices.Contains(living, one.key) {
-			w.add(one.key, version{at: begun.Truncate(w.granule), seen: time.Now()})
-		}
 	}
 }
 
@@ -310,5 +301,5 @@ func (w *writer) overtake(r *http.Request) {
 	if w.random.IntN(3) == 0 {
 		one.body = nil
 	}
-	w.commit([]writing{one}, time.Now())
+	w.commit([]writing{one})
 }
