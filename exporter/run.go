@@ -28,8 +28,9 @@ type run struct {
 	// pace is the budget for the upstream, bucketPace the one for the bucket.
 	pace, bucketPace *pace
 
-	// roster are all Patients, where they have to be asked for one by one and the job has no cohort.
-	listing sync.Mutex
+	// roster are all Patients, where they have to be asked for one by one and the job has no cohort. listing holds a sign
+	// while one slice lists them, which takes requests: the others wait, or end with their context.
+	listing chan struct{}
 	roster  *cohort
 
 	stop     sync.Mutex
@@ -89,7 +90,7 @@ func failureOf(err error) *state.Failure {
 // export takes a job through its stages. Each stage can be entered again after a crash.
 func (e *Exporter) export(ctx context.Context, id string) error {
 	r := &run{
-		Exporter: e, dir: filepath.Join(e.Spool, id),
+		Exporter: e, dir: filepath.Join(e.Spool, id), listing: make(chan struct{}, 1),
 	}
 	r.pace = &pace{giveUp: e.GiveUp, limiter: e.limiter, waiting: func(err error, wait time.Duration) {
 		e.Log.WarnContext(ctx, "FHIR server is waited for", "job", id, "error", err, "seconds", wait.Seconds())
