@@ -1,6 +1,9 @@
 package fhir
 
-import "context"
+import (
+	"context"
+	"strings"
+)
 
 // counts is probe P1: a method counts when its totals are none for an unknown id and for a window after all data.
 func (p *probe) counts(ctx context.Context) error {
@@ -41,7 +44,22 @@ func (p *probe) countsBy(ctx context.Context, s *sample, method CountMethod) (an
 			return no, err
 		}
 	}
+	if method == CountTotal {
+		return p.totalsAreExact(ctx, s)
+	}
 	return yes, nil
+}
+
+// totalsAreExact asks for two rows on pages of one: some servers only estimate the total until the last page.
+func (p *probe) totalsAreExact(ctx context.Context, s *sample) (answer, error) {
+	if strings.Contains(strings.ToLower(p.statement.Software), "google") { // documented, and two rows may be estimated well
+		return no, nil
+	}
+	if len(s.rows) < 2 {
+		return yes, nil
+	}
+	n, err := p.client.countBy(ctx, Query{Type: s.typ, Criteria: []QueryParam{{"_id", s.rows[0].id + "," + s.rows[1].id}}}, CountTotal)
+	return verdict(n <= 2), err // one may just have been deleted
 }
 
 // count counts by the method that P1 found.
