@@ -24,7 +24,12 @@ func (t *typeRepair) withoutHistory(ctx context.Context, w *walk) error {
 		return nil
 	}
 	changed, err := t.changedSince(ctx)
-	if err != nil {
+	switch status := fhir.StatusOf(err); {
+	case (status == 400 || status == 403) && t.WithoutHistory != Strict:
+		return nil // this type cannot be asked so; that what changed may be missing is said already
+	case status == 400 || status == 403:
+		return fmt.Errorf("%w: %w", errIncomplete, err)
+	case err != nil:
 		return err
 	}
 	deleted := int64(0)
