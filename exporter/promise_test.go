@@ -1,30 +1,139 @@
 package exporter_test
 
 import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
 	"time"
 
 	"sidecar/exporter/fhir/fhirtest"
+	"sidecar/state"
+)
+
+// promise is what an export of a product is, whatever is written while it runs.
+type promise int
+
+const (
+	// exact is the state at T.
+	exact promise = iota
+	// weak is the state at T, or a failure of code incomplete: the server has to be left alone for a while.
+	weak
+	// remarked is not exact while data change: the job says so, and only what was written after T may be missing or newer.
+	// Or it fails as incomplete.
+	remarked
+	// refused fails as incomplete, unless only types are asked for that the server lets be searched; those are as remarked.
+	refused
 )
 
 // product is a server that is exported under chaos.
 type product struct {
 	fhirtest.Personality
+	promise promise
+	// says is in the remarks of a completed job that is not exact.
+	says string
 	// pause is the settle pause of the product, which a test leaves to the probe; 0 where the test chooses one.
 	pause time.Duration
 }
 
+// askable are the types that can be searched Patient by Patient on servers that want one.
+var askable = []string{"Encounter", "Immunization", "Patient"}
+
 // products are the servers of the chaos suite: all that the sample server can be, and some that lack a single thing.
 func products() []product {
+	const history, counts = "gives no history", "does not count"
+	others := map[string]product{
+		"google":     {promise: remarked, says: history, pause: time.Minute},
+		"healthlake": {promise: remarked, says: history, pause: time.Minute},
+		"ibm":        {pause: 125 * time.Second},
+		"openmrs":    {promise: remarked, says: history},
+		"oracle":     {promise: refused, says: history},
+		"superset":   {promise: remarked, says: counts},
+		"epic":       {promise: refused, says: history},
+	}
 	var all []product
 	for _, personality := range fhirtest.All() {
-		one := product{Personality: personality}
-		switch one.Name {
-		case "google", "healthlake":
-			one.pause = time.Minute
-		case "ibm":
-			one.pause = 125 * time.Second
-		}
+		one := others[personality.Name] // else exact
+		one.Personality = personality
 		all = append(all, one)
 	}
-	return all
+	odd := func(name string, base fhirtest.Personality, edit func(*fhirtest.Personality)) fhirtest.Personality {
+		base.Name = name
+		edit(&base)
+		return base
+	}
+	return append(all,
+		product{Personality: odd("clamped", fhirtest.HAPI(), func(p *fhirtest.Personality) { p.MaxCount = 7 })},
+		product{Personality: odd("silent", fhirtest.Plain(), func(p *fhirtest.Personality) { p.NoSummaryCount = true })},
+		product{Personality: odd("forgetful", fhirtest.Plain(), func(p *fhirtest.Personality) { p.NoHistory = true }), promise: remarked, says: history},
+		product{Personality: odd("unsorted", fhirtest.Plain(), func(p *fhirtest.Personality) { p.IgnoreSort = true }), promise: weak},
+	)
+}
+
+// judge compares an export with the truth. late are the resources of which nobody can know whether their last version up
+// to T was seen.
+func (p *product) judge(t *testing.T, e *engine, truth *ledger, job *state.Job, late map[string]bool) {
+	t.Helper()
+	if job.Status == state.Failed && job.Failure.Code == "incomplete" && p.promise != exact {
+		if p.promise == refused && !strings.Contains(job.Failure.Text, "the server cannot be asked for them") {
+			t.Errorf("the failure is %q, want one that names the types", job.Failure.Text)
+		}
+		return
+	}
+	got, want := e.rows(job), truth.expected(t, job, everybody())
+	if p.promise >= remarked {
+		if !strings.Contains(fmt.Sprint(job.Issues), p.says) {
+			t.Errorf("the remarks are %+v, want one that the server %s", job.Issues, p.says)
+		}
+		for key := range truth.written(func(v fhirtest.LogEntry) bool { return v.Visible.After(job.TransactionTime) }) {
+			late[key] = true
+		}
+	}
+	for key := range late {
+		delete(got, key)
+		delete(want, key)
+	}
+	same(t, got, want)
+	for key := range truth.newest() {
+		if got[key] != want[key] {
+			t.Logf("%s: %s", key, truth.story(key, job.TransactionTime))
+		}
+	}
+}
+
+// kickoffOf is the kick-off of a level, of the Group g where it is Group's.
+func kickoffOf(level state.Level, types ...string) state.Kickoff {
+	kickoff := state.Kickoff{Level: level, Base: "http://public/fhir", Types: types}
+	if level == state.Group {
+		kickoff.Group = "g"
+	}
+	return kickoff
+}
+
+// Ensure each product keeps its promise on each level when nobody writes; then an export that is not refused is exact.
+func TestEveryProductAtRest(t *testing.T) {
+	for _, p := range products() {
+		for _, level := range []state.Level{state.System, state.Patient, state.Group} {
+			t.Run(p.Name+"/"+string(level), func(t *testing.T) {
+				t.Parallel()
+				var w *writer
+				fill := func(s *fhirtest.Server) {
+					w = newWriter(t, s, rand.New(rand.NewPCG(5, 1)), knobs{})
+					w.fill()
+				}
+				inBubble(t, p.Personality, smallPages, fill, func(t *testing.T, b *bubble) {
+					<-time.After(15 * time.Second)
+					job := b.finish(b.kickOff(kickoffOf(level)))
+					if (job.Status == state.Failed) != (p.promise == refused) {
+						t.Errorf("the export ended %s: %+v", job.Status, job.Failure)
+					}
+					p.judge(t, b.engine, w.ledger, job, map[string]bool{})
+					if p.promise == refused && level != state.System {
+						job = b.finish(b.kickOff(kickoffOf(level, askable...)))
+						same(t, b.rows(job), w.expected(t, job, everybody()))
+					}
+				})
+			})
+		}
+	}
 }
