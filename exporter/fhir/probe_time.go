@@ -36,35 +36,33 @@ func (p *probe) bounds(ctx context.Context) error {
 	if !p.profile.Filter {
 		return nil
 	}
-	plain, inclusive := 0, 0
+	meanings := map[bool]int{} // of lt: whether it names the end of a second
 	got, err := p.all(ctx, "two bounds of _lastUpdated", func(ctx context.Context, s *sample) (answer, error) {
-		return p.steady(ctx, s, func(row probeRow) (answer, error) {
+		inclusive := false
+		said, err := p.steady(ctx, s, func(row probeRow) (answer, error) {
 			if row.updated.IsZero() {
 				p.remark("%s: resources carry no meta.lastUpdated", s.typ)
 				return no, nil
 			}
-			for _, dialect := range []struct {
-				inclusive bool
-				seen      *int
-			}{{false, &plain}, {true, &inclusive}} {
-				honoured, err := p.honours(ctx, s.typ, row, time.Second, dialect.inclusive)
-				if err != nil {
-					return no, err
-				}
-				if honoured {
-					*dialect.seen++
-					return yes, nil
+			for _, inclusive = range []bool{false, true} {
+				honoured, err := p.honours(ctx, s.typ, row, time.Second, inclusive)
+				if honoured || err != nil {
+					return verdict(honoured), err
 				}
 			}
 			return no, nil
 		})
+		if said == yes {
+			meanings[inclusive]++
+		}
+		return said, err
 	})
-	if plain > 0 && inclusive > 0 {
+	if len(meanings) > 1 {
 		p.remark("types disagree on what lt means: windows of _lastUpdated are not used")
 		got = no
 	}
 	p.profile.Bounds = got == yes
-	p.profile.InclusiveLT = p.profile.Bounds && inclusive > 0
+	p.profile.InclusiveLT = p.profile.Bounds && meanings[true] > 0
 	return err
 }
 
@@ -95,15 +93,16 @@ func (p *probe) milliseconds(ctx context.Context) error {
 // steadyTries is how often rows are read anew because each of them was changed while it was asked about.
 const steadyTries = 5
 
-// steady puts a question to the rows of a type until one says yes. A "no" of a row that was changed meanwhile says nothing:
-// then the rows are read anew, so that live traffic does not make a server look poorer than it is.
+// steady puts a question to the rows of a type until one answers it. What a row says that was changed meanwhile says
+// nothing: "no", since it has left its window, or "yes", since it is not in a window that a poorer server would find it in.
+// Then the rows are read anew, so that live traffic does not make a server look other than it is.
 func (p *probe) steady(ctx context.Context, s *sample, ask func(probeRow) (answer, error)) (answer, error) {
 	for range steadyTries {
 		changed := false
 		for _, row := range s.rows {
 			said, err := ask(row)
-			if err != nil || said == yes {
-				return said, err
+			if err != nil {
+				return no, err
 			}
 			if said == unasked {
 				continue
@@ -113,7 +112,7 @@ func (p *probe) steady(ctx context.Context, s *sample, ask func(probeRow) (answe
 				return no, err
 			}
 			if still {
-				return no, nil
+				return said, nil
 			}
 			changed = true
 		}
