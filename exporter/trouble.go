@@ -231,8 +231,8 @@ func (w *walk) readOrMiss(ctx context.Context) error {
 	if w.slice.Strategy != state.Paging && len(w.slice.Lists) == 0 && !w.slice.Cursor.IsZero() {
 		hole.From = w.slice.Cursor
 	}
-	if w.slice.Counted >= 0 && len(w.slice.Lists) == 0 {
-		hole.Rows = max(0, w.slice.Counted-w.slice.Met)
+	if missing := w.slice.Counted - w.slice.Met; missing > 0 && len(w.slice.Lists) == 0 { // else nobody knows how many
+		hole.Rows = missing
 	}
 	w.slice.Holes = append(w.slice.Holes, hole)
 	return nil
