@@ -92,10 +92,17 @@ func (r *run) groupAsOf(ctx context.Context, id string) (group *fhir.Group, err 
 		return err
 	})
 	switch {
-	case err != nil && !gone(err), !r.profile.TypeHistory:
+	case err != nil && !gone(err):
 		return group, err
 	case err == nil && !group.LastUpdated.After(r.job.TransactionTime):
 		return group, nil
+	case err == nil && !r.profile.InstanceHistory:
+		return group, r.remark(ctx, state.Issue{
+			Severity: "warning", Code: "incomplete",
+			Text: "a Group was changed after the transaction time and the server gives no history: its members are taken as they are now",
+		})
+	case !r.profile.InstanceHistory:
+		return group, err
 	}
 	return r.groupAt(ctx, id, r.job.TransactionTime)
 }

@@ -95,7 +95,7 @@ func (r *run) plan(ctx context.Context) error {
 		planned[i].Seq = i + 1
 	}
 	err = r.Store.PutPlan(ctx, r.job.ID, planned, func(job *state.Job) {
-		job.Types, job.Issues = types, issues
+		job.Types, job.Issues = types, append(job.Issues, issues...)
 		r.job = job
 	})
 	if err != nil {
