@@ -132,7 +132,8 @@ func (c *chaos) run(t *testing.T) {
 		select {
 		case <-reached:
 			b.resume(c.hard)
-		case <-time.After(2 * time.Minute): // the run ended before
+		case <-time.After(20 * time.Minute): // the run ended before
+			b.events.thaw()
 		}
 		job := b.finish(id)
 		stop()
