@@ -172,6 +172,9 @@ func (b *slowBucket) Put(ctx context.Context, name, contentType string, body io.
 // latency is how long a request takes in the bubble's time.
 const latency = 300 * time.Millisecond
 
+// thinking is how long an answer may take to begin, as with the client's own transport.
+const thinking = 2 * time.Minute
+
 // wire carries requests to a handler without a network.
 type wire struct {
 	handler http.Handler
@@ -209,6 +212,8 @@ func (l *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 			StatusCode: status, Status: fmt.Sprint(status), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 			Header: answer.header, Body: reader, ContentLength: -1, Request: r,
 		}, nil
+	case <-time.After(thinking):
+		return nil, errors.Join(os.ErrDeadlineExceeded, reader.Close())
 	case <-r.Context().Done():
 		return nil, errors.Join(r.Context().Err(), reader.Close())
 	}

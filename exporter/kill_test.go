@@ -84,3 +84,41 @@ func writeBehind(t *testing.T, b *bubble, every int64) {
 		}
 	}
 }
+
+// Ensure an export that bisects is the same wherever it is killed, also while it closes in on a broken row.
+func TestKilledWhileBisecting(t *testing.T) {
+	noSort := with(fhirtest.Plain(), func(p *fhirtest.Personality) { p.IgnoreSort = true })
+	for name, server := range map[string]fhirtest.Personality{"no sort": noSort, "sort": fhirtest.Plain()} {
+		for _, at := range []int64{70, 80, 90, 110, 130, 150} {
+			for _, broken := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s/%d/broken=%v", name, at, broken), func(t *testing.T) {
+					t.Parallel()
+					fill := func(s *fhirtest.Server) {
+						spread(t, s, "Observation", 200, 3*time.Second, time.Hour)
+						burst(t, s, "Observation", 25, 90*time.Minute)
+					}
+					inBubble(t, server, smallPages, fill, func(t *testing.T, b *bubble) {
+						want := b.snapshot()
+						if broken {
+							b.link.handler = &altered{sample: b.link.handler, after: onRead("Observation", poison("Obs-117"))}
+						}
+						reached := b.events.freeze(at)
+						id := b.kickOff(system())
+						select {
+						case <-reached:
+							b.resume(true)
+						case <-time.After(time.Hour):
+							b.events.thaw()
+						}
+						job := b.finish(id)
+						if !broken {
+							same(t, b.rows(job), want)
+							return
+						}
+						(&cell{code: "incomplete", holes: 1, rows: 1, written: 224, reason: "exception"}).failed(t, b, job)
+					})
+				})
+			}
+		}
+	}
+}

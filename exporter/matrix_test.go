@@ -3,86 +3,133 @@ package exporter_test
 import (
 	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"sidecar/exporter/fhir/fhirtest"
+	"sidecar/state"
 )
 
-// Ensure each product survives each failure in the same way: what a product can do decides the way, never the result.
+// Ensure each product survives each fault in the same way: what a product can do decides the way, never the result. Cells
+// with another result stand below the row that they are of.
 func TestEveryFailureOnEveryServer(t *testing.T) {
-	servers := append(personalities(),
-		with(fhirtest.Plain(), func(p *fhirtest.Personality) { p.Name, p.IgnoreSort = "no sort", true }),
-		with(fhirtest.Blaze(), func(p *fhirtest.Personality) { p.Name, p.IgnoreSort = "no sort, seconds", true }),
-		with(fhirtest.Plain(), func(p *fhirtest.Personality) { p.Name, p.MaxCount = "seven rows a page", 7 }),
-	)
-	for name, make := range map[string]func() cell{
-		"401 once":  func() cell { return cell{before: status(401, 1, nil, observations)} },
-		"409 once":  func() cell { return cell{before: status(409, 1, nil, observations)} },
-		"429":       func() cell { return cell{before: status(429, 4, http.Header{"Retry-After": {"3"}}, observations)} },
-		"502":       func() cell { return cell{before: status(502, 4, nil, observations)} },
-		"500 twice": func() cell { return cell{before: status(500, 2, nil, observations)} },
-		"504":       func() cell { return cell{before: status(504, 4, nil, observations)} },
-		"remark": func() cell {
-			return cell{after: onRead("Observation", tell("Obs-3", "information", "informational", -1))}
-		},
-		"severe outcome once":   func() cell { return cell{after: onRead("Observation", tell("Obs-3", "error", "too-costly", 1))} },
-		"rows without resource": func() cell { return cell{after: onRead("Observation", bare)} },
-		"broken row": func() cell {
-			return cell{after: onRead("Observation", poison("Obs-17")), code: "incomplete", holes: 1, rows: 1, written: 54, reason: "exception"}
-		},
-		"severe outcome for a row": func() cell {
-			return cell{
-				after: onRead("Observation", tell("Obs-17", "error", "suppressed", -1)),
-				code:  "incomplete", holes: 1, rows: -1, written: 55, reason: "suppressed",
+	for _, row := range faultRows() {
+		for _, p := range products() {
+			c := row.cell()
+			if other, ok := row.but[p.Name]; ok {
+				if other.unfit != "" {
+					continue
+				}
+				other.before, other.after = c.before, c.after
+				c = other.cell
 			}
-		},
-		"403 on a type": func() cell {
-			return cell{before: status(403, -1, nil, anyOf("Condition")), code: "forbidden", holes: 1, rows: -1, written: 30, reason: "forbidden"}
-		},
-	} {
-		for _, server := range servers {
-			c := make()
-			c.server = server
-			t.Run(name+"/"+server.Name, c.run)
+			c.server, c.kickoff, c.fill = p.Personality, system(), matrixData
+			if p.promise == refused {
+				c.kickoff = kickoffOf(state.Patient, askable...)
+			}
+			t.Run(row.name+"/"+p.Name, c.run)
 		}
 	}
 }
 
-// Ensure an export that bisects is the same wherever it is killed, also while it closes in on a broken row.
-func TestKilledWhileBisecting(t *testing.T) {
-	noSort := with(fhirtest.Plain(), func(p *fhirtest.Personality) { p.IgnoreSort = true })
-	for name, server := range map[string]fhirtest.Personality{"no sort": noSort, "sort": fhirtest.Plain()} {
-		for _, at := range []int64{70, 80, 90, 110, 130, 150} {
-			for _, broken := range []bool{false, true} {
-				t.Run(fmt.Sprintf("%s/%d/broken=%v", name, at, broken), func(t *testing.T) {
-					t.Parallel()
-					fill := func(s *fhirtest.Server) {
-						spread(t, s, "Observation", 200, 3*time.Second, time.Hour)
-						burst(t, s, "Observation", 25, 90*time.Minute)
-					}
-					inBubble(t, server, smallPages, fill, func(t *testing.T, b *bubble) {
-						want := b.snapshot()
-						if broken {
-							b.link.handler = &altered{sample: b.link.handler, after: onRead("Observation", poison("Obs-117"))}
-						}
-						reached := b.events.freeze(at)
-						id := b.kickOff(system())
-						select {
-						case <-reached:
-							b.resume(true)
-						case <-time.After(time.Hour):
-							b.events.thaw()
-						}
-						job := b.finish(id)
-						if !broken {
-							same(t, b.rows(job), want)
-							return
-						}
-						(&cell{code: "incomplete", holes: 1, rows: 1, written: 224, reason: "exception"}).failed(t, b, job)
-					})
-				})
+// faultRow is one fault with its result on every product, and the results of those on which it is another one.
+type faultRow struct {
+	name string
+	cell func() cell
+	but  map[string]otherCell
+}
+
+// otherCell is a result of its own, or the reason why the fault cannot be on the product.
+type otherCell struct {
+	cell
+	unfit string
+}
+
+// matrixData are 30 Immunizations one by one, 25 of one instant, which are read by the server's own links, and 25
+// Encounters, all of some Patients.
+func matrixData(t *testing.T, s *fhirtest.Server) {
+	t.Helper()
+	put := func(ago time.Duration, format string, args ...any) {
+		if err := s.PutAt(fmt.Appendf(nil, format, args...), time.Now().Add(-ago)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 3 {
+		put(3*time.Hour, `{"resourceType":"Patient","id":"p%d"}`, i)
+	}
+	for i := range 30 {
+		put(2*time.Hour-time.Duration(i)*7*time.Second, `{"resourceType":"Immunization","id":"i%02d","patient":{"reference":"Patient/p%d"}}`, i, i%3)
+	}
+	for i := range 25 {
+		put(time.Hour, `{"resourceType":"Immunization","id":"one-%02d","patient":{"reference":"Patient/p%d"}}`, i, i%3)
+		put(90*time.Minute-time.Duration(i)*time.Second, `{"resourceType":"Encounter","id":"e%02d","subject":{"reference":"Patient/p%d"}}`, i, i%3)
+	}
+	s.CatchUp()
+}
+
+// immunizations matches searches for rows of Immunization, also by the server's links, and no counts.
+func immunizations(r *http.Request) bool {
+	query := r.URL.Query()
+	return strings.HasSuffix(r.URL.Path, "/Immunization") && query.Get("_summary") == "" && query.Get("_total") == "" && query.Get("_id") == ""
+}
+
+// onImmunizations limits a change to Bundles of Immunizations, whatever link they come by.
+func onImmunizations(change func(*http.Request, *bundle) int) func(*http.Request, *bundle) int {
+	return func(r *http.Request, b *bundle) int {
+		query := r.URL.Query()
+		if query.Has("_total") || query.Has("_id") || !slices.ContainsFunc(b.entries(), isImmunization) {
+			return 0
+		}
+		return change(r, b)
+	}
+}
+
+func isImmunization(entry any) bool {
+	resource, _ := entry.(map[string]any)["resource"].(map[string]any)
+	return resource["resourceType"] == "Immunization"
+}
+
+// stranger puts a row in front that is older than what was asked for.
+func stranger(r *http.Request, b *bundle) int {
+	if r.URL.Query().Has("_lastUpdated") && strings.HasPrefix(r.URL.Query().Get("_lastUpdated"), "lt") {
+		return 0
+	}
+	old := map[string]any{"resource": map[string]any{
+		"resourceType": "Immunization", "id": "old", "patient": map[string]any{"reference": "Patient/p0"},
+		"meta": map[string]any{"versionId": "1", "lastUpdated": "1990-01-01T00:00:00.000Z"},
+	}}
+	(*b)["entry"], (*b)["changed"] = append([]any{old}, b.entries()...), true
+	return 0
+}
+
+// strike is a fault of the sample server, on searches for Immunizations.
+func strike(f fhirtest.Fault) func() cell {
+	return func() cell {
+		return cell{before: func(b *bubble) func(http.ResponseWriter, *http.Request) bool {
+			if f.Match == nil {
+				f.Match = immunizations
+			}
+			b.sample.Fail(f)
+			return nil
+		}}
+	}
+}
+
+// without takes a row out of every answer.
+func without(id string) func(*http.Request, *bundle) int {
+	return func(_ *http.Request, b *bundle) int {
+		entries := b.entries()
+		kept := make([]any, 0, len(entries))
+		for _, entry := range entries {
+			if idOf(entry) != id {
+				kept = append(kept, entry)
 			}
 		}
+		if len(kept) < len(entries) {
+			(*b)["entry"], (*b)["changed"] = kept, true
+		}
+		return 0
 	}
 }

@@ -113,10 +113,9 @@ func (p *product) leaveOut(t *testing.T, truth *ledger, job *state.Job, late map
 	if p.promise != refused || job.Kickoff.Level != state.Patient {
 		return
 	}
-	then, now := truth.asOf(job.TransactionTime), truth.asOf(time.Now())
-	steady := slices.DeleteFunc(everybody(), func(id string) bool {
-		return then["Patient/"+id] == "" || now["Patient/"+id] == ""
-	})
+	then := truth.asOf(job.TransactionTime)
+	gone := truth.written(func(v fhirtest.LogEntry) bool { return v.Deleted && v.Visible.After(job.TransactionTime) })
+	steady := slices.DeleteFunc(everybody(), func(id string) bool { return then["Patient/"+id] == "" || gone["Patient/"+id] })
 	theirs := truth.expected(t, job, steady)
 	for key := range truth.expected(t, job, everybody()) {
 		if theirs[key] == "" {
