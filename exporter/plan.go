@@ -190,11 +190,11 @@ func (r *run) planOpen(ctx context.Context, whole state.Slice) ([]state.Slice, e
 			return some, nil
 		}
 	}
-	switch {
-	case fhir.StatusOf(err) == 400:
+	switch status := fhir.StatusOf(err); {
+	case status == 400:
 		return r.byPatient(ctx, whole)
-	case fhir.StatusOf(err) == 403:
-		return []state.Slice{whole}, nil
+	case status == 403, status == 409, status == 412, status == 422, poisoned(err):
+		return []state.Slice{whole}, nil // as in planType
 	case err != nil || whole.Counted == 0:
 		return nil, err
 	}
@@ -212,7 +212,7 @@ func (r *run) uncounted(ctx context.Context, whole state.Slice) ([]state.Slice, 
 		if err != nil {
 			return err
 		}
-		return page.Close()
+		return page.Each(func(*fhir.Entry) error { return nil }) // a login page offers nothing
 	})
 	if err != nil {
 		return nil, err
