@@ -58,7 +58,7 @@ func drawChaos(seed uint64) *chaos {
 		product: all[seed%uint64(len(all))], random: random,
 		kickoff:  kickoffOf([]state.Level{state.System, state.Patient, state.Group}[random.IntN(3)]),
 		pageSize: 8 + random.IntN(25), workers: 1 + random.IntN(4), fileSize: int64(1+random.IntN(20)) << 10,
-		hard:   random.IntN(2) == 0,
+		hard: random.IntN(2) == 0,
 	}
 	switch {
 	case c.promise == refused && random.IntN(4) > 0:

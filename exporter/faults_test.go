@@ -94,9 +94,9 @@ type cell struct {
 	// kickoff is system() where it is not set.
 	kickoff state.Kickoff
 	edit    func(*exporter.Config)
-	fill   func(*testing.T, *fhirtest.Server)
-	before func(*bubble) func(http.ResponseWriter, *http.Request) bool
-	after  func(*http.Request, *bundle) int
+	fill    func(*testing.T, *fhirtest.Server)
+	before  func(*bubble) func(http.ResponseWriter, *http.Request) bool
+	after   func(*http.Request, *bundle) int
 	// code is that of the failure, empty where the export completes. lacks is then the row that it has not got, which the
 	// remark says may be; empty where it is exact.
 	code, lacks, says string
