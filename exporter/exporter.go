@@ -56,6 +56,8 @@ type Config struct {
 	PageSize int
 	// Settle overrides the pause between the transaction time and the first read.
 	Settle time.Duration
+	// Writes knows the writes under way, where all of them pass through the sidecar; nil means to wait for the settle time.
+	Writes Writes
 	// MaxFileBytes is the size in bytes at which an output file is closed.
 	MaxFileBytes int64
 	// Retention is how long a finished export is kept.
@@ -70,6 +72,13 @@ type Config struct {
 	LinkClient *http.Client
 	Log        *slog.Logger
 	Metrics    *Metrics
+}
+
+// Writes knows the writes that are under way at the server.
+type Writes interface {
+	// Wait returns when all writes that began before a moment are visible; settle is how long those may take whose outcome
+	// is not known. It fails with the cause with which ctx ended.
+	Wait(ctx context.Context, before time.Time, settle time.Duration) error
 }
 
 // WithoutHistory is what an export does about resources that were changed after T and before they were read, where the

@@ -217,12 +217,32 @@ func (r *run) settleTime() time.Duration {
 
 // settle waits until T + settle: servers stamp lastUpdated when a write begins and show it when it commits.
 func (r *run) settle(ctx context.Context) error {
+	if r.job.Planned {
+		return nil
+	}
+	if r.Writes != nil {
+		return r.awaitWrites(ctx)
+	}
 	wait := time.Until(r.job.ReadAt.Add(r.settleTime()))
-	if r.job.Planned || wait <= 0 {
+	if wait <= 0 {
 		return nil
 	}
 	r.Log.InfoContext(ctx, "waiting for the server's writes to settle", "job", r.job.ID, "seconds", wait.Seconds())
 	return sleep(ctx, wait)
+}
+
+// awaitWrites waits until T is over and the writes that began before it are answered. Where lastUpdated has whole seconds
+// T is a whole second.
+func (r *run) awaitWrites(ctx context.Context) error {
+	over := r.job.ReadAt
+	if !r.profile.Milliseconds {
+		over = over.Add(time.Second)
+	}
+	r.Log.InfoContext(ctx, "waiting for the writes in flight", "job", r.job.ID)
+	if err := sleep(ctx, time.Until(over)); err != nil {
+		return err
+	}
+	return r.Writes.Wait(ctx, over, r.settleTime())
 }
 
 // crawl reads the planned slices, the largest first, several at once.

@@ -65,6 +65,7 @@ type config struct {
 	GiveUp       time.Duration `yaml:"give_up"`
 	MaxFileBytes int64         `yaml:"max_file_bytes"`
 
+	WritesPassHere bool                    `yaml:"writes_pass_here"`
 	AllowPartial   bool                    `yaml:"allow_partial"`
 	WithoutHistory exporter.WithoutHistory `yaml:"without_history"`
 
