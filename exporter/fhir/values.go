@@ -63,7 +63,7 @@ func (s *scanner) array(node *pathNode) error {
 	return err
 }
 
-// members reads an object and calls fn with each name; fn reads the value. The name is valid until then.
+// members reads an object and calls fn with each name; fn reads the value. The name is valid until fn reads.
 func (s *scanner) members(fn func(name []byte) error) error {
 	if err := s.expect('{'); err != nil {
 		return err
@@ -74,10 +74,11 @@ func (s *scanner) members(fn func(name []byte) error) error {
 		if err != nil {
 			return err
 		}
+		s.scratch = append(s.scratch[:0], name...) // the colon may be in the next buffer
 		if err := s.colon(); err != nil {
 			return err
 		}
-		if err := fn(name); err != nil {
+		if err := fn(s.scratch); err != nil {
 			return err
 		}
 		if more, err = s.close('}'); err != nil {
