@@ -215,7 +215,7 @@ func plainEnd(buf *[scanBuffer + word]byte, i, end int) int {
 	const ones, highs = 0x0101010101010101, 0x8080808080808080
 	for i < end {
 		x := binary.LittleEndian.Uint64(buf[i:])
-		special := ((x ^ '"'*ones) - ones | (x ^ '\\'*ones) - ones | x - ' '*ones | x) & highs
+		special := (((x ^ '"'*ones) - ones) | ((x ^ '\\'*ones) - ones) | (x - ' '*ones) | x) & highs
 		if special != 0 {
 			return i + bits.TrailingZeros64(special)/8
 		}
