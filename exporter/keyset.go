@@ -198,12 +198,13 @@ func (w *walk) takeBack(before state.Slice) error {
 func (w *walk) readKeyset(page *fhir.Page, q fhir.Query) (*outcome, error) {
 	o := &outcome{}
 	onPage := make(map[string]struct{}, q.Count)
+	page.Collect(w.filter.compartment, false)
 	err := page.Each(func(row *fhir.Entry) error {
 		if skip, err := w.skip(row); skip || err != nil {
 			return err
 		}
 		o.rows++
-		w.seenRows, w.seenBytes = w.seenRows+1, w.seenBytes+int64(len(row.Resource))
+		w.seenRows, w.seenBytes = w.seenRows+1, w.seenBytes+row.Size()
 		if !row.LastUpdated.Before(q.To) {
 			o.raced++
 			return nil
@@ -243,7 +244,7 @@ func (w *walk) readKeyset(page *fhir.Page, q fhir.Query) (*outcome, error) {
 func (w *walk) skip(row *fhir.Entry) (bool, error) {
 	switch {
 	case row.Mode == "outcome" || row.Type == "OperationOutcome":
-		if fhir.IsSevere(row.Resource) {
+		if fhir.IsSevere(row.Resource) { // one that is too long for its entry is not a small remark either
 			return true, fmt.Errorf("the server says that its answer is incomplete: %w", fhir.ErrMalformed)
 		}
 		return true, nil
@@ -251,7 +252,7 @@ func (w *walk) skip(row *fhir.Entry) (bool, error) {
 		return true, nil
 	case row.Type != w.slice.Type:
 		return true, fmt.Errorf("row of another type: %w", errStrategy)
-	case row.ID == "" || len(row.Resource) == 0:
+	case row.ID == "" || row.Size() == 0:
 		return true, fmt.Errorf("row without a resource: %w", fhir.ErrMalformed)
 	}
 	return false, nil

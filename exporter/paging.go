@@ -193,6 +193,7 @@ func (w *walk) readServerPage(
 	if err != nil {
 		return "", 0, err
 	}
+	page.Collect(w.filter.compartment, false)
 	err = page.Each(func(row *fhir.Entry) error {
 		if skip, err := w.skip(row); skip || err != nil {
 			return err

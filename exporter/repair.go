@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"sync"
@@ -211,8 +212,9 @@ func (r *run) changes(ctx context.Context, typ string) (map[string]*change, erro
 			c = &change{}
 			changes[row.ID] = c
 		}
-		held += c.see(row, r.job.TransactionTime, held < heldBodies)
-		return nil
+		grown, err := c.see(row, r.job.TransactionTime, heldBodies-held)
+		held += grown
+		return err
 	})
 	var response *fhir.ResponseError
 	if errors.As(err, &response) && response.NotOffered() {
@@ -221,21 +223,25 @@ func (r *run) changes(ctx context.Context, typ string) (map[string]*change, erro
 	return changes, err
 }
 
-// see takes a version into account if it is the newest at or before T, and returns by how many bytes the body grew.
-func (c *change) see(row *fhir.Entry, until time.Time, keep bool) int {
+// see takes a version into account if it is the newest at or before T, and returns by how many bytes the body grew. A
+// body of more than room bytes is not kept.
+func (c *change) see(row *fhir.Entry, until time.Time, room int) (grown int, err error) {
 	if row.Deleted && row.LastUpdated.IsZero() {
 		c.undated = true
-		return 0
+		return 0, nil
 	}
 	if row.LastUpdated.After(until) || c.known && !newer(row, c) {
-		return 0
+		return 0, nil
 	}
 	before := len(c.body)
 	c.known, c.version, c.updated, c.deleted, c.body = true, row.Version, row.LastUpdated, row.Deleted, nil
-	if keep && !row.Deleted {
-		c.body = append([]byte(nil), row.Resource...)
+	if !row.Deleted {
+		c.body, err = row.Bytes(int64(room))
 	}
-	return len(c.body) - before
+	if errors.Is(err, fhir.ErrTooLong) {
+		err = nil
+	}
+	return len(c.body) - before, err
 }
 
 // newer compares versions by number where they are numbers, else by time: the time may go back within one resource when
@@ -265,8 +271,8 @@ func (r *run) asOf(ctx context.Context, typ, id string, c *change) error {
 		if row.Deleted && row.LastUpdated.IsZero() && !later[row.Version] {
 			row.LastUpdated = r.job.TransactionTime
 		}
-		c.see(row, r.job.TransactionTime, true)
-		return nil
+		_, err := c.see(row, r.job.TransactionTime, math.MaxInt) // there is no other place that has it
+		return err
 	})
 	c.undated = false
 	if gone(err) { // expunged: no version of it can be had

@@ -87,7 +87,7 @@ const (
 func classify(err error) verdict {
 	var response *fhir.ResponseError
 	switch {
-	case errors.Is(err, errIncomplete), errors.Is(err, errStrategy), errors.Is(err, errLocal):
+	case errors.Is(err, errIncomplete), errors.Is(err, errStrategy), errors.Is(err, errLocal), errors.Is(err, fhir.ErrSpill):
 		return final
 	case errors.Is(err, fhir.ErrForeignLink):
 		return final

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"sidecar/exporter/fhir"
 	"sidecar/state"
 )
 
@@ -104,10 +105,13 @@ func (s *sink) sync() error {
 }
 
 // write appends one resource.
-func (s *spool) write(line []byte, id, version string) error {
+func (s *spool) write(row *fhir.Entry) error {
+	n, err := row.WriteTo(s.rows.buf)
+	s.rows.size += n
 	return local(errors.Join(
-		s.rows.write(line, []byte{'\n'}),
-		s.index.write([]byte(id), []byte{'\t'}, []byte(version), []byte{'\n'}),
+		err,
+		s.rows.write([]byte{'\n'}),
+		s.index.write([]byte(row.ID), []byte{'\t'}, []byte(row.Version), []byte{'\n'}),
 	))
 }
 

@@ -28,7 +28,7 @@ type Page struct {
 	*scanner
 	fn    func(*Entry) error
 	entry Entry
-	text  entryText
+	parts entryParts
 	refs  collector
 	word  []byte // the last text that is not of an entry
 }
@@ -51,6 +51,7 @@ func (p *Page) Each(fn func(*Entry) error) (err error) {
 	p.scanner = newScanner(p.body)
 	defer func() { err = errors.Join(err, p.scanner.release()); p.scanner = nil }()
 	p.kept.dir = p.client.spill
+	p.found = p.refs.add
 	p.fn, p.Total = fn, -1
 	if err := p.bundle(); err != nil {
 		return p.explain(err)
@@ -110,7 +111,7 @@ func (p *Page) bundle() error {
 }
 
 func (p *Page) total() (err error) {
-	c, err := p.scanner.token()
+	c, err := p.token()
 	if err != nil {
 		return err
 	}
@@ -168,13 +169,13 @@ func (p *Page) Close() error { return p.body.Close() }
 // readEntry reads one entry and hands it to the caller.
 func (p *Page) readEntry() error {
 	p.entry = Entry{seen: &p.refs}
-	p.text.reset()
+	p.parts.reset()
 	p.refs.reset()
 	p.kept.reset()
 	if err := p.members(p.entryMember); err != nil {
 		return err
 	}
-	p.text.fill(&p.entry, p.typ)
+	p.parts.fill(&p.entry, p.typ)
 	p.Entries++
 	if err := p.fn(&p.entry); err != nil {
 		return &callerError{err}
@@ -187,13 +188,13 @@ func (p *Page) entryMember(name []byte) error {
 	case "resource":
 		return p.resource()
 	case "fullUrl":
-		return p.field(&p.text.fullURL)
+		return p.field(&p.parts.fullURL)
 	case "search":
-		return p.fields(pair{"mode", &p.text.mode})
+		return p.fields(pair{"mode", &p.parts.mode})
 	case "request":
-		return p.fields(pair{"method", &p.text.method}, pair{"url", &p.text.url})
+		return p.fields(pair{"method", &p.parts.method}, pair{"url", &p.parts.url})
 	case "response":
-		return p.fields(pair{"lastModified", &p.text.modified})
+		return p.fields(pair{"lastModified", &p.parts.modified})
 	}
 	return p.value(nil)
 }
@@ -221,26 +222,26 @@ func (p *Page) fields(pairs ...pair) error {
 // resource reads the resource of an entry, keeps it, and takes its header and references on the way. Of several in an
 // entry the last counts.
 func (p *Page) resource() error {
-	p.text.resetHeader()
+	p.parts.resetHeader()
 	p.refs.reset()
 	p.kept.reset()
 	if err := p.expect('{'); err != nil {
 		return err
 	}
 	p.keep, p.start = true, p.pos
-	p.scanner.all, p.scanner.found = p.refs.all, p.refs.add
+	p.all = p.refs.all
 	err := p.members(p.resourceMember)
 	if err == nil {
 		err = p.flush()
 	}
-	p.keep, p.scanner.all = false, false
+	p.keep, p.all = false, false
 	if err != nil {
 		return err
 	}
 	if err := p.kept.finish(); err != nil {
 		return err
 	}
-	if len(p.text.typ) == 0 {
+	if len(p.parts.typ) == 0 {
 		return errShape
 	}
 	if p.entry.Resource, p.entry.long = p.kept.buf, nil; p.kept.spilled > 0 {
@@ -252,9 +253,9 @@ func (p *Page) resource() error {
 func (p *Page) resourceMember(name []byte) error {
 	switch string(name) {
 	case "resourceType":
-		return p.required(&p.text.typ)
+		return p.required(&p.parts.typ)
 	case "id":
-		return p.required(&p.text.id)
+		return p.required(&p.parts.id)
 	case "meta":
 		return p.members(p.metaMember)
 	}
@@ -264,13 +265,13 @@ func (p *Page) resourceMember(name []byte) error {
 func (p *Page) metaMember(name []byte) error {
 	switch string(name) {
 	case "versionId":
-		return p.required(&p.text.version)
+		return p.required(&p.parts.version)
 	case "lastUpdated":
-		stamp, ok, err := p.scanner.text()
+		stamp, ok, err := p.text()
 		if err != nil {
 			return err
 		}
-		if p.text.updated, err = parseStampText(stamp); err != nil || !ok {
+		if p.parts.updated, err = parseStampText(stamp); err != nil || !ok {
 			return errShape
 		}
 		return nil

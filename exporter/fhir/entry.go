@@ -75,10 +75,13 @@ func (r *spillReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Bytes returns the resource as a whole, for the caller to keep. It fails with ErrTooLong when it has more than limit
+// Bytes returns the resource as a whole, for the caller to keep, nil where the entry has none. It fails with ErrTooLong when it has more than limit
 // bytes, and with ErrSpill, wrapped, when a long one cannot be read back.
 func (e *Entry) Bytes(limit int64) ([]byte, error) {
-	if e.Size() > limit {
+	switch size := e.Size(); {
+	case size == 0:
+		return nil, nil
+	case size > limit:
 		return nil, ErrTooLong
 	}
 	whole := bytes.NewBuffer(make([]byte, 0, e.Size()))
@@ -127,15 +130,15 @@ func (e *Entry) AllReferences(fn func(reference string) bool) error {
 	})
 }
 
-// entryText is the text of one entry while it is being read. Its buffers are used again for the next.
-type entryText struct {
+// entryParts are the texts of one entry while it is being read. Its buffers are used again for the next.
+type entryParts struct {
 	typ, id, version, fullURL, mode []byte
 	method, url, modified           []byte // of a history's request and response
 	updated                         time.Time
 	own                             []byte
 }
 
-func (t *entryText) reset() {
+func (t *entryParts) reset() {
 	t.resetHeader()
 	for _, field := range []*[]byte{&t.fullURL, &t.mode, &t.method, &t.url, &t.modified} {
 		*field = (*field)[:0]
@@ -143,12 +146,12 @@ func (t *entryText) reset() {
 }
 
 // resetHeader forgets what is from the resource.
-func (t *entryText) resetHeader() {
+func (t *entryParts) resetHeader() {
 	t.typ, t.id, t.version, t.updated = t.typ[:0], t.id[:0], t.version[:0], time.Time{}
 }
 
 // fill sets the fields of an entry of a page of type typ. All strings that are not known share one allocation.
-func (t *entryText) fill(entry *Entry, typ string) {
+func (t *entryParts) fill(entry *Entry, typ string) {
 	entry.Type = known(t.typ, typ)
 	entry.Mode = known(t.mode, "match", "include", "outcome")
 	t.own = append(append(append(t.own[:0], t.id...), t.version...), t.fullURL...)
@@ -171,7 +174,7 @@ func known(text []byte, common ...string) string {
 
 // complete takes over what stands beside the resource. Servers write deletions in three ways (with a stub, with the old
 // body, without a resource), so only the method tells them, and type and id come from the first place that has them.
-func (t *entryText) complete(entry *Entry) {
+func (t *entryParts) complete(entry *Entry) {
 	entry.Deleted = string(t.method) == "DELETE"
 	if entry.Type == "" || entry.ID == "" {
 		for _, place := range []string{string(t.url), entry.FullURL} {
