@@ -40,7 +40,7 @@ func (f *filter) member(row *fhir.Entry) (bool, error) {
 		return f.cohort.hasGroup(row.ID), nil
 	}
 	found := false
-	err := f.compartment.References(f.typ, row.Resource, func(_, reference string) bool {
+	err := row.References(f.compartment, func(_, reference string) bool {
 		id, local := fhir.LocalReference("Patient", reference, f.bases)
 		found = local && (f.level == state.Patient || f.cohort.hasPatient(id))
 		return !found

@@ -230,9 +230,9 @@ func (w *walk) emit(row *fhir.Entry) error {
 	w.slice.Written++
 	w.slice.SpoolRows++
 	if w.draft {
-		return w.spool.write(nil, row.ID, row.Version)
+		return w.spool.note(row)
 	}
-	return w.spool.write(row.Resource, row.ID, row.Version)
+	return w.spool.write(row)
 }
 
 // committed follows each page: now and then the slice is made durable, and a full file leaves.

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"sidecar/exporter/fhir"
 	"sidecar/state"
 )
 
@@ -122,11 +123,19 @@ func (s *sink) sync() error {
 }
 
 // write appends one resource.
-func (s *spool) write(line []byte, id, version string) error {
+func (s *spool) write(row *fhir.Entry) error {
+	n, err := row.WriteTo(s.rows.buf)
+	s.rows.size += n
 	return local(errors.Join(
-		s.rows.write(line, []byte{'\n'}),
-		s.index.write([]byte(id), []byte{'\t'}, []byte(version), []byte{'\n'}),
+		err,
+		s.rows.write([]byte{'\n'}),
+		s.note(row),
 	))
+}
+
+// note appends the id of a resource to the index alone.
+func (s *spool) note(row *fhir.Entry) error {
+	return local(s.index.write([]byte(row.ID), []byte{'\t'}, []byte(row.Version), []byte{'\n'}))
 }
 
 // meet notes that a row was met.

@@ -172,6 +172,7 @@ func newClient(c *config, observe func(int)) (*fhir.Client, error) {
 	}
 	return fhir.NewClient(fhir.Config{
 		BaseURL: c.Upstream, PublicBase: c.PublicURL, Host: c.UpstreamHost, Header: header, Observe: observe,
+		Spill: filepath.Join(c.Data, "spool"),
 	})
 }
 
