@@ -82,9 +82,9 @@ func (r *run) byMembers(ctx context.Context, whole state.Slice) ([]state.Slice, 
 // forced tells whether the operator chose the strategy.
 func (r *run) forced() bool { return r.Strategy != "" && r.Strategy != StrategyAuto }
 
-// alwaysCrawled tells whether a type has nothing that could be asked for members: Groups are chosen by their own id.
+// alwaysCrawled tells whether a type has nothing that could be asked for members: Groups are chosen by their own id, Provenance by its targets.
 func (r *run) alwaysCrawled(typ string) bool {
-	return typ == "Group" || typ == "Patient" && r.job.Kickoff.Level == state.Patient
+	return typ == "Group" || typ == provenance || typ == "Patient" && r.job.Kickoff.Level == state.Patient
 }
 
 // offers are the ways in which a type can be asked for members, proved or not.

@@ -64,6 +64,8 @@ type Config struct {
 	Retention time.Duration
 	// GiveUp is how long the upstream may answer nothing at all before a job fails.
 	GiveUp time.Duration
+	// WithoutReferenced leaves out what the resources of a Patient or Group export refer to outside of the compartment.
+	WithoutReferenced bool
 	// AllowPartial lets a job complete although resources are missing; its error file says which.
 	AllowPartial bool
 	// WithoutHistory says what is done about resources that changed while the export ran, on a server without history.

@@ -51,7 +51,7 @@ func (r *run) plan(ctx context.Context) error {
 	if r.job.Planned {
 		return nil
 	}
-	types, err := r.types(ctx)
+	types, referenced, err := r.splitTypes(ctx)
 	if err != nil {
 		return err
 	}
@@ -95,7 +95,7 @@ func (r *run) plan(ctx context.Context) error {
 		planned[i].Seq = i + 1
 	}
 	err = r.Store.PutPlan(ctx, r.job.ID, planned, func(job *state.Job) {
-		job.Types, job.Issues = types, issues
+		job.Types, job.Referenced, job.Issues = types, referenced, issues
 		r.job = job
 	})
 	if err != nil {

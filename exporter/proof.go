@@ -190,7 +190,7 @@ func (r *run) judge(ctx context.Context, all []state.Slice) error {
 	proofs := make([]state.Proof, 0, len(r.job.Types))
 	var issues []state.Issue
 	cause := errForbidden
-	for _, typ := range r.job.Types {
+	for _, typ := range r.outputTypes() {
 		proof, holes := sumUp(typ, all)
 		proofs = append(proofs, proof)
 		for _, hole := range holes {

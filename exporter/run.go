@@ -32,6 +32,11 @@ type run struct {
 	listing sync.Mutex
 	roster  *cohort
 
+	// targets are the names of what the export holds, while Provenance is read; asked are answers about others.
+	targets *targets
+	asking  sync.Mutex
+	asked   map[string]bool
+
 	stop     sync.Mutex
 	patients int64           // the server's count of them, 0 where it was not asked
 	barred   map[string]bool // types that are not asked for any more
@@ -107,8 +112,10 @@ func (e *Exporter) export(ctx context.Context, id string) error {
 		r.loadCohort,
 		r.timed("export planned", r.plan),
 		r.finishFiles,
-		r.timed("slices read", r.crawl),
-		r.timed("history read", r.repair),
+		r.timed("slices read", func(ctx context.Context) error { return r.crawl(ctx, r.notLast) }),
+		r.timed("history read", func(ctx context.Context) error { return r.repair(ctx, r.notLast) }),
+		r.readLast,
+		r.timed("referenced resources read", r.addReferenced),
 		r.timed("files stored", r.seal),
 	} {
 		if err := stage(ctx); err != nil {
@@ -246,12 +253,14 @@ func (r *run) awaitWrites(ctx context.Context) error {
 }
 
 // crawl reads the planned slices, the largest first, several at once.
-func (r *run) crawl(ctx context.Context) error {
+func (r *run) crawl(ctx context.Context, chosen func(typ string) bool) error {
 	planned, err := r.Store.Slices(ctx, r.job.ID)
 	if err != nil {
 		return err
 	}
-	planned = slices.DeleteFunc(planned, func(s state.Slice) bool { return s.Done || s.Strategy == state.History })
+	planned = slices.DeleteFunc(planned, func(s state.Slice) bool {
+		return s.Done || !chosen(s.Type) || s.Strategy == state.History || s.Strategy == state.Referenced
+	})
 	slices.SortStableFunc(planned, func(a, b state.Slice) int { return int(b.Counted - a.Counted) })
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(r.Workers)
@@ -283,6 +292,15 @@ func (r *run) filter(typ string) *filter {
 		cohort:      r.cohort,
 		bases:       append(r.Client.Bases(), r.job.Kickoff.Base),
 	}
+}
+
+// filterIn is filter for a type whose membership may have to be asked for in ctx.
+func (r *run) filterIn(ctx context.Context, typ string) *filter {
+	f := r.filter(typ)
+	if r.last(typ) {
+		f.hasTarget = func(typ, id string) (bool, error) { return r.hasTarget(inside(ctx), typ, id) }
+	}
+	return f
 }
 
 // windowEnd is the exclusive end of the newest window. Rows up to and including T belong to the export; where only whole

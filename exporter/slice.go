@@ -37,6 +37,8 @@ type walk struct {
 	// written holds all ids of the slice, where a row can come twice in ways that the boundary does not see: from
 	// several lists of members, from server pages, from a second reading. Otherwise nil.
 	written *idSet
+	// refs are the resources that the slice's rows refer to, nil while they are not known.
+	refs map[string]struct{}
 	// durable is the slice as it was stored last, durableAt when.
 	durable   state.Slice
 	durableAt time.Time
@@ -63,7 +65,7 @@ func (r *run) read(ctx context.Context, slice *state.Slice, anew bool) (err erro
 	if err != nil {
 		return err
 	}
-	w := &walk{run: r, slice: slice, filter: r.filter(slice.Type), spool: files, durable: *slice, durableAt: time.Now()}
+	w := &walk{run: r, slice: slice, filter: r.filterIn(ctx, slice.Type), spool: files, durable: *slice, durableAt: time.Now()}
 	outer := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer func() {
@@ -222,7 +224,7 @@ func (w *walk) countMet(id string) error {
 func (w *walk) emit(row *fhir.Entry) error {
 	keep, err := w.filter.keep(row)
 	if err != nil {
-		return fmt.Errorf("read references: %w", fhir.ErrMalformed)
+		return err
 	}
 	if !keep || w.written != nil && !w.written.add(row.ID) {
 		return nil
@@ -231,6 +233,9 @@ func (w *walk) emit(row *fhir.Entry) error {
 	w.slice.SpoolRows++
 	if w.draft {
 		return w.spool.note(row)
+	}
+	if err := w.collect(row); err != nil {
+		return err
 	}
 	return w.spool.write(row)
 }

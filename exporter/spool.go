@@ -26,10 +26,11 @@ func local(err error) error {
 	return fmt.Errorf("%w: %w", errLocal, err)
 }
 
-// spool is the open file of a slice, and beside it two files that run over the whole slice: the index of the ids written,
-// one line "id<TAB>version" each, and the rows met, also those that the filter kept out, as eight bytes of hash each.
+// spool is the open file of a slice, and beside it three files that run over the whole slice: the index of the ids written,
+// one line "id<TAB>version" each, the rows met, also those that the filter kept out, as eight bytes of hash each, and the
+// resources that the rows written refer to, one line "Type/id" each.
 type spool struct {
-	rows, index, met sink
+	rows, index, met, refs sink
 }
 
 // sink is an append-only file that can go back to an earlier size.
@@ -50,6 +51,7 @@ func openSpool(dir string, slice *state.Slice) (*spool, error) {
 		{&s.rows, spoolPath(dir, slice.Seq), slice.SpoolSize},
 		{&s.index, indexPath(dir, slice.Seq), slice.IndexSize},
 		{&s.met, metPath(dir, slice.Seq), slice.MetSize},
+		{&s.refs, refsPath(dir, slice.Seq), slice.RefsSize},
 	} {
 		opened, err := openSink(file.path, file.size)
 		if err != nil {
@@ -64,6 +66,8 @@ func spoolPath(dir string, seq int) string { return filepath.Join(dir, strconv.I
 func indexPath(dir string, seq int) string { return filepath.Join(dir, strconv.Itoa(seq)+".ids") }
 
 func metPath(dir string, seq int) string { return filepath.Join(dir, strconv.Itoa(seq)+".met") }
+
+func refsPath(dir string, seq int) string { return filepath.Join(dir, strconv.Itoa(seq)+".refs") }
 
 func openSink(path string, size int64) (sink, error) {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
@@ -147,19 +151,21 @@ func (s *spool) meet(id string) error {
 
 // cut goes back to what a slice was, as after a page that broke off.
 func (s *spool) cut(before *state.Slice) error {
-	return local(errors.Join(s.rows.cut(before.SpoolSize), s.index.cut(before.IndexSize), s.met.cut(before.MetSize)))
+	return local(errors.Join(s.rows.cut(before.SpoolSize), s.index.cut(before.IndexSize), s.met.cut(before.MetSize), s.refs.cut(before.RefsSize)))
 }
 
 // measure sets the sizes of a slice to those of its files.
 func (s *spool) measure(slice *state.Slice) {
-	slice.SpoolSize, slice.IndexSize, slice.MetSize = s.rows.size, s.index.size, s.met.size
+	slice.SpoolSize, slice.IndexSize, slice.MetSize, slice.RefsSize = s.rows.size, s.index.size, s.met.size, s.refs.size
 }
 
 // sync makes all that was written durable.
-func (s *spool) sync() error { return local(errors.Join(s.rows.sync(), s.index.sync(), s.met.sync())) }
+func (s *spool) sync() error {
+	return local(errors.Join(s.rows.sync(), s.index.sync(), s.met.sync(), s.refs.sync()))
+}
 
 func (s *spool) close() error {
-	return local(errors.Join(s.rows.close(), s.index.close(), s.met.close()))
+	return local(errors.Join(s.rows.close(), s.index.close(), s.met.close(), s.refs.close()))
 }
 
 // metBytes is the size of a row in the file of met rows.

@@ -116,7 +116,7 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 		Client: client, Store: s.store, Bucket: bucket, Spool: filepath.Join(c.Data, "spool"),
 		Workers: c.Workers, QuietHours: hours, Strategy: c.Strategy, MaxRunning: c.MaxRunning, PageSize: c.PageSize, Settle: c.Settle,
 		MaxFileBytes: c.MaxFileBytes, Retention: c.Retention, GiveUp: c.GiveUp, Log: log, Metrics: engineMetrics,
-		Writes: inFlight, AllowPartial: c.AllowPartial, WithoutHistory: c.WithoutHistory,
+		Writes: inFlight, WithoutReferenced: !c.Referenced, AllowPartial: c.AllowPartial, WithoutHistory: c.WithoutHistory,
 	})
 	if err != nil {
 		return nil, err
@@ -142,8 +142,12 @@ func newProxy(
 	cfg := proxy.Config{
 		Upstream: upstream, UpstreamHost: c.UpstreamHost, ForwardHeaders: c.ForwardHeaders, Intercept: c.Intercept,
 		Client: client, Exports: engine, Jobs: store, Bucket: bucket, LinkLifetime: c.LinkLifetime, Writes: writes, Log: log, Metrics: metrics,
-		TypesOf: func(level state.Level, statement *fhir.CapabilityStatement) ([]string, error) {
-			return exporter.Types(level, statement, true)
+		TypesOf: func(level state.Level, statement *fhir.CapabilityStatement) (types, beside []string, err error) {
+			types, err = exporter.Types(level, statement, true)
+			if c.Referenced {
+				beside = exporter.Referenced(level, statement)
+			}
+			return types, beside, err
 		},
 	}
 	if c.PublicURL != "" {

@@ -141,6 +141,25 @@ func LocalReference(typ, reference string, bases []string) (id string, ok bool) 
 	return "", false
 }
 
+// LocalTarget returns type and id of the local resource that a literal reference names, as LocalReference does for one
+// type.
+func LocalTarget(reference string, bases []string) (typ, id string, ok bool) {
+	rest := reference
+	for _, base := range bases {
+		base = strings.TrimRight(base, "/")
+		if below, found := strings.CutPrefix(reference, base+"/"); found && base != "" {
+			rest = below
+			break
+		}
+	}
+	typ, _, ok = strings.Cut(rest, "/")
+	if !ok || typ == "" || typ[0] < 'A' || typ[0] > 'Z' || strings.Contains(typ, ":") {
+		return "", "", false
+	}
+	id, ok = LocalReference(typ, reference, bases)
+	return typ, id, ok
+}
+
 func localID(rest string) (id string, ok bool) {
 	id, history, versioned := strings.Cut(rest, "/")
 	if id == "" || strings.ContainsAny(rest, "#?") {
