@@ -70,7 +70,7 @@ func (r *run) collectTargets(all []state.Slice) (*targets, error) {
 // hasTarget tells whether a Provenance's target belongs to the export. What the output does not hold, since it was written
 // before _since or its type was not asked for, is looked at itself.
 func (r *run) hasTarget(ctx context.Context, typ, id string) (bool, error) {
-	if typ == provenance || !r.compartment.Contains(typ) || typ == "Group" {
+	if typ == provenance || !r.compartment.Contains(typ) || typ == "Group" && r.job.Kickoff.Level == state.Group {
 		return false, nil
 	}
 	if r.targets != nil {
