@@ -18,7 +18,9 @@ type filter struct {
 	cohort      *cohort
 	bases       []string
 	// hasTarget tells of a Provenance's target whether it belongs to the export; nil for other types.
-	hasTarget func(typ, id string) (bool, error)
+	hasTarget func(typ, id string, newcomers bool) (bool, error)
+	// newcomers tells that cohort is of those who have come since _since.
+	newcomers bool
 	// all passes every resource that was there at T, for what is referred to.
 	all bool
 }
@@ -29,7 +31,12 @@ func (f *filter) keep(row *fhir.Entry) (bool, error) {
 		return false, nil
 	}
 	if !f.all && !f.since.IsZero() && !row.LastUpdated.IsZero() && !row.LastUpdated.After(f.since) {
-		return false, nil
+		if f.cohort == nil || len(f.cohort.newcomers) == 0 {
+			return false, nil
+		}
+		older := *f
+		older.cohort, older.newcomers = f.cohort.onlyNewcomers(), true
+		return older.member(row)
 	}
 	return f.member(row)
 }
@@ -66,7 +73,7 @@ func (f *filter) anyTarget(row *fhir.Entry) (found bool, err error) {
 		case typ == "Patient":
 			found = f.level == state.Patient || f.cohort.hasPatient(id)
 		default:
-			found, failed = f.hasTarget(typ, id)
+			found, failed = f.hasTarget(typ, id, f.newcomers)
 		}
 		return !found && failed == nil
 	})

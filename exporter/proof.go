@@ -134,7 +134,7 @@ func (r *run) countSlice(ctx context.Context, slice *state.Slice) (int64, error)
 	w := &walk{run: r, slice: slice}
 	if len(slice.Lists) > 0 {
 		var err error
-		if w.members, err = r.members(ctx); err != nil {
+		if w.members, err = r.members(ctx, slice.Newcomers); err != nil {
 			return 0, err
 		}
 	}

@@ -69,11 +69,11 @@ func (r *run) collectTargets(all []state.Slice) (*targets, error) {
 
 // hasTarget tells whether a Provenance's target belongs to the export. What the output does not hold, since it was written
 // before _since or its type was not asked for, is looked at itself.
-func (r *run) hasTarget(ctx context.Context, typ, id string) (bool, error) {
+func (r *run) hasTarget(ctx context.Context, typ, id string, newcomers bool) (bool, error) {
 	if typ == provenance || !r.compartment.Contains(typ) || typ == "Group" && r.job.Kickoff.Level == state.Group {
 		return false, nil
 	}
-	if r.targets != nil {
+	if r.targets != nil && !newcomers {
 		if found, err := r.targets.has(typ + "/" + id); found || err != nil {
 			return found, err
 		}
@@ -81,8 +81,12 @@ func (r *run) hasTarget(ctx context.Context, typ, id string) (bool, error) {
 	if r.exportsAll(typ) {
 		return false, nil
 	}
+	name := typ + "/" + id
+	if newcomers {
+		name += " of newcomers"
+	}
 	r.asking.Lock()
-	belongs, known := r.asked[typ+"/"+id]
+	belongs, known := r.asked[name]
 	r.asking.Unlock()
 	if known {
 		return belongs, nil
@@ -92,7 +96,11 @@ func (r *run) hasTarget(ctx context.Context, typ, id string) (bool, error) {
 		return false, fmt.Errorf("read a target of a Provenance: %w", err)
 	}
 	if row != nil {
-		if belongs, err = r.filter(typ).member(row); err != nil {
+		f := r.filter(typ)
+		if newcomers {
+			f.cohort = r.cohort.onlyNewcomers()
+		}
+		if belongs, err = f.member(row); err != nil {
 			return false, fmt.Errorf("read references: %w", fhir.ErrMalformed)
 		}
 	}
@@ -101,7 +109,7 @@ func (r *run) hasTarget(ctx context.Context, typ, id string) (bool, error) {
 	if r.asked == nil || len(r.asked) >= maxAskedTargets {
 		r.asked = map[string]bool{}
 	}
-	r.asked[typ+"/"+id] = belongs
+	r.asked[name] = belongs
 	return belongs, nil
 }
 

@@ -298,7 +298,9 @@ func (r *run) filter(typ string) *filter {
 func (r *run) filterIn(ctx context.Context, typ string) *filter {
 	f := r.filter(typ)
 	if r.last(typ) {
-		f.hasTarget = func(typ, id string) (bool, error) { return r.hasTarget(inside(ctx), typ, id) }
+		f.hasTarget = func(typ, id string, newcomers bool) (bool, error) {
+			return r.hasTarget(inside(ctx), typ, id, newcomers)
+		}
 	}
 	return f
 }

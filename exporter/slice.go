@@ -76,7 +76,7 @@ func (r *run) read(ctx context.Context, slice *state.Slice, anew bool) (err erro
 		}
 	}()
 	if len(slice.Lists) > 0 {
-		if w.members, err = r.members(ctx); err != nil {
+		if w.members, err = r.members(ctx, slice.Newcomers); err != nil {
 			return err
 		}
 	}

@@ -177,6 +177,8 @@ type Slice struct {
 	// Lists are the reference parameters that are asked for lists of members, one after another; empty means that the
 	// type is searched without them. "_id" asks for the Patients themselves.
 	Lists []string `json:"lists,omitempty"`
+	// Newcomers tells that the slice reads what is older than _since, of the members who have come since then.
+	Newcomers bool `json:"newcomers,omitempty"`
 	// ListSize is the number of members in one list.
 	ListSize int `json:"listSize,omitempty"`
 	// Counted is the server's count of the window when it was planned, -1 where it was not asked.
