@@ -26,12 +26,6 @@ type cohort struct {
 	newcomers []string
 }
 
-// isNewcomer tells whether a patient has come into the Group since _since.
-func (c *cohort) isNewcomer(id string) bool {
-	_, found := slices.BinarySearch(c.newcomers, id)
-	return found
-}
-
 // onlyNewcomers is the cohort of those who have come.
 func (c *cohort) onlyNewcomers() *cohort { return &cohort{patients: c.newcomers} }
 

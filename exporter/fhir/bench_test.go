@@ -156,7 +156,11 @@ func synthea(b *testing.B) []string {
 	if err != nil {
 		return nil
 	}
-	defer file.Close()
+	defer func() {
+		if err := file.Close(); err != nil {
+			b.Error(err)
+		}
+	}()
 	unzipped, err := gzip.NewReader(file)
 	if err != nil {
 		b.Fatal(err)

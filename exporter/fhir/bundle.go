@@ -49,7 +49,7 @@ func (p *Page) Collect(c *Compartment, all bool) {
 func (p *Page) Each(fn func(*Entry) error) (err error) {
 	defer func() { err = errors.Join(err, p.body.Close()) }()
 	p.scanner = newScanner(p.body)
-	defer func() { err = errors.Join(err, p.scanner.release()); p.scanner = nil }()
+	defer func() { err = errors.Join(err, p.release()); p.scanner = nil }()
 	p.kept.dir = p.client.spill
 	p.found = p.refs.add
 	p.fn, p.Total = fn, -1
