@@ -65,7 +65,7 @@ func Foresee(ctx context.Context, cfg Config, kickoff state.Kickoff) (_ *Forecas
 	if err != nil {
 		return nil, err
 	}
-	r := &run{Exporter: engine, dir: cfg.Spool, job: &state.Job{Kickoff: kickoff}}
+	r := &run{Exporter: engine, dir: cfg.Spool, listing: make(chan struct{}, 1), job: &state.Job{Kickoff: kickoff}}
 	r.pace = &pace{giveUp: time.Minute, limiter: engine.limiter}
 	if err := r.probe(ctx); err != nil {
 		return nil, err

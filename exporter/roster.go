@@ -90,8 +90,12 @@ func (r *run) members(ctx context.Context, newcomers bool) (*cohort, error) {
 	if r.cohort != nil {
 		return r.cohort, nil
 	}
-	r.listing.Lock()
-	defer r.listing.Unlock()
+	select {
+	case r.listing <- struct{}{}:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	defer func() { <-r.listing }()
 	if r.roster != nil {
 		return r.roster, nil
 	}

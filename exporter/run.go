@@ -29,7 +29,7 @@ type run struct {
 	pace, bucketPace *pace
 
 	// roster are all Patients, where they have to be asked for one by one and the job has no cohort.
-	listing sync.Mutex
+	listing chan struct{} // holds one while they are being listed
 	roster  *cohort
 
 	// targets are the names of what the export holds, while Provenance is read; asked are answers about others.
@@ -94,7 +94,7 @@ func failureOf(err error) *state.Failure {
 // export takes a job through its stages. Each stage can be entered again after a crash.
 func (e *Exporter) export(ctx context.Context, id string) error {
 	r := &run{
-		Exporter: e, dir: filepath.Join(e.Spool, id),
+		Exporter: e, dir: filepath.Join(e.Spool, id), listing: make(chan struct{}, 1),
 	}
 	r.pace = &pace{giveUp: e.GiveUp, limiter: e.limiter, waiting: func(err error, wait time.Duration) {
 		e.Log.WarnContext(ctx, "FHIR server is waited for", "job", id, "error", err, "seconds", wait.Seconds())
