@@ -141,8 +141,8 @@ func (r *run) countSlice(ctx context.Context, slice *state.Slice) (int64, error)
 	var total int64
 	for n := range w.queries() {
 		count, err := r.count(ctx, w.queryAt(n))
-		if poisoned(err) {
-			return -1, nil
+		if poisoned(err) || len(slice.Holes) > 0 && fhir.StatusOf(err) != 0 && fhir.StatusOf(err) != 401 {
+			return -1, nil // what cannot be read cannot be counted either
 		}
 		if err != nil {
 			return 0, err

@@ -50,8 +50,8 @@ func TestPageIsReadWhileItArrives(t *testing.T) {
 		before, most, n := heap(), uint64(0), 0
 		err = page.Each(func(entry *fhir.Entry) error {
 			n++
-			if len(entry.Resource) < rowBytes {
-				t.Errorf("row %d has %d bytes", n, len(entry.Resource))
+			if entry.Size() < rowBytes {
+				t.Errorf("row %d has %d bytes", n, entry.Size())
 			}
 			if n%8 == 0 {
 				most = max(most, heap())
