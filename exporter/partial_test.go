@@ -70,6 +70,9 @@ func TestPartialExportNamesItsHoles(t *testing.T) {
 		"a type that may not be read": {
 			&altered{before: refusing(http.StatusForbidden, observations)}, anObservation, "error forbidden Observation: 30 resources",
 		},
+		"a type that is refused altogether": {
+			&altered{before: refusing(http.StatusForbidden, anyOf("Observation"))}, anObservation, "error forbidden Observation: resources",
+		},
 		"a type that cannot be asked for": {
 			&altered{before: refusing(http.StatusBadRequest, anyOf("Observation"))}, anObservation, "error not-supported Observation: resources",
 		},
