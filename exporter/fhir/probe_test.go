@@ -159,7 +159,7 @@ func TestProbeTellsWhatAServerCan(t *testing.T) {
 			if fmt.Sprintf("%+v", *got) != fmt.Sprintf("%+v", test.want) {
 				t.Errorf("got  %+v\nwant %+v", *got, test.want)
 			}
-			if n := len(server.Requests()); n > 80 {
+			if n := len(server.Requests()); n > 90 {
 				t.Errorf("%d requests, want about sixty", n)
 			}
 		})
