@@ -21,9 +21,6 @@ const settledLateMayFail = false
 func chaosRuns(t *testing.T) (runs int, first uint64) {
 	t.Helper()
 	runs, first = 20, uint64(time.Now().UnixNano())
-	if os.Getenv("CI") == "true" {
-		runs = 200
-	}
 	for name, set := range map[string]func(uint64){
 		"CHAOS_RUNS": func(n uint64) { runs = int(n) },
 		"CHAOS_SEED": func(n uint64) { first = n },

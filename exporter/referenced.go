@@ -100,6 +100,9 @@ func (w *walk) loadRefs() error {
 
 // eachReferenced reads the first size bytes of what a slice's rows refer to.
 func eachReferenced(dir string, seq int, size int64, fn func(name string)) (err error) {
+	if size == 0 {
+		return nil
+	}
 	file, err := os.Open(refsPath(dir, seq))
 	if err != nil {
 		return local(err)

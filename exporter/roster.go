@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -130,9 +129,7 @@ func (r *run) listPatients(ctx context.Context) (_ *cohort, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		err = errors.Join(err, files.close(), local(os.Remove(spoolPath(r.dir, 0))), local(os.Remove(indexPath(r.dir, 0))))
-	}()
+	defer func() { err = errors.Join(err, files.remove()) }()
 	everyone := &filter{typ: "Patient", until: farFuture, level: state.System}
 	list := &cohort{}
 	for _, part := range parts {

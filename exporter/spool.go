@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -35,9 +36,12 @@ type spool struct {
 
 // sink is an append-only file that can go back to an earlier size.
 type sink struct {
-	file *os.File
+	path string
+	file *os.File // nil while there is nothing in it
 	buf  *bufio.Writer
 	size int64 // what is buffered counts
+	// changed tells that there is something to sync.
+	changed bool
 }
 
 // openSpool opens the files of a slice and cuts them to the sizes of its last checkpoint.
@@ -69,26 +73,50 @@ func metPath(dir string, seq int) string { return filepath.Join(dir, strconv.Ito
 
 func refsPath(dir string, seq int) string { return filepath.Join(dir, strconv.Itoa(seq)+".refs") }
 
+// openSink opens a file and cuts it to its durable size. One of size 0 is made with the first write: most slices need only
+// some of their files.
 func openSink(path string, size int64) (sink, error) {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
+	s := sink{path: path}
+	if size == 0 {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return sink{}, local(err)
+		}
+		return s, nil
+	}
+	if err := s.open(); err != nil {
 		return sink{}, local(err)
 	}
-	info, err := file.Stat()
+	info, err := s.file.Stat()
 	if err == nil && info.Size() < size {
 		err = fmt.Errorf("%s is shorter than its checkpoint", filepath.Base(path))
 	}
-	s := sink{file: file, buf: bufio.NewWriterSize(file, 64<<10)}
 	if err == nil {
 		err = s.cut(size)
 	}
 	if err != nil {
-		return sink{}, local(errors.Join(err, file.Close()))
+		return sink{}, local(errors.Join(err, s.file.Close()))
 	}
 	return s, nil
 }
 
+// open makes the file ready for writing, unless it is.
+func (s *sink) open() error {
+	if s.file != nil {
+		return nil
+	}
+	var err error
+	if s.file, err = os.OpenFile(s.path, os.O_CREATE|os.O_RDWR, 0o600); err != nil {
+		return err
+	}
+	s.buf = bufio.NewWriterSize(s.file, 64<<10)
+	return nil
+}
+
 func (s *sink) write(parts ...[]byte) error {
+	if err := s.open(); err != nil {
+		return err
+	}
+	s.changed = true
 	for _, part := range parts {
 		n, err := s.buf.Write(part)
 		s.size += int64(n)
@@ -101,6 +129,10 @@ func (s *sink) write(parts ...[]byte) error {
 
 // cut goes back to an earlier size.
 func (s *sink) cut(size int64) error {
+	if size == s.size {
+		return nil
+	}
+	s.changed = true
 	if err := s.buf.Flush(); err != nil {
 		return err
 	}
@@ -120,6 +152,10 @@ func (s *sink) close() error {
 }
 
 func (s *sink) sync() error {
+	if !s.changed {
+		return nil
+	}
+	s.changed = false
 	if err := s.buf.Flush(); err != nil {
 		return err
 	}
@@ -128,6 +164,9 @@ func (s *sink) sync() error {
 
 // write appends one resource.
 func (s *spool) write(row *fhir.Entry) error {
+	if err := s.rows.open(); err != nil {
+		return local(err)
+	}
 	n, err := row.WriteTo(s.rows.buf)
 	s.rows.size += n
 	return local(errors.Join(
@@ -168,6 +207,17 @@ func (s *spool) close() error {
 	return local(errors.Join(s.rows.close(), s.index.close(), s.met.close(), s.refs.close()))
 }
 
+// remove closes the files and deletes them.
+func (s *spool) remove() error {
+	err := s.close()
+	for _, file := range []*sink{&s.rows, &s.index, &s.met, &s.refs} {
+		if file.file != nil {
+			err = errors.Join(err, local(os.Remove(file.path)))
+		}
+	}
+	return err
+}
+
 // metBytes is the size of a row in the file of met rows.
 const metBytes = 8
 
@@ -183,6 +233,9 @@ func metKey(id string) uint64 {
 
 // eachMet reads the first size bytes of a slice's met rows.
 func eachMet(dir string, seq int, size int64, fn func(key uint64)) (err error) {
+	if size == 0 {
+		return nil
+	}
 	file, err := os.Open(metPath(dir, seq))
 	if err != nil {
 		return local(err)
@@ -203,6 +256,9 @@ func eachMet(dir string, seq int, size int64, fn func(key uint64)) (err error) {
 
 // eachWritten reads the first size bytes of a slice's index.
 func eachWritten(dir string, seq int, size int64, fn func(id, version string) error) (err error) {
+	if size == 0 {
+		return nil
+	}
 	file, err := os.Open(indexPath(dir, seq))
 	if err != nil {
 		return local(err)
