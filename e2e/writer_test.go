@@ -30,7 +30,6 @@ type event struct {
 
 // writer changes a HAPI server and remembers what was confirmed: the truth about any moment comes from it alone.
 type writer struct {
-	t      *testing.T
 	base   string
 	random *rand.Rand
 	rows   map[string]json.RawMessage // what the writer may change, by Type/id, in its first form
@@ -46,7 +45,7 @@ type writer struct {
 func startWriter(t *testing.T, server *hapiServer, seed uint64, perSecond int) (*writer, func()) {
 	t.Helper()
 	w := &writer{
-		t: t, base: server.base, random: rand.New(rand.NewPCG(seed, 7)), events: map[string][]event{},
+		base: server.base, random: rand.New(rand.NewPCG(seed, 7)), events: map[string][]event{},
 		rows: map[string]json.RawMessage{}, every: time.Second / time.Duration(perSecond),
 	}
 	for key, resource := range server.data.rows {
@@ -67,7 +66,7 @@ func startWriter(t *testing.T, server *hapiServer, seed uint64, perSecond int) (
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				if err := w.write(); err != nil {
+				if err := w.write(context.WithoutCancel(ctx)); err != nil {
 					t.Errorf("writer: %v", err)
 					return
 				}
@@ -78,21 +77,21 @@ func startWriter(t *testing.T, server *hapiServer, seed uint64, perSecond int) (
 }
 
 // write makes one change: an update mostly, else a new row, a deletion, a re-creation or a burst in one transaction.
-func (w *writer) write() error {
+func (w *writer) write(ctx context.Context) error {
 	w.writes++
 	key := w.keys[w.random.IntN(len(w.keys))]
 	switch dice := w.random.IntN(100); {
 	case dice < 15:
-		return w.put(fmt.Sprintf("Observation/w-%d", w.writes), w.fresh(w.writes))
+		return w.put(ctx, fmt.Sprintf("Observation/w-%d", w.writes), w.fresh(w.writes))
 	case dice < 25 && typeOf(key) == "Observation", w.gone(key):
 		if w.gone(key) {
-			return w.put(key, w.changed(key))
+			return w.put(ctx, key, w.changed(key))
 		}
-		return w.remove(key)
+		return w.remove(ctx, key)
 	case dice < 27:
-		return w.burst()
+		return w.burst(ctx)
 	}
-	return w.put(key, w.changed(key))
+	return w.put(ctx, key, w.changed(key))
 }
 
 // gone tells whether the writer has deleted a row.
@@ -118,9 +117,9 @@ func (w *writer) note(key string, e event) {
 	w.events[key] = append(w.events[key], e)
 }
 
-func (w *writer) put(key string, resource json.RawMessage) error {
+func (w *writer) put(ctx context.Context, key string, resource json.RawMessage) error {
 	sent := time.Now()
-	answer, err := w.ask(http.MethodPut, "/"+key, resource)
+	answer, err := w.ask(ctx, http.MethodPut, "/"+key, resource)
 	if err != nil {
 		return err
 	}
@@ -138,9 +137,9 @@ func (w *writer) put(key string, resource json.RawMessage) error {
 	return err
 }
 
-func (w *writer) remove(key string) error {
+func (w *writer) remove(ctx context.Context, key string) error {
 	sent := time.Now()
-	if _, err := w.ask(http.MethodDelete, "/"+key, nil); err != nil {
+	if _, err := w.ask(ctx, http.MethodDelete, "/"+key, nil); err != nil {
 		if strings.Contains(err.Error(), "409") { // something refers to it
 			return nil
 		}
@@ -163,7 +162,7 @@ func (w *writer) originally(key string) int {
 }
 
 // burst changes many rows in one transaction, whose rows share one lastUpdated.
-func (w *writer) burst() error {
+func (w *writer) burst(ctx context.Context) error {
 	type request struct {
 		Method string `json:"method"`
 		URL    string `json:"url"`
@@ -191,7 +190,7 @@ func (w *writer) burst() error {
 		return err
 	}
 	sent := time.Now()
-	answer, err := w.ask(http.MethodPost, "", body)
+	answer, err := w.ask(ctx, http.MethodPost, "", body)
 	if err != nil {
 		return err
 	}
@@ -205,7 +204,7 @@ func (w *writer) burst() error {
 	if err := json.Unmarshal(answer, &response); err != nil || len(response.Entry) != len(bundle.Entry) {
 		return errors.Join(err, fmt.Errorf("%d answers to a transaction of %d", len(response.Entry), len(bundle.Entry)))
 	}
-	at, err := w.updated(bundle.Entry[0].Request.URL) // of all of them: the answer tells no time
+	at, err := w.updated(ctx, bundle.Entry[0].Request.URL) // of all of them: the answer tells no time
 	if err != nil {
 		return err
 	}
@@ -220,8 +219,8 @@ func (w *writer) burst() error {
 }
 
 // updated reads when a row was written last.
-func (w *writer) updated(key string) (time.Time, error) {
-	answer, err := w.ask(http.MethodGet, "/"+key, nil)
+func (w *writer) updated(ctx context.Context, key string) (time.Time, error) {
+	answer, err := w.ask(ctx, http.MethodGet, "/"+key, nil)
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -234,8 +233,8 @@ func (w *writer) updated(key string) (time.Time, error) {
 	return resource.Meta.LastUpdated, err
 }
 
-func (w *writer) ask(method, path string, body []byte) ([]byte, error) {
-	request, err := http.NewRequestWithContext(context.WithoutCancel(w.t.Context()), method, w.base+path, bytes.NewReader(body))
+func (w *writer) ask(ctx context.Context, method, path string, body []byte) ([]byte, error) {
+	request, err := http.NewRequestWithContext(ctx, method, w.base+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
