@@ -105,7 +105,7 @@ func (d *dataset) system(types ...string) set {
 // patientLevel is what an export of all patients must hold, of the types only where any are named.
 func (d *dataset) patientLevel(t *testing.T, types ...string) set {
 	t.Helper()
-	return d.compartment(t, types, func(string) bool { return true })
+	return d.whole(t, types, func(string) bool { return true }, func(string) bool { return true })
 }
 
 // groupLevel is what an export of a Group must hold at a moment, of the types only where any are named.
@@ -113,15 +113,66 @@ func (d *dataset) groupLevel(t *testing.T, id string, at time.Time, types ...str
 	t.Helper()
 	members, groups := set{}, set{}
 	d.collectMembers(t, id, at, members, groups)
-	want := d.compartment(t, types, func(patient string) bool { return members[patient] })
 	// A Group that shares a member would tell about other cohorts.
-	maps.DeleteFunc(want, func(key string, _ bool) bool { return typeOf(key) == "Group" })
+	want := d.whole(t, types, func(patient string) bool { return members[patient] }, func(typ string) bool { return typ != "Group" })
 	if slices.Contains(types, "Group") {
 		for group := range groups {
 			want["Group/"+group] = true
 		}
 	}
 	return want
+}
+
+// aroundTypes are nobody's compartment; what an export's resources refer to in them goes along.
+var aroundTypes = []string{"Device", "Location", "Medication", "Organization", "Practitioner", "PractitionerRole", "Substance"}
+
+// whole is a compartment with the Provenance of what is in it, and what all of that refers to in two steps.
+func (d *dataset) whole(t *testing.T, types []string, wanted, allowed func(string) bool) set {
+	t.Helper()
+	asked := func(typ string) bool { return len(types) == 0 || slices.Contains(types, typ) }
+	drop := func(key string, _ bool) bool { return !allowed(typeOf(key)) }
+	members, want := d.compartment(t, nil, wanted), d.compartment(t, types, wanted)
+	maps.DeleteFunc(members, drop)
+	maps.DeleteFunc(want, drop)
+	for key, resource := range d.rows {
+		if typeOf(key) == "Provenance" && asked("Provenance") &&
+			slices.ContainsFunc(references(parse(t, resource), []string{"target"}), func(target string) bool { return members[target] }) {
+			want[key] = true
+		}
+	}
+	frontier := maps.Clone(want)
+	for range 2 {
+		next := set{}
+		for key := range frontier {
+			for _, reference := range allReferences(parse(t, d.rows[key])) {
+				typ := typeOf(reference)
+				if _, there := d.rows[reference]; there && !want[reference] && asked(typ) && slices.Contains(aroundTypes, typ) {
+					want[reference], next[reference] = true, true
+				}
+			}
+		}
+		frontier = next
+	}
+	return want
+}
+
+// allReferences are the texts of all members called reference.
+func allReferences(node any) (found []string) {
+	switch node := node.(type) {
+	case []any:
+		for _, item := range node {
+			found = append(found, allReferences(item)...)
+		}
+	case map[string]any:
+		for name, value := range node {
+			if text, ok := value.(string); ok && name == "reference" {
+				found = append(found, text)
+				continue
+			}
+			found = append(found, allReferences(value)...)
+		}
+	}
+	return found
 }
 
 // compartment walks all rows: a row counts where one of its type's paths names a Patient who is wanted.

@@ -121,9 +121,10 @@ func (w *walk) readPart(ctx context.Context, q fhir.Query) (*outcome, error) {
 	w.bare = w.bare[:0]
 	take := func(row *fhir.Entry) error {
 		o.rows++
-		w.seenRows, w.seenBytes = w.seenRows+1, w.seenBytes+int64(len(row.Resource))
+		w.seenRows, w.seenBytes = w.seenRows+1, w.seenBytes+row.Size()
 		return w.takePart(o, row, q)
 	}
+	page.Collect(w.filter.compartment, len(w.job.Referenced) > 0)
 	err = page.Each(func(row *fhir.Entry) error {
 		if skip, err := w.skip(row); skip || err != nil {
 			return err

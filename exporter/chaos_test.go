@@ -17,9 +17,6 @@ import (
 func chaosRuns(t *testing.T) (runs int, first uint64) {
 	t.Helper()
 	runs, first = len(products()), uint64(time.Now().UnixNano())
-	if os.Getenv("CI") == "true" {
-		runs = 200
-	}
 	for name, set := range map[string]func(uint64){
 		"CHAOS_RUNS": func(n uint64) { runs = int(n) },
 		"CHAOS_SEED": func(n uint64) { first = n },

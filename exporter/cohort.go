@@ -21,7 +21,13 @@ import (
 type cohort struct {
 	patients []string // sorted ids
 	groups   []string // sorted ids of the requested Group and the nested ones
+	// newcomers are those patients, sorted, that were no members at _since: their whole record belongs to the export (Bulk
+	// Data guide, parameter _since: "resources of newly added patients").
+	newcomers []string
 }
+
+// onlyNewcomers is the cohort of those who have come.
+func (c *cohort) onlyNewcomers() *cohort { return &cohort{patients: c.newcomers} }
 
 func (c *cohort) hasPatient(id string) bool {
 	_, found := slices.BinarySearch(c.patients, id)
@@ -43,19 +49,60 @@ func (r *run) loadCohort(ctx context.Context) error {
 	if r.cohort, err = readCohort(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if r.cohort, err = r.resolve(ctx, r.job.Kickoff.Group); err != nil {
+	if r.cohort, err = r.resolve(ctx, r.job.TransactionTime, r.groupAsOf); err != nil {
+		return err
+	}
+	if err := r.compareMembers(ctx); err != nil {
 		return err
 	}
 	return local(writeCohort(path, r.cohort))
 }
 
-// resolve follows the Group and the Groups in it. Inactive members and those whose period does not hold at T are left
-// out; members that are neither Patients nor Groups of this server are nobody's compartment.
-func (r *run) resolve(ctx context.Context, id string) (*cohort, error) {
-	c := &cohort{groups: []string{id}}
+// compareMembers finds who has come and who has gone since _since, by the Group's version as of then. Where the server has
+// no history of it, only a member's period tells that he came later.
+func (r *run) compareMembers(ctx context.Context) error {
+	since := r.job.Kickoff.Since
+	if since.IsZero() {
+		return nil
+	}
+	read := r.groupAsOf
+	if r.profile.InstanceHistory {
+		read = func(ctx context.Context, id string) (*fhir.Group, error) { return r.groupAt(ctx, id, since) }
+	}
+	then, err := r.resolve(ctx, since, read)
+	if err != nil {
+		return fmt.Errorf("as of _since: %w", err)
+	}
+	for _, id := range r.cohort.patients {
+		if !then.hasPatient(id) {
+			r.cohort.newcomers = append(r.cohort.newcomers, id)
+		}
+	}
+	gone := 0
+	for _, id := range then.patients {
+		if !r.cohort.hasPatient(id) {
+			gone++
+		}
+	}
+	var issues []state.Issue
+	if gone > 0 {
+		issues = append(issues, state.Issue{Severity: "information", Code: "informational", Text: fmt.Sprintf(
+			"%d patients have left the Group since _since; their resources are not reported as deleted", gone)})
+	}
+	if !r.profile.InstanceHistory {
+		issues = append(issues, state.Issue{Severity: "information", Code: "informational", Text: "the server gives no history of the Group, " +
+			"so new members are known by their period only; the earlier resources of others who have come since _since are missing"})
+	}
+	return r.remark(ctx, issues...)
+}
+
+// resolve follows the Group and the Groups in it as of a time. Inactive members and those whose period does not hold then
+// are left out; members that are neither Patients nor Groups of this server are nobody's compartment.
+func (r *run) resolve(ctx context.Context, at time.Time, read func(context.Context, string) (*fhir.Group, error)) (*cohort, error) {
+	c := &cohort{groups: []string{r.job.Kickoff.Group}}
 	bases := r.filter("Patient").bases
 	for next := 0; next < len(c.groups); next++ {
-		group, err := r.groupAsOf(ctx, c.groups[next])
+		group, err := read(ctx, c.groups[next])
 		if next > 0 && gone(err) { // a nested Group that is not there has no members
 			continue
 		}
@@ -63,7 +110,7 @@ func (r *run) resolve(ctx context.Context, id string) (*cohort, error) {
 			return nil, fmt.Errorf("read the Group's members: %w", err)
 		}
 		for _, member := range group.Members {
-			if !member.ActiveAt(r.job.TransactionTime) {
+			if !member.ActiveAt(at) {
 				continue
 			}
 			if patient, ok := fhir.LocalReference("Patient", member.Reference, bases); ok {
@@ -129,7 +176,7 @@ func writeCohort(path string, c *cohort) (err error) {
 	for _, list := range []struct {
 		typ string
 		ids []string
-	}{{"Group", c.groups}, {"Patient", c.patients}} {
+	}{{"Group", c.groups}, {"Patient", c.patients}, {"New", c.newcomers}} {
 		for _, id := range list.ids {
 			if _, err := fmt.Fprintf(out, "%s/%s\n", list.typ, id); err != nil {
 				return errors.Join(err, part.Close())
@@ -155,6 +202,8 @@ func readCohort(path string) (*cohort, error) {
 			c.groups = append(c.groups, id)
 		case "Patient":
 			c.patients = append(c.patients, id)
+		case "New":
+			c.newcomers = append(c.newcomers, id)
 		default:
 			return nil, fmt.Errorf("read members: %w", errLocal)
 		}

@@ -82,9 +82,9 @@ func (r *run) byMembers(ctx context.Context, whole state.Slice) ([]state.Slice, 
 // forced tells whether the operator chose the strategy.
 func (r *run) forced() bool { return r.Strategy != "" && r.Strategy != StrategyAuto }
 
-// alwaysCrawled tells whether a type has nothing that could be asked for members: Groups are chosen by their own id.
+// alwaysCrawled tells whether a type has nothing that could be asked for members: Groups are chosen by their own id, Provenance by its targets.
 func (r *run) alwaysCrawled(typ string) bool {
-	return typ == "Group" || typ == "Patient" && r.job.Kickoff.Level == state.Patient
+	return typ == "Group" || typ == provenance || typ == "Patient" && r.job.Kickoff.Level == state.Patient
 }
 
 // offers are the ways in which a type can be asked for members, proved or not.
@@ -93,7 +93,7 @@ func (r *run) offers(ctx context.Context, whole state.Slice) ([]offer, error) {
 	if err != nil || len(params) == 0 || r.alwaysCrawled(whole.Type) {
 		return nil, err
 	}
-	members, err := r.members(ctx)
+	members, err := r.members(ctx, whole.Newcomers)
 	if err != nil || len(members.patients) == 0 {
 		return nil, err
 	}
@@ -199,7 +199,7 @@ func (r *run) proved(ctx context.Context, o offer) (bool, error) {
 // compartmentWorks tells whether the compartment of nobody is empty, and that of a member as large as its parameter says;
 // rows under several parameters cannot be added up.
 func (r *run) compartmentWorks(ctx context.Context, typ string, params []string) (bool, error) {
-	members, err := r.members(ctx)
+	members, err := r.members(ctx, false)
 	if err != nil {
 		return false, err
 	}
@@ -217,7 +217,7 @@ func (r *run) compartmentWorks(ctx context.Context, typ string, params []string)
 // hasWorks tells whether _has means the very members that we resolved, alone and in the chain: an unknown Group has none,
 // the Group as many as we know, and the chain finds as many rows as lists of them do.
 func (r *run) hasWorks(ctx context.Context, typ string, params []string) (bool, error) {
-	members, err := r.members(ctx)
+	members, err := r.members(ctx, false)
 	if err != nil {
 		return false, err
 	}

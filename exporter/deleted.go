@@ -59,7 +59,8 @@ func (d *deletions) wasMember(ctx context.Context, f *filter, id string) (bool, 
 	var last change
 	err := d.history(ctx, d.typ, id, beginning, func(row *fhir.Entry) error {
 		if !row.Deleted {
-			last.see(row, d.job.TransactionTime, true)
+			_, err := last.see(row, d.job.TransactionTime, anySize)
+			return err
 		}
 		return nil
 	})
@@ -101,7 +102,7 @@ func (d *deletions) flush() error {
 	}
 	d.slice.Written++
 	d.slice.SpoolRows++
-	return d.spool.write(line, "", "")
+	return d.spool.write(&fhir.Entry{Resource: line})
 }
 
 // finish makes the lines durable and returns their slice, nil where there is none.

@@ -74,12 +74,14 @@ func TestIncrementNamesDeletions(t *testing.T) {
 		rows    []string
 	}{
 		"system": {
-			system(), []string{"Immunization/i0", "Immunization/i1", "Immunization/short", "Organization/org", "Patient/p3"},
+			system(),
+			[]string{"Immunization/i0", "Immunization/i1", "Immunization/short", "Organization/org", "Patient/p3"},
 			[]string{"Immunization/i2", "Immunization/i4"},
 		},
 		"patient": {
 			state.Kickoff{Level: state.Patient, Base: "http://public/fhir"},
-			[]string{"Immunization/i0", "Immunization/i1", "Immunization/short", "Patient/p3"}, []string{"Immunization/i2", "Immunization/i4"},
+			[]string{"Immunization/i0", "Immunization/i1", "Immunization/short", "Patient/p3"},
+			[]string{"Immunization/i2", "Immunization/i4"},
 		},
 		"group": {groupOf("g"), []string{"Immunization/i1", "Immunization/short", "Patient/p3"}, []string{"Immunization/i4"}},
 	}

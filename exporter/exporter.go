@@ -56,12 +56,16 @@ type Config struct {
 	PageSize int
 	// Settle overrides the pause between the transaction time and the first read.
 	Settle time.Duration
+	// Writes knows the writes under way, where all of them pass through the sidecar; nil means to wait for the settle time.
+	Writes Writes
 	// MaxFileBytes is the size in bytes at which an output file is closed.
 	MaxFileBytes int64
 	// Retention is how long a finished export is kept.
 	Retention time.Duration
 	// GiveUp is how long the upstream may answer nothing at all before a job fails.
 	GiveUp time.Duration
+	// WithoutReferenced leaves out what the resources of a Patient or Group export refer to outside of the compartment.
+	WithoutReferenced bool
 	// AllowPartial lets a job complete although resources are missing; its error file says which.
 	AllowPartial bool
 	// WithoutHistory says what is done about resources that changed while the export ran, on a server without history.
@@ -70,6 +74,13 @@ type Config struct {
 	LinkClient *http.Client
 	Log        *slog.Logger
 	Metrics    *Metrics
+}
+
+// Writes knows the writes that are under way at the server.
+type Writes interface {
+	// Wait returns when all writes that began before a moment are visible; settle is how long those may take whose outcome
+	// is not known. It fails with the cause with which ctx ended.
+	Wait(ctx context.Context, before time.Time, settle time.Duration) error
 }
 
 // WithoutHistory is what an export does about resources that were changed after T and before they were read, where the

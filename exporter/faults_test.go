@@ -287,7 +287,7 @@ func anyOf(typ string) func(*http.Request) bool {
 	return func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/"+typ) }
 }
 
-// Ensure every row of the failure table is handled as it stands there (docs/troubles.md).
+// Ensure every row of the failure table is handled as it stands there (docs/upstreams.md).
 func TestFailureTable(t *testing.T) {
 	login := func(times int, match func(*http.Request) bool) func(*bubble) func(http.ResponseWriter, *http.Request) bool {
 		return func(*bubble) func(http.ResponseWriter, *http.Request) bool {

@@ -1,6 +1,7 @@
 package exporter
 
 import (
+	"errors"
 	"time"
 
 	"sidecar/exporter/fhir"
@@ -16,6 +17,12 @@ type filter struct {
 	compartment *fhir.Compartment
 	cohort      *cohort
 	bases       []string
+	// hasTarget tells of a Provenance's target whether it belongs to the export; nil for other types.
+	hasTarget func(typ, id string, newcomers bool) (bool, error)
+	// newcomers tells that cohort is of those who have come since _since.
+	newcomers bool
+	// all passes every resource that was there at T, for what is referred to.
+	all bool
 }
 
 // keep tells whether the row is in the export. A row without lastUpdated is: the guide allows to include it always.
@@ -23,8 +30,13 @@ func (f *filter) keep(row *fhir.Entry) (bool, error) {
 	if row.Type != f.typ || row.LastUpdated.After(f.until) {
 		return false, nil
 	}
-	if !f.since.IsZero() && !row.LastUpdated.IsZero() && !row.LastUpdated.After(f.since) {
-		return false, nil
+	if !f.all && !f.since.IsZero() && !row.LastUpdated.IsZero() && !row.LastUpdated.After(f.since) {
+		if f.cohort == nil || len(f.cohort.newcomers) == 0 {
+			return false, nil
+		}
+		older := *f
+		older.cohort, older.newcomers = f.cohort.onlyNewcomers(), true
+		return older.member(row)
 	}
 	return f.member(row)
 }
@@ -32,18 +44,38 @@ func (f *filter) keep(row *fhir.Entry) (bool, error) {
 // member tells whether the row is in the compartment of one of the export's Patients.
 func (f *filter) member(row *fhir.Entry) (bool, error) {
 	switch {
-	case f.level == state.System:
+	case f.level == state.System || f.all:
 		return true, nil
 	case f.typ == "Patient": // by its own id: Patient.link would pull in others
 		return f.level == state.Patient || f.cohort.hasPatient(row.ID), nil
 	case f.typ == "Group" && f.level == state.Group: // by reference it would be other cohorts
 		return f.cohort.hasGroup(row.ID), nil
 	}
+	if f.hasTarget != nil {
+		return f.anyTarget(row)
+	}
 	found := false
-	err := f.compartment.References(f.typ, row.Resource, func(_, reference string) bool {
+	err := row.References(f.compartment, func(_, reference string) bool {
 		id, local := fhir.LocalReference("Patient", reference, f.bases)
 		found = local && (f.level == state.Patient || f.cohort.hasPatient(id))
 		return !found
 	})
 	return found, err
+}
+
+// anyTarget tells whether a target of a Provenance is a Patient of the export, or a resource that belongs to it.
+func (f *filter) anyTarget(row *fhir.Entry) (found bool, err error) {
+	var failed error
+	err = row.References(f.compartment, func(_, reference string) bool {
+		typ, id, local := fhir.LocalTarget(reference, f.bases)
+		switch {
+		case !local:
+		case typ == "Patient":
+			found = f.level == state.Patient || f.cohort.hasPatient(id)
+		default:
+			found, failed = f.hasTarget(typ, id, f.newcomers)
+		}
+		return !found && failed == nil
+	})
+	return found, errors.Join(err, failed)
 }

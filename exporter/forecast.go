@@ -159,7 +159,7 @@ func (r *run) requests(ctx context.Context, slice state.Slice, average int64) (r
 	perPage := min(int64(r.pageSize()), max(minPageRows, pageBytes/max(1, average)))
 	rows = slice.Counted
 	if len(slice.Lists) > 0 {
-		members, err := r.members(ctx)
+		members, err := r.members(ctx, slice.Newcomers)
 		if err != nil {
 			return 0, 0, err
 		}

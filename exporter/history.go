@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"time"
 
@@ -18,6 +19,9 @@ const (
 	// heldBodies bounds in bytes what a type's repair keeps of resources that the history brought along.
 	heldBodies = 4 << 20
 )
+
+// anySize is room for every body.
+const anySize = math.MaxInt
 
 // beginning is a time before all versions.
 var beginning = time.Unix(0, 0)
@@ -73,10 +77,10 @@ func (r *run) changes(ctx context.Context, typ string) (*changes, error) {
 		since = from
 	}
 	err := r.history(ctx, typ, "", since, func(row *fhir.Entry) error {
-		if row.Type == typ && row.ID != "" {
-			h.see(row)
+		if row.Type != typ || row.ID == "" {
+			return nil
 		}
-		return nil
+		return h.see(row)
 	})
 	h.leaveOpen()
 	var response *fhir.ResponseError
@@ -99,11 +103,10 @@ func (r *run) changesOf(ctx context.Context, typ string) (*changes, error) {
 }
 
 // see takes one entry into account.
-func (h *changes) see(row *fhir.Entry) {
+func (h *changes) see(row *fhir.Entry) error {
 	undated := row.Deleted && row.LastUpdated.IsZero()
 	if undated && !h.newer.IsZero() && h.newer.Before(h.span) || !undated && row.LastUpdated.Before(h.span) {
-		h.seeOld(row, undated)
-		return
+		return h.seeOld(row, undated)
 	}
 	c := h.byID[row.ID]
 	if c == nil {
@@ -113,17 +116,24 @@ func (h *changes) see(row *fhir.Entry) {
 	c.raise(row)
 	if undated {
 		if !h.place(c, row) {
-			return
+			return nil
 		}
 	} else {
 		h.date(row.LastUpdated)
 	}
-	h.held += c.see(row, h.until, h.held < heldBodies)
+	return h.keep(c, row)
+}
+
+// keep takes an entry up, with its body as long as there is room.
+func (h *changes) keep(c *change, row *fhir.Entry) error {
+	grown, err := c.see(row, h.until, heldBodies-h.held)
+	h.held += grown
+	return err
 }
 
 // seeOld takes an entry into account that is older than the span: a version at or before T of what changed later, or a
 // deletion.
-func (h *changes) seeOld(row *fhir.Entry, undated bool) {
+func (h *changes) seeOld(row *fhir.Entry, undated bool) error {
 	if undated {
 		row.LastUpdated = h.newer
 	} else {
@@ -131,12 +141,12 @@ func (h *changes) seeOld(row *fhir.Entry, undated bool) {
 	}
 	if c := h.byID[row.ID]; c != nil {
 		c.raise(row)
-		h.held += c.see(row, h.until, h.held < heldBodies)
-		return
+		return h.keep(c, row)
 	}
 	if c := h.old[row.ID]; row.Deleted && c == nil {
 		h.old[row.ID] = &change{known: true, version: row.Version, updated: row.LastUpdated, deleted: true}
 	}
+	return nil
 }
 
 // place finds out on which side of T a deletion without a time is, and tells whether that is known now: whatever is older
@@ -182,17 +192,21 @@ func (c *change) raise(row *fhir.Entry) {
 	c.top, c.topVersion, c.topUpdated, c.topDeleted = true, row.Version, row.LastUpdated, row.Deleted
 }
 
-// see takes a version into account if it is the newest at or before T, and returns by how many bytes the body grew.
-func (c *change) see(row *fhir.Entry, until time.Time, keep bool) int {
+// see takes a version into account if it is the newest at or before a time, and returns by how many bytes the body grew. A
+// body of more than room bytes is not kept.
+func (c *change) see(row *fhir.Entry, until time.Time, room int) (grown int, err error) {
 	if row.LastUpdated.After(until) || c.known && !newer(row.Version, row.LastUpdated, c.version, c.updated) {
-		return 0
+		return 0, nil
 	}
 	before := len(c.body)
 	c.known, c.version, c.updated, c.deleted, c.body = true, row.Version, row.LastUpdated, row.Deleted, nil
-	if keep && !row.Deleted {
-		c.body = append([]byte(nil), row.Resource...)
+	if !row.Deleted {
+		c.body, err = row.Bytes(int64(room))
 	}
-	return len(c.body) - before
+	if errors.Is(err, fhir.ErrTooLong) {
+		err = nil
+	}
+	return len(c.body) - before, err
 }
 
 // newer compares versions by number where they are numbers, else by time: the time may go back within one resource when
@@ -226,8 +240,8 @@ func (r *run) asOf(ctx context.Context, typ, id string, until time.Time, c *chan
 			undated = append(undated, fhir.Entry{Type: typ, ID: id, Version: row.Version, Deleted: true})
 			return nil
 		}
-		c.see(row, until, true)
-		return nil
+		_, err := c.see(row, until, anySize) // there is no other place that has the body
+		return err
 	})
 	if gone(err) { // expunged: no version of it can be had
 		return nil
@@ -246,7 +260,9 @@ func (r *run) asOf(ctx context.Context, typ, id string, until time.Time, c *chan
 	for i := range undated {
 		if !later[undated[i].Version] {
 			undated[i].LastUpdated = until
-			c.see(&undated[i], until, false)
+			if _, err := c.see(&undated[i], until, 0); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -238,6 +238,7 @@ func (w *walk) keepPage() {
 // takeBack undoes a page that broke off.
 func (w *walk) takeBack(before state.Slice) error {
 	*w.slice = before
+	w.refs = nil // of which the page may have added some
 	return w.spool.cut(&before)
 }
 
@@ -246,6 +247,7 @@ func (w *walk) readKeyset(ctx context.Context, page *fhir.Page, q fhir.Query) (*
 	o := &outcome{asked: q.Count}
 	onPage := make(map[string]struct{}, q.Count)
 	w.bare, w.noted = w.bare[:0], false
+	page.Collect(w.filter.compartment, len(w.job.Referenced) > 0)
 	err := page.Each(func(row *fhir.Entry) error {
 		if skip, err := w.skip(row); skip || err != nil {
 			return err
@@ -274,7 +276,7 @@ func (w *walk) readKeyset(ctx context.Context, page *fhir.Page, q fhir.Query) (*
 // meet takes one row of a page into account and writes it if it is new.
 func (w *walk) meet(o *outcome, onPage map[string]struct{}, row *fhir.Entry, q fhir.Query) error {
 	o.rows++
-	w.seenRows, w.seenBytes = w.seenRows+1, w.seenBytes+int64(len(row.Resource))
+	w.seenRows, w.seenBytes = w.seenRows+1, w.seenBytes+row.Size()
 	if row.LastUpdated.After(w.job.TransactionTime) && !row.LastUpdated.Before(q.To) {
 		o.raced++
 		return nil

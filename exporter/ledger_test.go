@@ -93,13 +93,25 @@ func (l *ledger) notBefore(t time.Time) []string {
 func (l *ledger) expected(t *testing.T, job *state.Job, patients []string) map[string]string {
 	t.Helper()
 	kickoff, rows := job.Kickoff, l.asOf(job.TransactionTime)
+	var newcomers []string
 	if kickoff.Level == state.Group {
 		patients = membersOf(t, rows, kickoff.Group)
+		if !kickoff.Since.IsZero() { // the whole record of who has come since belongs to the increment
+			then := membersOf(t, l.asOf(kickoff.Since), kickoff.Group)
+			newcomers = slices.DeleteFunc(slices.Clone(patients), func(id string) bool { return slices.Contains(then, id) })
+		}
 	}
 	maps.DeleteFunc(rows, func(key, body string) bool {
 		typ, id, _ := strings.Cut(key, "/")
-		if len(kickoff.Types) > 0 && !slices.Contains(kickoff.Types, typ) || !updated(t, body).After(kickoff.Since) {
+		if len(kickoff.Types) > 0 && !slices.Contains(kickoff.Types, typ) {
 			return true
+		}
+		patients := patients
+		if !updated(t, body).After(kickoff.Since) {
+			if len(newcomers) == 0 {
+				return true
+			}
+			patients = newcomers
 		}
 		switch {
 		case kickoff.Level == state.System:

@@ -264,6 +264,7 @@ func (w *walk) readServerPage(
 	if err != nil {
 		return "", 0, err
 	}
+	page.Collect(w.filter.compartment, len(w.job.Referenced) > 0)
 	w.bare = w.bare[:0]
 	count := func(row *fhir.Entry) error {
 		rows++

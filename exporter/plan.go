@@ -51,7 +51,7 @@ func (r *run) plan(ctx context.Context) error {
 	if r.job.Planned {
 		return nil
 	}
-	types, err := r.types(ctx)
+	types, referenced, err := r.splitTypes(ctx)
 	if err != nil {
 		return err
 	}
@@ -95,7 +95,7 @@ func (r *run) plan(ctx context.Context) error {
 		planned[i].Seq = i + 1
 	}
 	err = r.Store.PutPlan(ctx, r.job.ID, planned, func(job *state.Job) {
-		job.Types, job.Issues = types, append(job.Issues, issues...)
+		job.Types, job.Referenced, job.Issues = types, referenced, append(job.Issues, issues...)
 		r.job = job
 	})
 	if err != nil {
@@ -148,6 +148,13 @@ func (r *run) planType(ctx context.Context, typ string) ([]state.Slice, error) {
 		}
 	}
 	slices, err := r.planWindow(ctx, whole)
+	if err == nil && r.cohort != nil && len(r.cohort.newcomers) > 0 && !whole.From.IsZero() {
+		older := whole
+		older.From, older.To, older.Newcomers = time.Time{}, whole.From, true
+		var more []state.Slice
+		more, err = r.planWindow(ctx, older)
+		slices = append(more, slices...)
+	}
 	switch status := fhir.StatusOf(err); {
 	case status == 400: // this type knows no _lastUpdated, or wants a Patient
 		return r.planOpen(ctx, open)

@@ -96,6 +96,9 @@ func (e *Exporter) recall(ctx context.Context) known {
 	if e.known.Profile != nil || e.known.doubtful {
 		return e.known
 	}
+	if e.Store == nil { // a dry run has none
+		return e.known
+	}
 	stored, err := e.stored(ctx)
 	if err != nil && !errors.Is(err, state.ErrNotFound) && ctx.Err() == nil {
 		e.Log.WarnContext(ctx, "stored profile cannot be read: the server is probed anew", "error", err)
@@ -124,6 +127,9 @@ func (e *Exporter) remember(ctx context.Context, k known) {
 	e.mu.Lock()
 	e.known = k
 	e.mu.Unlock()
+	if e.Store == nil {
+		return
+	}
 	raw, err := json.Marshal(k)
 	if err == nil {
 		err = e.Store.PutProfile(ctx, e.profileKey(), raw)

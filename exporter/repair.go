@@ -16,7 +16,7 @@ import (
 // repair proves each type of the job, also those without a row, and makes its output the state at T by the server's
 // history: what changed before it was read is added as of T, what a late write made stale is replaced. A type is done when
 // its slice of strategy History stands in the store.
-func (r *run) repair(ctx context.Context) error {
+func (r *run) repair(ctx context.Context, chosen func(typ string) bool) error {
 	all, err := r.Store.Slices(ctx, r.job.ID)
 	if err != nil {
 		return err
@@ -29,7 +29,7 @@ func (r *run) repair(ctx context.Context) error {
 		switch slice.Strategy {
 		case state.History:
 			done[slice.Type] = slice.Done
-		case state.Deletions:
+		case state.Deletions, state.Referenced:
 		default:
 			crawled[slice.Type] = append(crawled[slice.Type], slice)
 		}
@@ -44,7 +44,7 @@ func (r *run) repair(ctx context.Context) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(r.Workers)
 	for _, typ := range r.job.Types {
-		if done[typ] {
+		if done[typ] || !chosen(typ) {
 			continue
 		}
 		group.Go(func() error {
@@ -102,7 +102,7 @@ func (t *typeRepair) do(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	w := &walk{run: t.run, slice: repaired, filter: t.filter(t.typ), spool: files}
+	w := &walk{run: t.run, slice: repaired, filter: t.filterIn(ctx, t.typ), spool: files}
 	gone := t.newDeletions()
 	if h == nil {
 		err = t.withoutHistory(ctx, w)

@@ -38,8 +38,15 @@ type pace struct {
 	last time.Time // of the last success
 }
 
-// do calls ask until it succeeds, fails for good, or the budget is spent. Calls must not be nested: each holds a right of
-// the limiter while it asks.
+// insideKey marks a context whose holder has a right of the limiter already.
+type insideKey struct{}
+
+// inside returns the context for requests that are made while the page of another one is read: they need no right of their
+// own, for which all workers could wait in a circle.
+func inside(ctx context.Context) context.Context { return context.WithValue(ctx, insideKey{}, true) }
+
+// do calls ask until it succeeds, fails for good, or the budget is spent. A call within another one needs the context of
+// inside: each holds a right of the limiter while it asks.
 func (p *pace) do(ctx context.Context, ask func() error) error {
 	return p.doWith(ctx, nil, unclearTries, ask)
 }
@@ -89,7 +96,7 @@ func (p *pace) doWith(ctx context.Context, held *ticket, tries int, ask func() e
 
 // ask sends one request when the limiter lets it.
 func (p *pace) ask(ctx context.Context, held *ticket, ask func() error) (late bool, err error) {
-	if p.limiter == nil {
+	if p.limiter == nil || ctx.Value(insideKey{}) != nil {
 		return false, ask()
 	}
 	if held == nil {
@@ -134,7 +141,7 @@ func classify(err error) verdict {
 	var response *fhir.ResponseError
 	var partial *partialError
 	switch {
-	case errors.Is(err, errIncomplete), errors.Is(err, errStrategy), errors.Is(err, errSuperset), errors.Is(err, errLocal):
+	case errors.Is(err, errIncomplete), errors.Is(err, errStrategy), errors.Is(err, errSuperset), errors.Is(err, errLocal), errors.Is(err, fhir.ErrSpill):
 		return final
 	case errors.Is(err, fhir.ErrForeignLink):
 		return final

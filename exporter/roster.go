@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -40,7 +39,7 @@ func (r *run) byPatient(ctx context.Context, whole state.Slice) ([]state.Slice, 
 			return []state.Slice{whole}, nil
 		}
 	}
-	members, err := r.members(ctx)
+	members, err := r.members(ctx, whole.Newcomers)
 	if err != nil {
 		return nil, fmt.Errorf("the server wants a Patient in each search, and its Patients cannot be listed: %w", err)
 	}
@@ -83,7 +82,10 @@ func (r *run) emptyForNobody(ctx context.Context, typ, param string) (bool, erro
 
 // members are the Patients whose rows are asked for by id: those of the Group, or all that the server has. They are listed
 // once per job.
-func (r *run) members(ctx context.Context) (*cohort, error) {
+func (r *run) members(ctx context.Context, newcomers bool) (*cohort, error) {
+	if newcomers {
+		return r.cohort.onlyNewcomers(), nil
+	}
 	if r.cohort != nil {
 		return r.cohort, nil
 	}
@@ -127,9 +129,7 @@ func (r *run) listPatients(ctx context.Context) (_ *cohort, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		err = errors.Join(err, files.close(), local(os.Remove(spoolPath(r.dir, 0))), local(os.Remove(indexPath(r.dir, 0))))
-	}()
+	defer func() { err = errors.Join(err, files.remove()) }()
 	everyone := &filter{typ: "Patient", until: farFuture, level: state.System}
 	list := &cohort{}
 	for _, part := range parts {

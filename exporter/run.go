@@ -33,6 +33,11 @@ type run struct {
 	listing chan struct{}
 	roster  *cohort
 
+	// targets are the names of what the export holds, while Provenance is read; asked are answers about others.
+	targets *targets
+	asking  sync.Mutex
+	asked   map[string]bool
+
 	stop     sync.Mutex
 	patients int64           // the server's count of them, 0 where it was not asked
 	barred   map[string]bool // types that are not asked for any more
@@ -108,8 +113,10 @@ func (e *Exporter) export(ctx context.Context, id string) error {
 		r.loadCohort,
 		r.timed("export planned", r.plan),
 		r.finishFiles,
-		r.timed("slices read", r.crawl),
-		r.timed("history read", r.repair),
+		r.timed("slices read", func(ctx context.Context) error { return r.crawl(ctx, r.notLast) }),
+		r.timed("history read", func(ctx context.Context) error { return r.repair(ctx, r.notLast) }),
+		r.readLast,
+		r.timed("referenced resources read", r.addReferenced),
 		r.timed("files stored", r.seal),
 	} {
 		if err := stage(ctx); err != nil {
@@ -218,21 +225,43 @@ func (r *run) settleTime() time.Duration {
 
 // settle waits until T + settle: servers stamp lastUpdated when a write begins and show it when it commits.
 func (r *run) settle(ctx context.Context) error {
+	if r.job.Planned {
+		return nil
+	}
+	if r.Writes != nil {
+		return r.awaitWrites(ctx)
+	}
 	wait := time.Until(r.job.ReadAt.Add(r.settleTime()))
-	if r.job.Planned || wait <= 0 {
+	if wait <= 0 {
 		return nil
 	}
 	r.Log.InfoContext(ctx, "waiting for the server's writes to settle", "job", r.job.ID, "seconds", wait.Seconds())
 	return sleep(ctx, wait)
 }
 
+// awaitWrites waits until T is over and the writes that began before it are answered. Where lastUpdated has whole seconds
+// T is a whole second.
+func (r *run) awaitWrites(ctx context.Context) error {
+	over := r.job.ReadAt
+	if !r.profile.Milliseconds {
+		over = over.Add(time.Second)
+	}
+	r.Log.InfoContext(ctx, "waiting for the writes in flight", "job", r.job.ID)
+	if err := sleep(ctx, time.Until(over)); err != nil {
+		return err
+	}
+	return r.Writes.Wait(ctx, over, r.settleTime())
+}
+
 // crawl reads the planned slices, the largest first, several at once.
-func (r *run) crawl(ctx context.Context) error {
+func (r *run) crawl(ctx context.Context, chosen func(typ string) bool) error {
 	planned, err := r.Store.Slices(ctx, r.job.ID)
 	if err != nil {
 		return err
 	}
-	planned = slices.DeleteFunc(planned, func(s state.Slice) bool { return s.Done || s.Strategy == state.History })
+	planned = slices.DeleteFunc(planned, func(s state.Slice) bool {
+		return s.Done || !chosen(s.Type) || s.Strategy == state.History || s.Strategy == state.Referenced
+	})
 	slices.SortStableFunc(planned, func(a, b state.Slice) int { return int(b.Counted - a.Counted) })
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(r.Workers)
@@ -264,6 +293,17 @@ func (r *run) filter(typ string) *filter {
 		cohort:      r.cohort,
 		bases:       append(r.Client.Bases(), r.job.Kickoff.Base),
 	}
+}
+
+// filterIn is filter for a type whose membership may have to be asked for in ctx.
+func (r *run) filterIn(ctx context.Context, typ string) *filter {
+	f := r.filter(typ)
+	if r.last(typ) {
+		f.hasTarget = func(typ, id string, newcomers bool) (bool, error) {
+			return r.hasTarget(inside(ctx), typ, id, newcomers)
+		}
+	}
+	return f
 }
 
 // windowEnd is the exclusive end of the newest window. Rows up to and including T belong to the export; where only whole

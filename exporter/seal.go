@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"sidecar/exporter/fhir"
@@ -136,7 +137,7 @@ func (r *run) seal(ctx context.Context) error {
 	if err := r.rewriteStored(ctx, all); err != nil {
 		return err
 	}
-	for _, typ := range r.job.Types {
+	for _, typ := range r.outputTypes() {
 		err := r.join(ctx, state.Output, typ, all, func(s *state.Slice) bool { return s.Type == typ && s.Strategy != state.Deletions })
 		if err != nil {
 			return err
@@ -188,6 +189,13 @@ func (r *run) join(ctx context.Context, kind state.Kind, typ string, all []state
 		return nil
 	}
 	return r.putFile(ctx, kind, typ, open)
+}
+
+// outputTypes are all types that the output may hold.
+func (r *run) outputTypes() []string {
+	types := slices.Concat(r.job.Types, r.job.Referenced)
+	slices.Sort(types)
+	return slices.Compact(types)
 }
 
 // putIssues puts the job's remarks as a file of OperationOutcomes, one a line.

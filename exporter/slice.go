@@ -37,6 +37,8 @@ type walk struct {
 	// written holds all ids of the slice, where a row can come twice in ways that the boundary does not see: from
 	// several lists of members, from server pages, from a second reading. Otherwise nil.
 	written *idSet
+	// refs are the resources that the slice's rows refer to, nil while they are not known.
+	refs map[string]struct{}
 	// durable is the slice as it was stored last, durableAt when.
 	durable   state.Slice
 	durableAt time.Time
@@ -63,7 +65,7 @@ func (r *run) read(ctx context.Context, slice *state.Slice, anew bool) (err erro
 	if err != nil {
 		return err
 	}
-	w := &walk{run: r, slice: slice, filter: r.filter(slice.Type), spool: files, durable: *slice, durableAt: time.Now()}
+	w := &walk{run: r, slice: slice, filter: r.filterIn(ctx, slice.Type), spool: files, durable: *slice, durableAt: time.Now()}
 	outer := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer func() {
@@ -74,7 +76,7 @@ func (r *run) read(ctx context.Context, slice *state.Slice, anew bool) (err erro
 		}
 	}()
 	if len(slice.Lists) > 0 {
-		if w.members, err = r.members(ctx); err != nil {
+		if w.members, err = r.members(ctx, slice.Newcomers); err != nil {
 			return err
 		}
 	}
@@ -222,7 +224,7 @@ func (w *walk) countMet(id string) error {
 func (w *walk) emit(row *fhir.Entry) error {
 	keep, err := w.filter.keep(row)
 	if err != nil {
-		return fmt.Errorf("read references: %w", fhir.ErrMalformed)
+		return err
 	}
 	if !keep || w.written != nil && !w.written.add(row.ID) {
 		return nil
@@ -230,9 +232,12 @@ func (w *walk) emit(row *fhir.Entry) error {
 	w.slice.Written++
 	w.slice.SpoolRows++
 	if w.draft {
-		return w.spool.write(nil, row.ID, row.Version)
+		return w.spool.note(row)
 	}
-	return w.spool.write(row.Resource, row.ID, row.Version)
+	if err := w.collect(row); err != nil {
+		return err
+	}
+	return w.spool.write(row)
 }
 
 // committed follows each page: now and then the slice is made durable, and a full file leaves.

@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 
+	"sidecar/exporter/fhir"
 	"sidecar/state"
 )
 
@@ -25,17 +27,21 @@ func local(err error) error {
 	return fmt.Errorf("%w: %w", errLocal, err)
 }
 
-// spool is the open file of a slice, and beside it two files that run over the whole slice: the index of the ids written,
-// one line "id<TAB>version" each, and the rows met, also those that the filter kept out, as eight bytes of hash each.
+// spool is the open file of a slice, and beside it three files that run over the whole slice: the index of the ids written,
+// one line "id<TAB>version" each, the rows met, also those that the filter kept out, as eight bytes of hash each, and the
+// resources that the rows written refer to, one line "Type/id" each.
 type spool struct {
-	rows, index, met sink
+	rows, index, met, refs sink
 }
 
 // sink is an append-only file that can go back to an earlier size.
 type sink struct {
-	file *os.File
+	path string
+	file *os.File // nil while there is nothing in it
 	buf  *bufio.Writer
 	size int64 // what is buffered counts
+	// changed tells that there is something to sync.
+	changed bool
 }
 
 // openSpool opens the files of a slice and cuts them to the sizes of its last checkpoint.
@@ -49,6 +55,7 @@ func openSpool(dir string, slice *state.Slice) (*spool, error) {
 		{&s.rows, spoolPath(dir, slice.Seq), slice.SpoolSize},
 		{&s.index, indexPath(dir, slice.Seq), slice.IndexSize},
 		{&s.met, metPath(dir, slice.Seq), slice.MetSize},
+		{&s.refs, refsPath(dir, slice.Seq), slice.RefsSize},
 	} {
 		opened, err := openSink(file.path, file.size)
 		if err != nil {
@@ -64,26 +71,52 @@ func indexPath(dir string, seq int) string { return filepath.Join(dir, strconv.I
 
 func metPath(dir string, seq int) string { return filepath.Join(dir, strconv.Itoa(seq)+".met") }
 
+func refsPath(dir string, seq int) string { return filepath.Join(dir, strconv.Itoa(seq)+".refs") }
+
+// openSink opens a file and cuts it to its durable size. One of size 0 is made with the first write: most slices need only
+// some of their files.
 func openSink(path string, size int64) (sink, error) {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
+	s := sink{path: path}
+	if size == 0 {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return sink{}, local(err)
+		}
+		return s, nil
+	}
+	if err := s.open(); err != nil {
 		return sink{}, local(err)
 	}
-	info, err := file.Stat()
+	info, err := s.file.Stat()
 	if err == nil && info.Size() < size {
 		err = fmt.Errorf("%s is shorter than its checkpoint", filepath.Base(path))
 	}
-	s := sink{file: file, buf: bufio.NewWriterSize(file, 64<<10)}
 	if err == nil {
 		err = s.cut(size)
 	}
 	if err != nil {
-		return sink{}, local(errors.Join(err, file.Close()))
+		return sink{}, local(errors.Join(err, s.file.Close()))
 	}
 	return s, nil
 }
 
+// open makes the file ready for writing, unless it is.
+func (s *sink) open() error {
+	if s.file != nil {
+		return nil
+	}
+	var err error
+	if s.file, err = os.OpenFile(s.path, os.O_CREATE|os.O_RDWR, 0o600); err != nil {
+		return err
+	}
+	s.buf = bufio.NewWriterSize(s.file, 64<<10)
+	return nil
+}
+
 func (s *sink) write(parts ...[]byte) error {
+	if err := s.open(); err != nil {
+		return err
+	}
+	s.changed = true
 	for _, part := range parts {
 		n, err := s.buf.Write(part)
 		s.size += int64(n)
@@ -94,11 +127,15 @@ func (s *sink) write(parts ...[]byte) error {
 	return nil
 }
 
-// cut goes back to an earlier size.
+// cut goes back to an earlier size. The file then holds all that the sink does.
 func (s *sink) cut(size int64) error {
-	if err := s.buf.Flush(); err != nil {
+	if s.file == nil {
+		return nil
+	}
+	if err := s.buf.Flush(); err != nil || size == s.size {
 		return err
 	}
+	s.changed = true
 	if err := s.file.Truncate(size); err != nil {
 		return err
 	}
@@ -115,6 +152,10 @@ func (s *sink) close() error {
 }
 
 func (s *sink) sync() error {
+	if !s.changed {
+		return nil
+	}
+	s.changed = false
 	if err := s.buf.Flush(); err != nil {
 		return err
 	}
@@ -122,11 +163,22 @@ func (s *sink) sync() error {
 }
 
 // write appends one resource.
-func (s *spool) write(line []byte, id, version string) error {
+func (s *spool) write(row *fhir.Entry) error {
+	if err := s.rows.open(); err != nil {
+		return local(err)
+	}
+	n, err := row.WriteTo(s.rows.buf)
+	s.rows.size += n
 	return local(errors.Join(
-		s.rows.write(line, []byte{'\n'}),
-		s.index.write([]byte(id), []byte{'\t'}, []byte(version), []byte{'\n'}),
+		err,
+		s.rows.write([]byte{'\n'}),
+		s.note(row),
 	))
+}
+
+// note appends the id of a resource to the index alone.
+func (s *spool) note(row *fhir.Entry) error {
+	return local(s.index.write([]byte(row.ID), []byte{'\t'}, []byte(row.Version), []byte{'\n'}))
 }
 
 // meet notes that a row was met.
@@ -138,19 +190,32 @@ func (s *spool) meet(id string) error {
 
 // cut goes back to what a slice was, as after a page that broke off.
 func (s *spool) cut(before *state.Slice) error {
-	return local(errors.Join(s.rows.cut(before.SpoolSize), s.index.cut(before.IndexSize), s.met.cut(before.MetSize)))
+	return local(errors.Join(s.rows.cut(before.SpoolSize), s.index.cut(before.IndexSize), s.met.cut(before.MetSize), s.refs.cut(before.RefsSize)))
 }
 
 // measure sets the sizes of a slice to those of its files.
 func (s *spool) measure(slice *state.Slice) {
-	slice.SpoolSize, slice.IndexSize, slice.MetSize = s.rows.size, s.index.size, s.met.size
+	slice.SpoolSize, slice.IndexSize, slice.MetSize, slice.RefsSize = s.rows.size, s.index.size, s.met.size, s.refs.size
 }
 
 // sync makes all that was written durable.
-func (s *spool) sync() error { return local(errors.Join(s.rows.sync(), s.index.sync(), s.met.sync())) }
+func (s *spool) sync() error {
+	return local(errors.Join(s.rows.sync(), s.index.sync(), s.met.sync(), s.refs.sync()))
+}
 
 func (s *spool) close() error {
-	return local(errors.Join(s.rows.close(), s.index.close(), s.met.close()))
+	return local(errors.Join(s.rows.close(), s.index.close(), s.met.close(), s.refs.close()))
+}
+
+// remove closes the files and deletes them.
+func (s *spool) remove() error {
+	err := s.close()
+	for _, file := range []*sink{&s.rows, &s.index, &s.met, &s.refs} {
+		if file.file != nil {
+			err = errors.Join(err, local(os.Remove(file.path)))
+		}
+	}
+	return err
 }
 
 // metBytes is the size of a row in the file of met rows.
@@ -168,6 +233,9 @@ func metKey(id string) uint64 {
 
 // eachMet reads the first size bytes of a slice's met rows.
 func eachMet(dir string, seq int, size int64, fn func(key uint64)) (err error) {
+	if size == 0 {
+		return nil
+	}
 	file, err := os.Open(metPath(dir, seq))
 	if err != nil {
 		return local(err)
@@ -188,6 +256,9 @@ func eachMet(dir string, seq int, size int64, fn func(key uint64)) (err error) {
 
 // eachWritten reads the first size bytes of a slice's index.
 func eachWritten(dir string, seq int, size int64, fn func(id, version string) error) (err error) {
+	if size == 0 {
+		return nil
+	}
 	file, err := os.Open(indexPath(dir, seq))
 	if err != nil {
 		return local(err)

@@ -50,7 +50,7 @@ func TestSpoolThatCannotBeWritten(t *testing.T) {
 	inBubble(t, fhirtest.Plain(), smallPages, thirtyRows(t), func(t *testing.T, b *bubble) {
 		b.finish(b.kickOff(system())) // the probes are over
 		id := b.kickOff(system())
-		blocked := filepath.Join(b.folder, "spool", id, "1.ndjson")
+		blocked := filepath.Join(b.folder, "spool", id, "1.ndjson", "full")
 		if err := os.MkdirAll(blocked, 0o700); err != nil {
 			t.Fatal(err)
 		}

@@ -152,6 +152,7 @@ func scheme(r *http.Request) string {
 // seen counts an answer that is passed on.
 func (p *Proxy) seen(response *http.Response) error {
 	p.Metrics.requests.WithLabelValues(strconv.Itoa(response.StatusCode)).Inc()
+	answeredWrite(response)
 	return nil
 }
 

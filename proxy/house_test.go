@@ -94,11 +94,11 @@ func newHouse(t *testing.T, upstream string, edit func(*proxy.Config)) *house {
 	h := &house{t: t, store: store, bucket: bucket, exports: &exports{store: store, retention: time.Hour}}
 	cfg := proxy.Config{
 		Upstream: base, Intercept: true, Client: client, Exports: h.exports, Jobs: store, Bucket: bucket,
-		TypesOf: func(level state.Level, statement *fhir.CapabilityStatement) ([]string, error) {
+		TypesOf: func(level state.Level, statement *fhir.CapabilityStatement) ([]string, []string, error) {
 			if level == state.System {
-				return statement.Types, nil
+				return statement.Types, nil, nil
 			}
-			return []string{"Patient", "Observation", "Condition", "Group"}, nil
+			return []string{"Patient", "Observation", "Condition", "Group"}, []string{"Practitioner"}, nil
 		},
 		Log: slog.New(slog.DiscardHandler),
 	}

@@ -159,9 +159,12 @@ func (p *Proxy) mayKickOff(r *http.Request, kickoff *state.Kickoff) error {
 		p.Log.WarnContext(ctx, "kick-off refused: check the setting upstream, it must be the FHIR base", "error", err)
 		return &refusal{http.StatusServiceUnavailable, "transient", "the FHIR server's CapabilityStatement cannot be read now"}
 	}
-	allowed, err := p.TypesOf(kickoff.Level, statement)
+	allowed, beside, err := p.TypesOf(kickoff.Level, statement)
 	if err != nil {
 		return &refusal{http.StatusBadRequest, "not-supported", "exports of Patients and Groups need FHIR R4, R4B or R5"}
+	}
+	if slices.ContainsFunc(kickoff.Types, func(typ string) bool { return slices.Contains(allowed, typ) }) {
+		allowed = slices.Concat(allowed, beside)
 	}
 	for _, typ := range kickoff.Types {
 		switch {

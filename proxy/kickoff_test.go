@@ -323,7 +323,7 @@ func FuzzKickoff(f *testing.F) {
 	}
 	handler, err := proxy.New(proxy.Config{
 		Upstream: upstream, Intercept: true, Client: client, Exports: engine, Jobs: &state.Store{}, Bucket: signing{}, Transport: stub{},
-		TypesOf: func(_ state.Level, s *fhir.CapabilityStatement) ([]string, error) { return s.Types, nil },
+		TypesOf: func(_ state.Level, s *fhir.CapabilityStatement) ([]string, []string, error) { return s.Types, nil, nil },
 		Log:     slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

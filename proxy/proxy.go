@@ -57,8 +57,10 @@ type Config struct {
 	Bucket  blob.Bucket
 	// LinkLifetime is how long a signed link lives.
 	LinkLifetime time.Duration
-	// TypesOf returns the types that an export of a level may name.
-	TypesOf func(state.Level, *fhir.CapabilityStatement) ([]string, error)
+	// TypesOf returns the types that an export of a level may name, and those that it may name beside one of them.
+	TypesOf func(state.Level, *fhir.CapabilityStatement) (types, beside []string, err error)
+	// Writes notes the writes among forwarded requests; nil means that nobody asks for them.
+	Writes *Writes
 	// Transport forwards; nil means one of the proxy's own.
 	Transport http.RoundTripper
 	Log       *slog.Logger
@@ -88,6 +90,9 @@ func New(cfg Config) (http.Handler, error) {
 	}
 	p := &Proxy{Config: cfg, basePath: strings.TrimRight(cfg.Upstream.EscapedPath(), "/")}
 	p.forward = verbatim(p.newForwarder())
+	if cfg.Writes != nil {
+		p.forward = cfg.Writes.watched(p.forward)
+	}
 	if !cfg.Intercept {
 		return p.forward, nil
 	}

@@ -120,7 +120,7 @@ func TestHangingServerIsGivenUpOn(t *testing.T) {
 				}
 				handler, err := proxy.New(proxy.Config{
 					Upstream: upstream, Intercept: true, Client: client, Exports: &exports{}, Jobs: &state.Store{}, Bucket: signing{}, Transport: transport,
-					TypesOf: func(_ state.Level, s *fhir.CapabilityStatement) ([]string, error) { return s.Types, nil },
+					TypesOf: func(_ state.Level, s *fhir.CapabilityStatement) ([]string, []string, error) { return s.Types, nil, nil },
 					Log:     slog.New(slog.DiscardHandler),
 				})
 				if err != nil {

@@ -84,6 +84,8 @@ type Job struct {
 	ReadAt time.Time `json:"readAt,omitzero"`
 	// Types are the types that the job reads, fixed with the plan.
 	Types []string `json:"types,omitempty"`
+	// Referenced are the types of which the job holds what its resources refer to, fixed with the plan.
+	Referenced []string `json:"referenced,omitempty"`
 	// Planned tells that the slices stand in the store.
 	Planned bool `json:"planned,omitempty"`
 	// Finished is when the job was completed or failed; retention counts from it.
@@ -158,6 +160,8 @@ const (
 	Paging Strategy = "paging"
 	// History reads the type's history after the crawl and adds what changed before it was read.
 	History Strategy = "history"
+	// Referenced holds resources that the others refer to, read by their ids.
+	Referenced Strategy = "referenced"
 	// Deletions holds the type's deletions since _since, as transaction Bundles.
 	Deletions Strategy = "deletions"
 )
@@ -173,6 +177,8 @@ type Slice struct {
 	// Lists are the reference parameters that are asked for lists of members, one after another; empty means that the
 	// type is searched without them. "_id" asks for the Patients themselves.
 	Lists []string `json:"lists,omitempty"`
+	// Newcomers tells that the slice reads what is older than _since, of the members who have come since then.
+	Newcomers bool `json:"newcomers,omitempty"`
 	// ListSize is the number of members in one list.
 	ListSize int `json:"listSize,omitempty"`
 	// Counted is the server's count of the window when it was planned, -1 where it was not asked.
@@ -204,6 +210,8 @@ type Slice struct {
 
 	// MetSize is the durable size in bytes of the file of met rows, which begins anew with each reading of the slice.
 	MetSize int64 `json:"metSize,omitempty"`
+	// RefsSize is the durable size in bytes of the file of what the slice's rows refer to.
+	RefsSize int64 `json:"refsSize,omitempty"`
 	// Left is how many met rows the history showed to have left the window, Expected the count of the proof with them.
 	Left     int64   `json:"left,omitempty"`
 	Expected int64   `json:"expected,omitempty"`

@@ -1,6 +1,7 @@
 package state_test
 
 import (
+	"encoding/json"
 	"errors"
 	"path/filepath"
 	"reflect"
@@ -223,6 +224,39 @@ func TestUpdateWithAnErrorLeavesTheJob(t *testing.T) {
 	}
 	if job, err := store.Get(ctx, "a"); err != nil || job.Status != state.Accepted {
 		t.Errorf("job is %+v (%v), want it unchanged", job, err)
+	}
+}
+
+// Ensure the job's record stays as it is however many files and slices the job has.
+func TestFilesAndSlicesDoNotGrowTheJobsRecord(t *testing.T) {
+	ctx, store := t.Context(), openNew(t)
+	create(t, store, newJob("a"))
+	record := func() string {
+		job, err := store.Get(ctx, "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := json.Marshal(job)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(raw)
+	}
+	before := record()
+	plan := make([]state.Slice, 500)
+	for i := range plan {
+		plan[i].Seq = i
+	}
+	if err := store.PutPlan(ctx, "a", plan, func(*state.Job) {}); err != nil {
+		t.Fatal(err)
+	}
+	for range 50 {
+		if _, err := store.Allot(ctx, "a", state.File{Type: "Patient"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after := record(); len(after) > len(before)+100 {
+		t.Errorf("the record had %d bytes and has %d", len(before), len(after))
 	}
 }
 

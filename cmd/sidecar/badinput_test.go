@@ -86,7 +86,7 @@ var badRequests = []badRequest{
 	{"_type ends with a comma", "GET", "/$export?_type=Patient,", 400, "invalid", ""},
 	{"unknown type", "GET", "/$export?_type=Unicorn", 400, "not-supported", ""},
 	{"type outside the compartment", "GET", "/Patient/$export?_type=Organization", 400, "not-supported", ""},
-	{"one of the types outside", "GET", "/Group/demo-group/$export?_type=Patient&_type=Practitioner", 400, "not-supported", ""},
+	{"one of the types outside", "GET", "/Group/demo-group/$export?_type=Patient&_type=ValueSet", 400, "not-supported", ""},
 	{"percent garbage", "GET", "/$export?_type=%zz", 400, "invalid", ""},
 	{"semicolons", "GET", "/$export?_type=Patient;_since=2021-01-01T00:00:00Z", 400, "invalid", ""},
 	{"unknown Group", "GET", "/Group/nobody/$export", 404, "not-found", ""},

@@ -65,6 +65,8 @@ type config struct {
 	GiveUp       time.Duration `yaml:"give_up"`
 	MaxFileBytes int64         `yaml:"max_file_bytes"`
 
+	WritesPassHere bool                    `yaml:"writes_pass_here"`
+	Referenced     bool                    `yaml:"referenced"`
 	AllowPartial   bool                    `yaml:"allow_partial"`
 	WithoutHistory exporter.WithoutHistory `yaml:"without_history"`
 
@@ -124,6 +126,7 @@ func defaultConfig() *config {
 		GiveUp:        exporter.DefaultGiveUp,
 		MaxFileBytes:  exporter.DefaultMaxFileBytes,
 
+		Referenced:     true,
 		WithoutHistory: exporter.IncludeCurrent,
 	}
 	c.Bucket.Kind = "folder"

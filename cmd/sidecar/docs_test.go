@@ -13,7 +13,6 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -281,42 +280,6 @@ func anchors(text string) []string {
 		names = append(names, "#"+strings.ReplaceAll(name, " ", "-"))
 	}
 	return names
-}
-
-var testName = regexp.MustCompile("`(Test[A-Za-z0-9_]+)`")
-
-// Ensure each trouble has its row, and the tests that it names exist.
-func TestTroublesAreCompleteAndTheirTestsExist(t *testing.T) {
-	text := documents(t)[filepath.Join(top, "docs/troubles.md")]
-	rows := regexp.MustCompile(`(?m)^\| (\d+) \| [^|]+ \| [^|]+ \|$`).FindAllStringSubmatch(text, -1)
-	const troubles = 62
-	if len(rows) != troubles {
-		t.Errorf("%d rows, want %d", len(rows), troubles)
-	}
-	for i, row := range rows {
-		if row[1] != strconv.Itoa(i+1) {
-			t.Errorf("row %d has the number %s", i+1, row[1])
-		}
-	}
-	tests := map[string]bool{}
-	err := filepath.WalkDir(top, func(path string, _ fs.DirEntry, err error) error {
-		if err != nil || !strings.HasSuffix(path, "_test.go") {
-			return err
-		}
-		raw, err := os.ReadFile(path)
-		for _, found := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllSubmatch(raw, -1) {
-			tests[string(found[1])] = true
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, found := range testName.FindAllStringSubmatch(text, -1) {
-		if !tests[found[1]] {
-			t.Errorf("docs/troubles.md: there is no test %s", found[1])
-		}
-	}
 }
 
 var metricName = regexp.MustCompile(`sidecar_[a-z_]+`)

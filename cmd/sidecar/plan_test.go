@@ -42,7 +42,7 @@ func TestPlanShowsCostsAndWritesNothing(t *testing.T) {
 				t.Errorf("left behind: %v, %v", left, err)
 			}
 			for _, request := range sample.Requests() {
-				if request.Method != "GET" {
+				if request.Method != "GET" && !strings.HasSuffix(request.Path, "/_search") { // a search may be a form
 					t.Errorf("plan sent a %s", request.Method)
 				}
 			}

@@ -106,17 +106,23 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	if err != nil {
 		return nil, err
 	}
+	var writes *proxy.Writes
+	var inFlight exporter.Writes
+	if c.WritesPassHere {
+		writes = proxy.NewWrites()
+		inFlight = writes
+	}
 	s.exporter, err = exporter.New(exporter.Config{
 		Client: client, Store: s.store, Bucket: bucket, Spool: filepath.Join(c.Data, "spool"),
 		Workers: c.Workers, QuietHours: hours, Strategy: c.Strategy, MaxRunning: c.MaxRunning, PageSize: c.PageSize, Settle: c.Settle,
 		MaxFileBytes: c.MaxFileBytes, Retention: c.Retention, GiveUp: c.GiveUp, Log: log, Metrics: engineMetrics,
-		AllowPartial: c.AllowPartial, WithoutHistory: c.WithoutHistory,
+		Writes: inFlight, WithoutReferenced: !c.Referenced, AllowPartial: c.AllowPartial, WithoutHistory: c.WithoutHistory,
 	})
 	if err != nil {
 		return nil, err
 	}
 	//nolint:contextcheck // the handler works in the context of each request
-	if s.handler, err = newProxy(c, client, s.exporter, s.store, bucket, log, frontMetrics); err != nil {
+	if s.handler, err = newProxy(c, client, s.exporter, s.store, bucket, writes, log, frontMetrics); err != nil {
 		return nil, err
 	}
 	registry := prometheus.NewRegistry()
@@ -127,7 +133,7 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 }
 
 func newProxy(
-	c *config, client *fhir.Client, engine *exporter.Exporter, store *state.Store, bucket blob.Bucket, log *slog.Logger, metrics *proxy.Metrics,
+	c *config, client *fhir.Client, engine *exporter.Exporter, store *state.Store, bucket blob.Bucket, writes *proxy.Writes, log *slog.Logger, metrics *proxy.Metrics,
 ) (http.Handler, error) {
 	upstream, err := fhir.ParseBase(c.Upstream)
 	if err != nil {
@@ -135,9 +141,13 @@ func newProxy(
 	}
 	cfg := proxy.Config{
 		Upstream: upstream, UpstreamHost: c.UpstreamHost, ForwardHeaders: c.ForwardHeaders, Intercept: c.Intercept,
-		Client: client, Exports: engine, Jobs: store, Bucket: bucket, LinkLifetime: c.LinkLifetime, Log: log, Metrics: metrics,
-		TypesOf: func(level state.Level, statement *fhir.CapabilityStatement) ([]string, error) {
-			return exporter.Types(level, statement, true)
+		Client: client, Exports: engine, Jobs: store, Bucket: bucket, LinkLifetime: c.LinkLifetime, Writes: writes, Log: log, Metrics: metrics,
+		TypesOf: func(level state.Level, statement *fhir.CapabilityStatement) (types, beside []string, err error) {
+			types, err = exporter.Types(level, statement, true)
+			if c.Referenced {
+				beside = exporter.Referenced(level, statement)
+			}
+			return types, beside, err
 		},
 	}
 	if c.PublicURL != "" {
@@ -166,6 +176,7 @@ func newClient(c *config, observe func(int)) (*fhir.Client, error) {
 	}
 	return fhir.NewClient(fhir.Config{
 		BaseURL: c.Upstream, PublicBase: c.PublicURL, Host: c.UpstreamHost, Header: header, Observe: observe,
+		Spill: filepath.Join(c.Data, "spool"),
 	})
 }
 

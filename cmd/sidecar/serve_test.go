@@ -210,8 +210,8 @@ func checkFiles(t *testing.T, manifest state.Manifest, want []string) {
 	}
 }
 
-// expected picks, by the text of the references in them, the sample's resources that belong to the patients; nil means
-// all resources. without names types that the level leaves out.
+// expected picks, by the text of the references in them, the sample's resources that belong to the patients, and the
+// Organizations and Practitioners that those refer to; nil means all resources. without names types that the level leaves out.
 func expected(t *testing.T, sample *fhirtest.Server, patients []string, without ...string) []string {
 	t.Helper()
 	compartment, err := fhir.PatientCompartment("4.0.1")
@@ -230,7 +230,28 @@ func expected(t *testing.T, sample *fhirtest.Server, patients []string, without 
 			}
 		}
 	}
+	if patients == nil {
+		return want
+	}
+	text := strings.Join(want, "\n")
+	for _, typ := range []string{"Organization", "Practitioner"} {
+		for _, resource := range sample.Resources(typ) {
+			if strings.Contains(text, `"`+keyOf(t, resource)+`"`) {
+				want = append(want, string(resource))
+			}
+		}
+	}
 	return want
+}
+
+// keyOf is "Type/id" of a resource.
+func keyOf(t *testing.T, resource []byte) string {
+	t.Helper()
+	var r struct{ ResourceType, ID string }
+	if err := json.Unmarshal(resource, &r); err != nil {
+		t.Fatal(err)
+	}
+	return r.ResourceType + "/" + r.ID
 }
 
 func patientIDs(first, last int) (ids []string) {

@@ -1,6 +1,7 @@
 package fhir
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -44,6 +45,9 @@ type Config struct {
 	Transport http.RoundTripper
 	// Observe is told the status of each request, 0 where no answer came. May be nil.
 	Observe func(status int)
+	// Spill is the folder of temporary files for resources above 1 MiB, empty for the system's. A file there has no name
+	// and is gone with the page.
+	Spill string
 }
 
 // Client searches one upstream. Its methods may be called from any goroutine. It does not repeat a failed request:
@@ -55,6 +59,7 @@ type Client struct {
 	header     http.Header
 	observe    func(status int)
 	rest       *resty.Client
+	spill      string
 
 	mu           sync.Mutex
 	capabilities *CapabilityStatement
@@ -83,7 +88,7 @@ func NewClient(cfg Config) (*Client, error) {
 		// A redirect could carry the credentials to another host, and searches are not redirected by any known server.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}).SetDisableWarn(true).SetLogger(quiet{})
-	return &Client{base: base, publicBase: cfg.PublicBase, host: cfg.Host, header: cfg.Header.Clone(), observe: observe, rest: rest}, nil
+	return &Client{base: base, publicBase: cfg.PublicBase, host: cfg.Host, header: cfg.Header.Clone(), observe: observe, rest: rest, spill: cfg.Spill}, nil
 }
 
 // ParseBase reads the address of a FHIR base and takes a slash off its end.
@@ -204,7 +209,11 @@ func (c *Client) readWith(ctx context.Context, typ, id, version string, header h
 	if json.Unmarshal(body, &resource) != nil || resource.ResourceType != typ {
 		return nil, fmt.Errorf("%s: not that resource: %w", op, ErrMalformed)
 	}
-	return compact(nil, body), nil
+	var line bytes.Buffer
+	if err := json.Compact(&line, body); err != nil {
+		return nil, fmt.Errorf("%s: not JSON: %w", op, ErrMalformed)
+	}
+	return line.Bytes(), nil
 }
 
 func (c *Client) address(path, query string) string {

@@ -1,18 +1,13 @@
 package fhir
 
 import (
-	"bytes"
 	"embed"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
-
-	"github.com/go-json-experiment/json/jsontext"
 )
 
 // The tables are reduced from the core packages of HL7 by compartment/generate; everything that is not in the official
@@ -122,34 +117,6 @@ func (c *Compartment) WithTask() *Compartment {
 	return newCompartment(params)
 }
 
-// References calls fn for each literal reference that resource, one JSON object of type typ, holds at the paths of
-// typ's parameters: in the order of the resource, once for each parameter that shares a path. Contained resources and
-// logical references (identifier only) are not on a path. Where a member name is repeated each value counts, as it is
-// not known which of them the server took. Nothing is read for a type outside the compartment.
-//
-// It stops without an error, and without a look at the rest, when fn returns false. It fails with [ErrMalformed] when
-// the resource is not one JSON object; references before the fault have been handed to fn by then. The error names the
-// byte and no content.
-func (c *Compartment) References(typ string, resource []byte, fn func(param, reference string) bool) error {
-	root := c.tries[typ]
-	if root == nil {
-		return nil
-	}
-	w := referenceWalkers.Get().(*referenceWalker)
-	defer w.release()
-	w.fn = fn
-	w.buf = *bytes.NewBuffer(resource)
-	w.dec.Reset(&w.buf, lenientJSON...)
-	if err := w.resource(root); err != nil {
-		offset := w.dec.InputOffset()
-		if syntax, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
-			offset = syntax.ByteOffset
-		}
-		return fmt.Errorf("read references of %s: byte %d: %w", typ, offset, ErrMalformed)
-	}
-	return nil
-}
-
 // LocalReference returns the id of the local resource of type typ that a literal reference names: "Patient/x",
 // "Patient/x/_history/n", or the same below one of bases, the addresses under which the server is known. ok is false for
 // everything else: urn:, "#contained", another type, an absolute URL below another base, and a fragment or a query behind
@@ -172,6 +139,25 @@ func LocalReference(typ, reference string, bases []string) (id string, ok bool) 
 		}
 	}
 	return "", false
+}
+
+// LocalTarget returns type and id of the local resource that a literal reference names, as LocalReference does for one
+// type.
+func LocalTarget(reference string, bases []string) (typ, id string, ok bool) {
+	rest := reference
+	for _, base := range bases {
+		base = strings.TrimRight(base, "/")
+		if below, found := strings.CutPrefix(reference, base+"/"); found && base != "" {
+			rest = below
+			break
+		}
+	}
+	typ, _, ok = strings.Cut(rest, "/")
+	if !ok || typ == "" || typ[0] < 'A' || typ[0] > 'Z' || strings.Contains(typ, ":") {
+		return "", "", false
+	}
+	id, ok = LocalReference(typ, reference, bases)
+	return typ, id, ok
 }
 
 func localID(rest string) (id string, ok bool) {
@@ -216,116 +202,4 @@ func (n *pathNode) child(name []byte) *pathNode {
 		}
 	}
 	return nil
-}
-
-// lenientJSON lets odd resources through that servers do deliver; an export must not stop at one of them.
-var lenientJSON = []jsontext.Options{jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)}
-
-var referenceWalkers = sync.Pool{New: func() any { return new(referenceWalker) }}
-
-// errNoObject never leaves the package: References reports every fault as ErrMalformed.
-var errNoObject = errors.New("not one JSON object")
-
-// referenceWalker follows a pathNode through one resource. Its decoder reads a bytes.Buffer, which spares the copy.
-type referenceWalker struct {
-	dec     jsontext.Decoder
-	buf     bytes.Buffer
-	scratch []byte
-	fn      func(param, reference string) bool
-	stopped bool
-}
-
-// release gives the walker back without the resource, which may be large and holds health data.
-func (w *referenceWalker) release() {
-	w.buf = bytes.Buffer{}
-	w.dec.Reset(&w.buf, lenientJSON...)
-	w.scratch, w.fn, w.stopped = nil, nil, false
-	referenceWalkers.Put(w)
-}
-
-func (w *referenceWalker) resource(root *pathNode) error {
-	if w.dec.PeekKind() != '{' {
-		return errNoObject
-	}
-	if err := w.object(root); err != nil || w.stopped {
-		return err
-	}
-	if _, err := w.dec.ReadToken(); !errors.Is(err, io.EOF) {
-		return errNoObject
-	}
-	return nil
-}
-
-func (w *referenceWalker) object(n *pathNode) error {
-	if _, err := w.dec.ReadToken(); err != nil {
-		return err
-	}
-	for w.dec.PeekKind() != '}' {
-		name, err := w.dec.ReadValue()
-		if err != nil {
-			return err
-		}
-		if child := n.child(w.unquote(name)); child == nil {
-			err = w.dec.SkipValue()
-		} else {
-			err = w.value(child)
-		}
-		if err != nil || w.stopped {
-			return err
-		}
-	}
-	_, err := w.dec.ReadToken()
-	return err
-}
-
-func (w *referenceWalker) value(n *pathNode) error {
-	switch kind := w.dec.PeekKind(); {
-	case kind == '{':
-		return w.object(n)
-	case kind == '[':
-		return w.array(n)
-	case kind == '"' && n.params != nil:
-		return w.reference(n)
-	default:
-		return w.dec.SkipValue()
-	}
-}
-
-func (w *referenceWalker) array(n *pathNode) error {
-	if _, err := w.dec.ReadToken(); err != nil {
-		return err
-	}
-	for w.dec.PeekKind() != ']' {
-		if err := w.value(n); err != nil || w.stopped {
-			return err
-		}
-	}
-	_, err := w.dec.ReadToken()
-	return err
-}
-
-func (w *referenceWalker) reference(n *pathNode) error {
-	quoted, err := w.dec.ReadValue()
-	if err != nil {
-		return err
-	}
-	reference := string(w.unquote(quoted))
-	for _, param := range n.params {
-		if !w.fn(param, reference) {
-			w.stopped = true
-			return nil
-		}
-	}
-	return nil
-}
-
-// unquote returns the text of a JSON string that the decoder accepted, valid until the next call. Bytes are compared as
-// they are unless there is an escape, which few strings have.
-func (w *referenceWalker) unquote(quoted jsontext.Value) []byte {
-	if bytes.IndexByte(quoted, '\\') < 0 {
-		return quoted[1 : len(quoted)-1]
-	}
-	// The only fault left is bad UTF-8, of which the text keeps replacement characters.
-	w.scratch, _ = jsontext.AppendUnquote(w.scratch[:0], quoted)
-	return w.scratch
 }

@@ -181,7 +181,6 @@ func TestReferences(t *testing.T) {
 		},
 		{"escapes", "4.0.1", "Encounter", `{"\u0073ubject":{"r\u0065ference":"\u0050atient\/x\"y"}}`, `patient:Patient/x"y`},
 		{"names are whole", "4.0.1", "Encounter", `{"subjec":{"reference":"Patient/a"},"subjects":{"reference":"Patient/b"},"Subject":{"reference":"Patient/c"}}`, ""},
-		{"bad UTF-8", "4.0.1", "Encounter", "{\"language\":\"\xff\",\"subject\":{\"reference\":\"Patient/a\"}}", "patient:Patient/a"},
 		{"lone surrogate", "4.0.1", "Encounter", `{"language":"\ud800","\ud800":1,"subject":{"reference":"Patient/a"}}`, "patient:Patient/a"},
 		{
 			"CodeableReference", "5.0.0", "DeviceRequest",
@@ -232,7 +231,7 @@ func TestReferencesFailsOnMalformedJSONWithoutShowingIt(t *testing.T) {
 		``, ` `, `null`, `"x"`, `7`, `[]`, `[{"subject":{"reference":"Patient/secret"}}]`, `{`, `{"subject"`, `{"subject":`,
 		`{"subject":{"reference":"Patient/secret`, `{"subject":{"reference":"Patient/secret"}`, `{"subject":[}`, `{"a":1,}`,
 		`{"subject":{"reference":"Patient/secret"}} x`, `{}{}`, `{"secret":secret}`, `{"subject":{"secret":[secret]}}`,
-		`{secret:1}`, `{"subject":{"reference":"\x"}}`,
+		`{secret:1}`, `{"subject":{"reference":"\x"}}`, "{\"language\":\"\xff\"}",
 	} {
 		_, err := references(compartment(t, "4.0.1"), "Encounter", resource)
 		if !errors.Is(err, fhir.ErrMalformed) {
@@ -337,7 +336,6 @@ func FuzzReferences(f *testing.F) {
 	f.Add("Encounter", []byte(`{"subject":{"reference":"Patient/a"}`))
 	f.Add("AuditEvent", []byte("{\"agent\":[{\"who\":{\"reference\":\"\xff\"}}],\"x\":\"\\ud800\"}"))
 	tables := []*fhir.Compartment{compartment(f, "4.0.1"), compartment(f, "5.0.0")}
-	lenient := []jsontext.Options{jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)}
 	f.Fuzz(func(t *testing.T, typ string, resource []byte) {
 		for _, c := range tables {
 			if !c.Contains(typ) {
@@ -349,10 +347,10 @@ func FuzzReferences(f *testing.F) {
 				return true
 			})
 			value := jsontext.Value(resource)
-			if valid := value.IsValid(lenient...) && value.Kind() == '{'; valid != (err == nil) {
+			if valid := isJSON(resource) && value.Kind() == '{'; valid != (err == nil) {
 				t.Fatalf("error %v, want one: %v", err, !valid)
 			}
-			if err != nil || !value.IsValid() { // the tree keeps one of several members and replaces bad UTF-8
+			if err != nil || !value.IsValid() { // the tree keeps one of several members and replaces lone surrogates
 				continue
 			}
 			var tree any
@@ -365,6 +363,7 @@ func FuzzReferences(f *testing.F) {
 					want = treeReferences(want, p.Name, tree, strings.Split(path+".reference", "."))
 				}
 			}
+			want = shortOnes(want)
 			slices.Sort(got)
 			slices.Sort(want)
 			if !slices.Equal(got, want) {

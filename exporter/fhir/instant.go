@@ -24,6 +24,15 @@ func parseStamp(s string) (time.Time, error) {
 	return t.UTC(), err
 }
 
+// parseStampText is parseStamp without an allocation for what is an instant by the letter.
+func parseStampText(text []byte) (time.Time, error) {
+	var t time.Time
+	if t.UnmarshalText(text) == nil {
+		return t.UTC(), nil
+	}
+	return parseStamp(string(text))
+}
+
 // hasInstantForm refuses what Go's parser lets through: hours of one digit, a comma before the fraction, and digits
 // finer than nanoseconds, which it cuts.
 func hasInstantForm(s string) bool {
