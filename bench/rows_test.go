@@ -111,6 +111,7 @@ func (r *rows) append(page []byte, i int64) []byte {
 			entry[digit] = byte('0' + rest%10)
 		}
 	}
-	started.Add(time.Duration(i)*r.step).AppendFormat(entry[r.at:r.at], instant)
+	var stamp [64]byte
+	copy(entry[r.at:], started.Add(time.Duration(i)*r.step).AppendFormat(stamp[:0], instant))
 	return page
 }

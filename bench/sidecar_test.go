@@ -85,9 +85,10 @@ func startSidecar(t *testing.T, upstream string, settings map[string]any) *sidec
 	}
 	t.Cleanup(func() { s.stop(t) })
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		// The bucket is tested at the start: before that an export is refused.
 		if response, err := http.Get("http://" + admin + "/readyz"); err == nil {
 			_ = response.Body.Close()
-			if response.StatusCode == http.StatusOK {
+			if response.StatusCode == http.StatusOK && strings.Contains(s.log.all(), "bucket works") {
 				return s
 			}
 		}
