@@ -31,7 +31,9 @@ func TestDownload(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			upstream := startServer(t, &server{
-				types: []*rows{newRows("Observation", test.rows, 20*time.Millisecond, 1000)}, thinking: test.thinking,
+				// Access is asked for by a search of Patients, so there has to be that type.
+				types:    []*rows{newRows("Observation", test.rows, 20*time.Millisecond, 1000), newRows("Patient", 0, time.Hour, 0)},
+				thinking: test.thinking,
 			})
 			s := startSidecar(t, upstream.base(), nil)
 			s.export(t, test.rows) // warms up

@@ -123,7 +123,7 @@ func TestFigureBytes(t *testing.T) {
 	kept, refused := 0, 0
 	for _, value := range figureBytes {
 		line := `{"v":` + value + `,"resourceType":"Patient","id":"a-1"}`
-		if got, _, err := search(t, pretty(t, searchset(line))); err == nil && len(got) == 1 && got[0].line == line {
+		if got, _, err := search(t, pretty(t, searchset(line))); err == nil && len(got) == 1 && got[0].Line == line {
 			kept++
 		}
 	}
