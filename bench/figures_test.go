@@ -26,7 +26,7 @@ func TestDownload(t *testing.T) {
 		thinking time.Duration // per row
 		goal     string
 	}{
-		{"export/download-10k", 40_000, 100 * time.Microsecond, "<= 1.02"},
+		{"export/download-10k", 100_000, 100 * time.Microsecond, "<= 1.02"},
 		{"export/download-instant", 200_000, 0, "<= 5"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -206,17 +206,20 @@ func ask(t *testing.T, request *http.Request, want ...int) (*http.Response, []by
 	return nil, nil
 }
 
-// stages adds up the times that the log tells of the stages of an export.
+// stages adds up the times that the log tells of the stages of an export, and prints them.
 func stages(log string) (sum time.Duration) {
+	var parts []string
 	for line := range strings.Lines(log) {
 		var entry struct {
-			Msg     string
-			Seconds float64
+			Msg, Stage string
+			Seconds    float64
 		}
 		if json.Unmarshal([]byte(line), &entry) == nil && entry.Msg == "stage done" {
 			sum += time.Duration(entry.Seconds * float64(time.Second))
+			parts = append(parts, fmt.Sprintf("%s in %.3f s", entry.Stage, entry.Seconds))
 		}
 	}
+	fmt.Println(strings.Join(parts, ", "))
 	return sum
 }
 

@@ -22,13 +22,13 @@ import (
 const figureRounds = 5
 
 // TestFigureReader compares the reader with encoding/json on the same pages, as the benchmarks beside it do. The figure is
-// that of the page most like a server's, a thousand resources of all types; the others are shown.
+// the ratio of the times for all pages together.
 func TestFigureReader(t *testing.T) {
 	mixed, name := synthea(t), "synthea"
 	if len(mixed) == 0 {
 		mixed, name = stamped(fhirtest.Generate(1, 60)), "generated"
 	}
-	figure := ""
+	var sumOurs, sumAgain, sumTheirs float64
 	for _, page := range []struct {
 		name string
 		text string
@@ -49,11 +49,11 @@ func TestFigureReader(t *testing.T) {
 			}))
 			again = append(again, timed(func() { readPage(t, page.text, page.rows) }))
 		}
-		ratio, same := middle(theirs)/middle(ours), middle(again)/middle(ours)
-		fmt.Printf("%s: %.0f MB/s, %.1f x encoding/json (A/A %.2f)\n", page.name, float64(len(page.text))/1e6/middle(ours), ratio, same)
-		figure = fmt.Sprintf("figure: reader/decoder %.1f >= 11 (A/A %.2f)", ratio, same)
+		a, b, c := middle(ours), middle(again), middle(theirs)
+		sumOurs, sumAgain, sumTheirs = sumOurs+a, sumAgain+b, sumTheirs+c
+		fmt.Printf("%s: %.0f MB/s, %.1f x encoding/json (A/A %.2f)\n", page.name, float64(len(page.text))/1e6/a, c/a, b/a)
 	}
-	fmt.Println(figure)
+	fmt.Printf("figure: reader/decoder %.1f >= 11 (A/A %.2f)\n", sumTheirs/sumOurs, sumAgain/sumOurs)
 }
 
 // timed returns the seconds of one call, measured over at least a quarter of a second.
