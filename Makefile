@@ -1,7 +1,7 @@
 # Everyday commands. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos e2e check bench bench-hapi image lint fmt
+.PHONY: help demo test chaos e2e check bench bench-code bench-hapi image lint fmt
 
 # What `sidecar version` says in an image: the nearest tag, else the commit.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -28,7 +28,10 @@ e2e: ## the built binary against HAPI FHIR, S3 and GCS servers (needs Java 17 an
 check: ## exactly what CI runs: everything above and the linters, race tests, image build line, manifests
 	bash .ci/run
 
-bench: ## the benchmarks that live with the code
+bench: ## the figures of docs/performance.md, about ten minutes; BENCH_ROWS=n scales the largest (default 10000000)
+	@bash bench/run
+
+bench-code: ## the benchmarks that live with the code
 	go test -run '^$$' -bench . ./...
 
 bench-hapi: ## a system export beside plain paging with curl, on one HAPI in one run (needs Java 17, Maven and curl)

@@ -28,7 +28,7 @@ func (w *walk) skip(row *fhir.Entry) (bool, error) {
 		return true, fmt.Errorf("row of another type: %w", errSuperset)
 	case row.ID == "":
 		return true, fmt.Errorf("row without an id: %w", fhir.ErrMalformed)
-	case len(row.Resource) == 0:
+	case row.Size() == 0:
 		w.bare = append(w.bare, row.ID)
 		return true, nil
 	}

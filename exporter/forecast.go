@@ -192,7 +192,7 @@ func (r *run) sample(ctx context.Context, typ string, rows int) (average int64, 
 			return err
 		}
 		err = page.Each(func(row *fhir.Entry) error {
-			size, n = size+int64(len(row.Resource))+1, n+1
+			size, n = size+row.Size()+1, n+1
 			return nil
 		})
 		average, took = size/max(1, n), time.Since(began)

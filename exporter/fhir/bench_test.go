@@ -151,7 +151,7 @@ func stamped(resources [][]byte) []string {
 }
 
 // synthea returns real-sized resources, none where the folder of test data is absent.
-func synthea(b *testing.B) []string {
+func synthea(b testing.TB) []string {
 	file, err := os.Open("../../../shared/data/synthea-100.ndjson.gz")
 	if err != nil {
 		return nil
