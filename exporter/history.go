@@ -67,14 +67,16 @@ type changes struct {
 
 // changes reads the type's history. The pages shift under writes and show versions twice, which does no harm here.
 func (r *run) changes(ctx context.Context, typ string) (*changes, error) {
+	span := max(repairSpan, r.settleTime())
 	h := &changes{
 		until: r.job.TransactionTime,
-		span:  r.job.TransactionTime.Add(-max(repairSpan, r.settleTime())),
+		span:  r.job.TransactionTime.Add(-span),
 		byID:  map[string]*change{}, old: map[string]*change{}, placed: map[string]bool{},
 	}
+	// A version that came late may have an earlier time than the one before it, so the look back from _since is as long.
 	since := h.span
-	if from := r.job.Kickoff.Since; !from.IsZero() && from.Before(since) {
-		since = from
+	if from := r.job.Kickoff.Since; !from.IsZero() && from.Add(-span).Before(since) {
+		since = from.Add(-span)
 	}
 	err := r.history(ctx, typ, "", since, func(row *fhir.Entry) error {
 		if row.Type != typ || row.ID == "" {

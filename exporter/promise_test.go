@@ -83,7 +83,7 @@ func (p *product) judge(t *testing.T, e *engine, truth *ledger, job *state.Job, 
 	}
 	got, want := e.rows(job), truth.expected(t, job, everybody())
 	if p.promise >= remarked {
-		if !strings.Contains(fmt.Sprint(job.Issues), p.says) {
+		if len(job.Types) > 0 && !strings.Contains(fmt.Sprint(job.Issues), p.says) { // nothing is read for a Group of nobody
 			t.Errorf("the remarks are %+v, want one that the server %s", job.Issues, p.says)
 		}
 		if strings.Contains(fmt.Sprint(job.Issues), "its members are taken as they are now") {
