@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// stamp is one version of a resource as the answer to its write told it. HAPI tells no time of a single DELETE, neither
-// then nor in its history: then from and to are when the request was sent and answered, by the clock of this machine,
+// stamp is one version of a resource as the answer to its write told it. HAPI tells no time of a deletion, neither
+// then nor in its history: from and to are when the request was sent and answered, by the clock of this machine,
 // which is HAPI's own. Otherwise both are its lastUpdated.
 type stamp struct {
 	deleted  bool
@@ -52,9 +52,9 @@ func (l *ledger) noteRead(key string, body []byte) error {
 	return nil
 }
 
-// noteTransaction takes up the answer to a transaction. All its entries have one lastUpdated, which those that are no
-// deletions tell.
-func (l *ledger) noteTransaction(body []byte) error {
+// noteTransaction takes up the answer to a transaction. Its entries have one lastUpdated, which HAPI tells with those that
+// made a resource, the first of which is one. Not so its deletions: each has a time of its own, later within the request.
+func (l *ledger) noteTransaction(changes []change, body []byte, request stamp) error {
 	var bundle struct {
 		Entry []struct {
 			Response struct {
@@ -66,21 +66,23 @@ func (l *ledger) noteTransaction(body []byte) error {
 	if err := json.Unmarshal(body, &bundle); err != nil {
 		return fmt.Errorf("decode the answer to a transaction: %w", err)
 	}
-	var at time.Time
-	for _, entry := range bundle.Entry {
-		if told := entry.Response.LastModified; !told.IsZero() {
-			if !at.IsZero() && !at.Equal(told) {
-				return fmt.Errorf("a transaction has the times %v and %v", at, told)
-			}
-			at = told
-		}
+	if len(bundle.Entry) != len(changes) || bundle.Entry[0].Response.LastModified.IsZero() {
+		return fmt.Errorf("a transaction of %d has an answer of %d, or without a time", len(changes), len(bundle.Entry))
 	}
-	for _, entry := range bundle.Entry {
+	at := bundle.Entry[0].Response.LastModified
+	for place, entry := range bundle.Entry {
 		key, number, err := versionAt(entry.Response.Location)
 		if err != nil {
 			return err
 		}
-		l.note(key, number, stamp{deleted: entry.Response.LastModified.IsZero(), from: at, to: at})
+		if key != changes[place].key {
+			return fmt.Errorf("a transaction answers for %s in the place of %s", key, changes[place].key)
+		}
+		s := stamp{from: at, to: at}
+		if changes[place].body == nil {
+			s = stamp{deleted: true, from: request.from, to: request.to}
+		}
+		l.note(key, number, s)
 	}
 	return nil
 }
@@ -95,8 +97,9 @@ func (l *ledger) check(t *testing.T, versions map[string]map[int]*version) {
 			switch v := versions[key][number]; {
 			case v == nil:
 				t.Errorf("HAPI's history lacks version %d of %s", number, key)
-			case v.deleted != s.deleted || !v.from.Equal(s.from):
-				t.Errorf("version %d of %s: HAPI's history differs from the answer to the write", number, key)
+			case v.deleted != s.deleted || !s.deleted && !v.from.Equal(s.from):
+				t.Errorf("version %d of %s: deleted %v at %v in HAPI's history, %v at %v in the answer to the write",
+					number, key, v.deleted, v.from, s.deleted, s.from)
 			}
 		}
 	}

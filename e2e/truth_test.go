@@ -121,8 +121,8 @@ func (r *truth) at(t *testing.T, key string, at time.Time) *version {
 	return newest
 }
 
-// after tells whether a version is from after a time. Of a deletion that was under way then, HAPI is asked whether it
-// lists it since then.
+// after tells whether a version is from after a time. Of a deletion that was under way then HAPI is asked whether it lists
+// it since then.
 func (r *truth) after(t *testing.T, key string, v *version, at time.Time) bool {
 	t.Helper()
 	if !v.from.Before(v.to) || v.from.After(at) || !v.to.After(at) {

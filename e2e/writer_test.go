@@ -208,9 +208,10 @@ func (w *writer) transaction(t *testing.T, base string, changes []change) error 
 	}
 	request.Header.Set("Content-Type", "application/fhir+json")
 	request.Header.Set("Prefer", "return=minimal")
+	from := time.Now().Truncate(time.Millisecond)
 	answer, err := do(request)
 	if err != nil {
 		return err
 	}
-	return w.ledger.noteTransaction(answer)
+	return w.ledger.noteTransaction(changes, answer, stamp{from: from, to: time.Now()})
 }
