@@ -30,6 +30,16 @@ type manifest struct {
 	Output              []outputFile `json:"output"`
 	Deleted             []outputFile `json:"deleted"`
 	Error               []outputFile `json:"error"`
+	Extension           struct {
+		Completeness []account `json:"completeness"`
+	} `json:"extension"`
+}
+
+// account is what the manifest says about the completeness of a type.
+type account struct {
+	Type     string `json:"type"`
+	Exported int    `json:"exported"`
+	Verdict  string `json:"verdict"`
 }
 
 type outputFile struct {

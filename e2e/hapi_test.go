@@ -72,6 +72,31 @@ func hapi(t *testing.T) *hapiServer {
 }
 
 func startSharedHAPI() (*hapiServer, error) {
+	var err error
+	theHAPI.folder, err = os.MkdirTemp("", "sidecar-e2e-hapi-")
+	if err != nil {
+		return nil, fmt.Errorf("make the database folder: %w", err)
+	}
+	return startLoadedHAPI(theHAPI.folder)
+}
+
+// ownHAPI gives a loaded server that ends with the test: for tests after which the records are not what they were.
+func ownHAPI(t *testing.T) *hapiServer {
+	t.Helper()
+	server, err := startLoadedHAPI(t.TempDir())
+	if err != nil {
+		t.Fatalf("start HAPI: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := server.stop(); err != nil {
+			t.Errorf("stop HAPI: %v", err)
+		}
+	})
+	return server
+}
+
+// startLoadedHAPI starts a server in a folder on a copy of the loaded database, because the tests write.
+func startLoadedHAPI(folder string) (*hapiServer, error) {
 	if err := buildHAPI(); err != nil {
 		return nil, err
 	}
@@ -83,16 +108,11 @@ func startSharedHAPI() (*hapiServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	theHAPI.folder, err = os.MkdirTemp("", "sidecar-e2e-hapi-")
-	if err != nil {
-		return nil, fmt.Errorf("make the database folder: %w", err)
-	}
-	// The tests write, so they get a copy.
-	if err := copyFile(filepath.Join(theHAPI.folder, "hapi.mv.db"), cached); err != nil {
+	if err := copyFile(filepath.Join(folder, "hapi.mv.db"), cached); err != nil {
 		return nil, err
 	}
 	began := time.Now()
-	server, err := startHAPI(theHAPI.folder)
+	server, err := startHAPI(folder)
 	if err != nil {
 		return nil, err
 	}

@@ -46,6 +46,9 @@ type change struct {
 	topUpdated time.Time
 	topDeleted bool
 
+	// born tells that the first version came after T: there was nothing at T.
+	born bool
+
 	captured bool // the crawl wrote the version that belongs to the output
 }
 
@@ -115,7 +118,7 @@ func (h *changes) see(row *fhir.Entry) error {
 		c = &change{}
 		h.byID[row.ID] = c
 	}
-	c.raise(row)
+	c.raise(row, h.until)
 	if undated {
 		if !h.place(c, row) {
 			return nil
@@ -142,7 +145,7 @@ func (h *changes) seeOld(row *fhir.Entry, undated bool) error {
 		h.date(row.LastUpdated)
 	}
 	if c := h.byID[row.ID]; c != nil {
-		c.raise(row)
+		c.raise(row, h.until)
 		return h.keep(c, row)
 	}
 	if c := h.old[row.ID]; row.Deleted && c == nil {
@@ -187,7 +190,8 @@ func (h *changes) leaveOpen() {
 }
 
 // raise remembers the newest version of all.
-func (c *change) raise(row *fhir.Entry) {
+func (c *change) raise(row *fhir.Entry, until time.Time) {
+	c.born = c.born || row.Version == "1" && row.LastUpdated.After(until)
 	if c.top && !newer(row.Version, row.LastUpdated, c.topVersion, c.topUpdated) {
 		return
 	}

@@ -235,7 +235,7 @@ func (t *typeRepair) complete(ctx context.Context, places map[string][]place) er
 		right := c.known && slices.ContainsFunc(places[id], func(p place) bool { return p.version == c.version })
 		switch {
 		case c.undated: // on either side of T
-		case !c.known && !written: // changed after T, and not captured
+		case !c.known && !written && !c.born: // changed after T, and not captured
 		case c.known && !c.deleted && c.body == nil && !right:
 		default:
 			continue
