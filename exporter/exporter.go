@@ -408,6 +408,10 @@ func (e *Exporter) testBucket(ctx context.Context) {
 		return
 	}
 	e.Metrics.bucketUp.Set(1)
+	select {
+	case <-e.retest: // who asked for another test while this one ran has his answer
+	default:
+	}
 	if before != nil {
 		e.Log.InfoContext(ctx, "bucket works")
 	}
