@@ -80,12 +80,12 @@ func (r *run) plan(ctx context.Context) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	if len(planned) > 0 && !r.profile.Counts {
+	if len(types) > 0 && !r.profile.Counts {
 		issues = append(issues, state.Issue{
 			Severity: "information", Code: "incomplete", Text: "the server does not count, so completeness could not be verified",
 		})
 	}
-	if len(planned) > 0 && !r.profile.TypeHistory {
+	if len(types) > 0 && !r.profile.TypeHistory {
 		issues = append(issues, noHistory("resources"))
 	}
 	slices.SortStableFunc(planned, func(a, b state.Slice) int {
