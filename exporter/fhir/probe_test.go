@@ -239,3 +239,28 @@ func TestCapabilitiesAreReadOnceAndOnlyFromAStatement(t *testing.T) {
 		}
 	}
 }
+
+// Ensure a server keeps its samples when rows change all the time and cannot be read anew.
+func TestProbeKeepsItsRowsWhenOthersCannotBeRead(t *testing.T) {
+	server, client := start(t, fhirtest.Plain())
+	fill(t, server, "Observation", 3)
+	version, answered := 0, false
+	server.Fail(fhirtest.Fault{Times: -1, Status: http.StatusInternalServerError, Match: func(r *http.Request) bool {
+		if id := r.URL.Query().Get("_id"); id != "" && !strings.Contains(id, ",") {
+			version++
+			at := when.Add(time.Hour + time.Duration(version)*time.Second)
+			if err := server.PutAt(fmt.Appendf(nil, `{"resourceType":"Observation","id":%q}`, id), at); err != nil {
+				t.Error(err)
+			}
+			answered = true
+		}
+		return answered && r.URL.Query().Get("_count") == "10" && !r.URL.Query().Has("_lastUpdated")
+	}})
+	got, err := client.Probe(t.Context(), 0)
+	if err != nil || !got.Uncertain {
+		t.Errorf("got %+v, %v; want a profile that is uncertain", got, err)
+	}
+	if version == 0 {
+		t.Error("no row was changed")
+	}
+}

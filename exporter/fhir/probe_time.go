@@ -119,10 +119,15 @@ func (p *probe) steady(ctx context.Context, s *sample, ask func(probeRow) (answe
 		if !changed {
 			return unasked, nil
 		}
-		s.rows = nil
-		if err := p.readRows(ctx, s); err != nil {
+		// The rows stay as they are until others are read: each sample has some.
+		fresh := &sample{typ: s.typ}
+		if err := p.readRows(ctx, fresh); err != nil {
 			return no, err
 		}
+		if len(fresh.rows) == 0 {
+			return no, nil
+		}
+		s.rows = fresh.rows
 	}
 	return no, nil
 }
