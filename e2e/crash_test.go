@@ -135,7 +135,7 @@ func undisturbed(t *testing.T, path string) (want *result, moments []string) {
 // crash is an installation whose process may die at any moment, and is started again.
 type crash struct {
 	*sidecar
-	server *sampleServerServer
+	server *sampleServer
 	path   string
 	record string
 	// later are the moments of any kind at which the next processes die.

@@ -1,0 +1,200 @@
+package e2e
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"sidecar/state"
+)
+
+// smallDisk mounts a disk of some KiB. That takes root, which CI is: there it has to work.
+func smallDisk(t *testing.T, kib int) string {
+	t.Helper()
+	folder := t.TempDir()
+	if err := syscall.Mount("tmpfs", folder, "tmpfs", 0, diskSize(kib)); err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatalf("a disk cannot be mounted: %v; these tests need the right to mount (CAP_SYS_ADMIN)", err)
+		}
+		t.Skipf("a disk cannot be mounted: %v; run as root", err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(folder, syscall.MNT_DETACH); err != nil {
+			t.Errorf("unmount: %v", err)
+		}
+	})
+	return folder
+}
+
+func diskSize(kib int) string { return fmt.Sprintf("size=%dk,mode=0700", kib) }
+
+// grow gives a disk more room.
+func grow(t *testing.T, folder string, kib int) {
+	t.Helper()
+	if err := syscall.Mount("tmpfs", folder, "tmpfs", syscall.MS_REMOUNT, diskSize(kib)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fill takes all the room that a disk has, by a file of that name.
+func fill(t *testing.T, folder string) (file string) {
+	t.Helper()
+	path := filepath.Join(folder, "filler")
+	out, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for block := make([]byte, 4<<10); err == nil; {
+		_, err = out.Write(block)
+	}
+	if !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("fill the disk: %v", err)
+	}
+	if err := out.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// diskPatients make some MiB of rows: more than the small disks take.
+const diskPatients = 600
+
+// Ensure an export outlasts a full disk, that of the data or that of the folder bucket: it waits, the sidecar forwards and
+// is ready meanwhile, and with room again the export goes on and is whole. Nothing on the disk is damaged.
+func TestDiskThatIsFullForAWhile(t *testing.T) {
+	server := startSample(t, diskPatients)
+	want := startSidecar(t, server.base, nil).export(t, "$export").rows
+	for name, test := range map[string]struct {
+		waits  string // in the log
+		config func(disk string) settings
+	}{
+		"spool and state": {"disk is full", func(disk string) settings {
+			return settings{"data": filepath.Join(disk, "data"), "bucket": settings{"folder": settings{"path": t.TempDir()}}}
+		}},
+		"folder bucket": {"bucket is waited for", func(disk string) settings {
+			return settings{"bucket": settings{"folder": settings{"path": filepath.Join(disk, "files")}}}
+		}},
+		"all": {"disk is full", func(disk string) settings { return settings{"data": filepath.Join(disk, "data")} }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			disk := smallDisk(t, 700)
+			config := test.config(disk)
+			config["max_file_bytes"] = 256 << 10
+			s := newSidecar(t, server.base, config)
+			if path, ok := config["data"].(string); ok {
+				s.data = path
+			}
+			s.start(t)
+			s.awaitReady(t)
+			statusURL := s.kickOff(t, "$export")
+			s.awaitLog(t, test.waits)
+			s.serves(t)
+			if done, _, _ := s.poll(t, statusURL); done {
+				t.Error("the export is complete on a full disk")
+			}
+			grow(t, disk, 64<<10)
+			equalRows(t, download(t, s.await(t, statusURL)), want)
+			s.stop(t)
+			checkState(t, s.data, 1)
+		})
+	}
+}
+
+// Ensure a disk that is full before an export begins refuses it or lets it wait, that a process which is killed or stopped
+// then finds its jobs again, and that exports work when there is room.
+func TestDiskThatIsFullFromTheStart(t *testing.T) {
+	server := startSample(t, 60)
+	disk := smallDisk(t, 700)
+	s := newSidecar(t, server.base, settings{"data": filepath.Join(disk, "data"), "max_running": 9})
+	s.data = filepath.Join(disk, "data")
+	s.start(t)
+	s.awaitReady(t)
+	want := s.export(t, "$export").rows
+	filler := fill(t, disk)
+	var waiting []string
+	for range 4 {
+		status, header, body := s.get(t, s.base+"/$export")
+		switch status {
+		case http.StatusAccepted:
+			waiting = append(waiting, header.Get("Content-Location"))
+		case http.StatusInternalServerError, http.StatusServiceUnavailable:
+			if !bytes.Contains(body, []byte("OperationOutcome")) || bytes.Contains(body, []byte(disk)) {
+				t.Errorf("kick-off on a full disk: %.400s", body)
+			}
+		default:
+			t.Errorf("kick-off on a full disk: status %d: %.400s", status, body)
+		}
+	}
+	s.serves(t)
+	s.kill(t)
+	checkState(t, s.data, 1+len(waiting))
+	s.restart(t)
+	s.serves(t)
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	for _, statusURL := range append(waiting, s.kickOff(t, "$export")) {
+		equalRows(t, download(t, s.await(t, statusURL)), want)
+	}
+}
+
+// awaitLog waits for a text in the log.
+func (s *sidecar) awaitLog(t *testing.T, text string) {
+	t.Helper()
+	for deadline := time.Now().Add(crashTimeout); !strings.Contains(s.logs.tail(1<<20), text); pause(t, glance) {
+		if !s.running() || time.Now().After(deadline) {
+			t.Fatalf("the log never says %q:\n%s", text, s.logs.tail(4000))
+		}
+	}
+}
+
+// serves checks that requests are forwarded and that the sidecar is ready and alive.
+func (s *sidecar) serves(t *testing.T) {
+	t.Helper()
+	for _, url := range []string{s.base + "/Patient/pat-00001", s.admin + "/readyz", s.admin + "/livez"} {
+		if status, _, body := s.get(t, url); status != http.StatusOK {
+			t.Errorf("%s: status %d: %.200s", url, status, body)
+		}
+	}
+}
+
+func (s *sidecar) get(t *testing.T, url string) (int, http.Header, []byte) {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return send(t, request)
+}
+
+// checkState reads every record of a state file that no process holds.
+func checkState(t *testing.T, data string, jobs int) {
+	t.Helper()
+	store, err := state.Open(filepath.Join(data, "state.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := store.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	list, err := store.List(t.Context())
+	if err != nil || len(list) != jobs {
+		t.Errorf("the state file holds %d jobs, %v, want %d", len(list), err, jobs)
+	}
+	for _, job := range list {
+		_, err := store.Slices(t.Context(), job.ID)
+		_, errFiles := store.Files(t.Context(), job.ID)
+		if err := errors.Join(err, errFiles); err != nil {
+			t.Errorf("the state file is damaged: %v", err)
+		}
+	}
+}
