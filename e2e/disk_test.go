@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/bbolt"
+
 	"sidecar/state"
 )
 
@@ -174,27 +176,32 @@ func (s *sidecar) get(t *testing.T, url string) (int, http.Header, []byte) {
 	return send(t, request)
 }
 
-// checkState reads every record of a state file that no process holds.
+// checkState reads every record of a state file that no process holds, and lets bbolt check its pages.
 func checkState(t *testing.T, data string, jobs int) {
 	t.Helper()
-	store, err := state.Open(filepath.Join(data, "state.db"))
+	path := filepath.Join(data, "state.db")
+	pages, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
-		if err := store.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	list, err := store.List(t.Context())
-	if err != nil || len(list) != jobs {
-		t.Errorf("the state file holds %d jobs, %v, want %d", len(list), err, jobs)
-	}
-	for _, job := range list {
-		_, err := store.Slices(t.Context(), job.ID)
-		_, errFiles := store.Files(t.Context(), job.ID)
-		if err := errors.Join(err, errFiles); err != nil {
+	err = pages.View(func(tx *bbolt.Tx) error {
+		for err := range tx.Check() {
 			t.Errorf("the state file is damaged: %v", err)
 		}
+		return nil
+	})
+	if err := errors.Join(err, pages.Close()); err != nil {
+		t.Fatal(err)
+	}
+	store, err := state.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := store.List(t.Context())
+	if err := errors.Join(err, store.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if len(list) != jobs {
+		t.Errorf("the state file holds %d jobs, want %d", len(list), jobs)
 	}
 }

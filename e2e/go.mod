@@ -8,6 +8,7 @@ require (
 	github.com/aws/aws-sdk-go-v2/service/s3 v1.114.8
 	github.com/fsouza/fake-gcs-server v1.56.1
 	github.com/versity/versitygw v1.8.0
+	go.etcd.io/bbolt v1.5.0
 	sidecar v0.0.0-00010101000000-000000000000
 )
 
