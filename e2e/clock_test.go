@@ -17,16 +17,28 @@ import (
 // the clock is wrong. The monotonic clock goes on as it does when somebody sets the real one.
 var clockBinary = &build{flags: settableClock}
 
-// wallJump is added to the library's package time, which may not import os.
+// wallJump is added to the library's package time, which may not import os. Now may be called where no system call is
+// allowed, so that the file is read beside it.
 const wallJump = `package time
 
-import "syscall"
+import (
+	"sync/atomic"
+	"syscall"
+)
 
-func wallJump() int64 {
-	path, _ := syscall.Getenv("SIDECAR_CLOCK")
-	if path == "" {
-		return 0
+var wallJump atomic.Int64
+
+func init() {
+	if path, _ := syscall.Getenv("SIDECAR_CLOCK"); path != "" {
+		go func() {
+			for ; ; Sleep(5 * Millisecond) {
+				wallJump.Store(readJump(path))
+			}
+		}()
 	}
+}
+
+func readJump(path string) int64 {
 	fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
 	if err != nil {
 		return 0
@@ -63,7 +75,7 @@ func settableClock(folder string) ([]string, error) {
 	if !found || !strings.HasPrefix(strings.TrimSpace(now), reading[:len(reading)-1]) {
 		return nil, errors.New("this Go reads its clock in another way: adapt clock_test.go")
 	}
-	changed := strings.Replace(string(source), "\nfunc Now() Time {\n\t"+reading, "\nfunc Now() Time {\n\t"+reading+"\tsec += wallJump()\n", 1)
+	changed := strings.Replace(string(source), "\nfunc Now() Time {\n\t"+reading, "\nfunc Now() Time {\n\t"+reading+"\tsec += wallJump.Load()\n", 1)
 	overlay, err := json.Marshal(map[string]map[string]string{"Replace": {
 		filepath.Join(library, "time.go"):     filepath.Join(folder, "time.go"),
 		filepath.Join(library, "walljump.go"): filepath.Join(folder, "walljump.go"),
