@@ -8,7 +8,9 @@ import (
 )
 
 // diskFull tells whether an error is that of a disk without room, or of a user's share of it.
-func diskFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
+func diskFull(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
 
 // exportWithRoom is export that outlasts a full disk: the job goes on from its last checkpoint when there is room again, as
 // it does after a restart. It fails when there is none for GiveUp, so that its own spool does not fill the disk for ever.
