@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -61,9 +62,8 @@ func TestKillAtEachKindOfMoment(t *testing.T) {
 				t.Errorf("%s: no moment of %q in\n%s", export.name, step, strings.Join(kinds, "\n"))
 			}
 		}
-		for _, kind := range kinds {
+		atOnce(kinds, func(kind string) {
 			t.Run(export.name+"/"+kind, func(t *testing.T) {
-				t.Parallel()
 				c := newCrash(t, export.path)
 				c.arm(kind, 1)
 				c.once(t, want)
@@ -71,8 +71,26 @@ func TestKillAtEachKindOfMoment(t *testing.T) {
 					t.Error("the moment was not reached")
 				}
 			})
-		}
+		})
 	}
+}
+
+// atOnce calls fn for each item, for several at the same time: an export waits more than it works.
+func atOnce[T any](items []T, fn func(T)) {
+	work := make(chan T)
+	var workers sync.WaitGroup
+	for range 6 {
+		workers.Go(func() {
+			for item := range work {
+				fn(item)
+			}
+		})
+	}
+	for _, item := range items {
+		work <- item
+	}
+	close(work)
+	workers.Wait()
 }
 
 // Ensure an export whose process is killed at random moments, up to three times, is the undisturbed one.
