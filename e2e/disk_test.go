@@ -113,7 +113,7 @@ func TestDiskThatIsFullForAWhile(t *testing.T) {
 // then finds its jobs again, and that exports work when there is room.
 func TestDiskThatIsFullFromTheStart(t *testing.T) {
 	server := startSample(t, 60)
-	disk := smallDisk(t, 700)
+	disk := smallDisk(t, 4<<10)
 	s := newSidecar(t, server.base, settings{"data": filepath.Join(disk, "data"), "max_running": 9})
 	s.data = filepath.Join(disk, "data")
 	s.start(t)
