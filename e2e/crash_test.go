@@ -141,7 +141,7 @@ func undisturbed(t *testing.T, path string) (want *result, moments []string) {
 	want = still.run(t)
 	c := newCrash(t, path)
 	c.record = filepath.Join(t.TempDir(), "moments")
-	c.sidecar.env = []string{"SIDECAR_FAILPOINT_RECORD=" + c.record}
+	c.env = []string{"SIDECAR_FAILPOINT_RECORD=" + c.record}
 	c.once(t, want)
 	text, err := os.ReadFile(c.record)
 	if err != nil {
