@@ -142,7 +142,17 @@ func TestDiskThatIsFullFromTheStart(t *testing.T) {
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
-	for _, statusURL := range append(waiting, s.kickOff(t, "$export")) {
+	for deadline := time.Now().Add(crashTimeout); ; pause(t, glance) { // a refusal has the bucket tested anew
+		status, header, body := s.get(t, s.base+"/$export")
+		if status == http.StatusAccepted {
+			waiting = append(waiting, header.Get("Content-Location"))
+			break
+		}
+		if status != http.StatusServiceUnavailable || time.Now().After(deadline) {
+			t.Fatalf("kick-off with room again: status %d: %.400s", status, body)
+		}
+	}
+	for _, statusURL := range waiting {
 		equalRows(t, download(t, s.await(t, statusURL)), want)
 	}
 }
