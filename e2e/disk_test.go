@@ -142,7 +142,7 @@ func TestDiskThatIsFullFromTheStart(t *testing.T) {
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
-	grow(t, disk, 64<<10) // the exports that were accepted need more than the first one
+	grow(t, disk, 64<<10)                                              // the exports that were accepted need more than the first one
 	for deadline := time.Now().Add(crashTimeout); ; pause(t, glance) { // a refusal has the bucket tested anew
 		status, header, body := s.get(t, s.base+"/$export")
 		if status == http.StatusAccepted {
