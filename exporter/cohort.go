@@ -14,6 +14,7 @@ import (
 
 	"sidecar/exporter/fhir"
 	"sidecar/state"
+	"sidecar/state/failpoint"
 )
 
 // cohort is the membership of a Group at the transaction time: one snapshot, kept beside the spool, so that a restart
@@ -186,7 +187,10 @@ func writeCohort(path string, c *cohort) (err error) {
 	if err := errors.Join(out.Flush(), part.Sync(), part.Close()); err != nil {
 		return err
 	}
-	return os.Rename(path+".part", path)
+	failpoint.Pass("before rename")
+	err = os.Rename(path+".part", path)
+	failpoint.Pass("after rename")
+	return err
 }
 
 func readCohort(path string) (*cohort, error) {

@@ -17,6 +17,7 @@ import (
 	"sidecar/exporter/blob"
 	"sidecar/exporter/fhir"
 	"sidecar/state"
+	"sidecar/state/failpoint"
 )
 
 // Defaults of Config.
@@ -352,10 +353,12 @@ func (e *Exporter) remove(ctx context.Context, job *state.Job) error {
 		names = append(names, file.Name)
 	}
 	for _, name := range names {
+		failpoint.Pass("before delete")
 		if err := e.Bucket.Delete(ctx, job.Folder+"/"+name); err != nil {
 			return err
 		}
 	}
+	failpoint.Pass("after delete")
 	if err := os.RemoveAll(filepath.Join(e.Spool, job.ID)); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,6 +26,8 @@ type run struct {
 	compartment *fhir.Compartment
 	cohort      *cohort
 	dir         string
+	// readAt is when T is over, by the clock that nobody sets: before it and the settle pause nothing is read.
+	readAt time.Time
 	// pace is the budget for the upstream, bucketPace the one for the bucket.
 	pace, bucketPace *pace
 
@@ -46,7 +49,7 @@ type run struct {
 // work does one job until it has ended or ctx is cancelled, and writes down how it ended.
 func (e *Exporter) work(ctx context.Context, id string) {
 	log := e.Log.With("job", id)
-	err := e.export(ctx, id)
+	err := e.exportWithRoom(ctx, id)
 	switch {
 	case err == nil:
 		e.Metrics.jobs.WithLabelValues(string(state.Completed)).Inc()
@@ -60,27 +63,40 @@ func (e *Exporter) work(ctx context.Context, id string) {
 	}
 	log.ErrorContext(ctx, "export failed", "error", err)
 	e.Metrics.jobs.WithLabelValues(string(state.Failed)).Inc()
-	failure := failureOf(err)
-	err = e.Store.Update(context.WithoutCancel(ctx), id, func(job *state.Job) error {
-		if !job.Running() {
-			return state.ErrFinal
-		}
-		job.Status, job.Finished, job.Failure = state.Failed, time.Now().UTC(), failure
-		return nil
-	})
-	if err != nil {
-		log.ErrorContext(ctx, "failure not recorded", "error", err)
+	e.fail(ctx, log, id, failureOf(err))
+}
+
+// fail records the failure of a job and removes its spool. Where the state file takes nothing, the spool may have had the
+// room that is missing. A failure that cannot be recorded at all leaves the job to the next sweep, in a while.
+func (e *Exporter) fail(ctx context.Context, log *slog.Logger, id string, failure *state.Failure) {
+	record := func() error {
+		return e.Store.Update(context.WithoutCancel(ctx), id, func(job *state.Job) error {
+			if !job.Running() {
+				return state.ErrFinal
+			}
+			job.Status, job.Finished, job.Failure = state.Failed, time.Now().UTC(), failure
+			return nil
+		})
 	}
+	err := record()
 	if err := os.RemoveAll(filepath.Join(e.Spool, id)); err != nil {
 		log.ErrorContext(ctx, "spool not removed", "error", err)
 	}
+	if err != nil && !errors.Is(err, state.ErrFinal) && !errors.Is(err, state.ErrNotFound) {
+		err = record()
+	}
+	if err == nil {
+		return
+	}
+	log.ErrorContext(ctx, "failure not recorded", "error", err)
+	_ = sleep(ctx, sweepInterval) // it ends with the process or a DELETE, which need nothing here
 }
 
 // failureOf puts an error into words for the client.
 func failureOf(err error) *state.Failure {
 	failure := &state.Failure{Status: 500, Code: "exception", Text: "the export failed: " + err.Error()}
 	switch status := fhir.StatusOf(err); {
-	case errors.Is(err, errLocal): // paths and hosts of ours are not for clients
+	case errors.Is(err, errLocal), diskFull(err): // paths and hosts of ours are not for clients
 		failure.Text = "the export failed: its files could not be stored; the sidecar's log says more"
 	case errors.Is(err, errGaveUp):
 		failure.Code = "timeout"
@@ -150,6 +166,8 @@ func (r *run) begin(ctx context.Context, id string) error {
 		return state.ErrFinal
 	}
 	if job.Status != state.Accepted {
+		// T was at most a second ahead, so it is over then, whatever our clock was set to since.
+		r.readAt = time.Now().Add(time.Second)
 		r.Log.InfoContext(ctx, "export goes on", "job", id, "planned", job.Planned)
 		return nil
 	}
@@ -172,15 +190,15 @@ func (r *run) begin(ctx context.Context, id string) error {
 	if err != nil {
 		return fmt.Errorf("read the server's clock: %w", err)
 	}
-	here := time.Now()
 	transactionTime := now.Truncate(time.Second).Add(time.Second).UTC()
+	r.readAt = time.Now().Add(transactionTime.Sub(now))
 	err = r.Store.Update(ctx, id, func(job *state.Job) error {
 		if job.Status != state.Accepted {
 			return state.ErrFinal
 		}
 		job.Status = state.InProgress
 		job.TransactionTime = transactionTime
-		job.ReadAt = here.Add(transactionTime.Sub(now)).UTC()
+		job.ReadAt = r.readAt.UTC()
 		r.job = job
 		return nil
 	})
@@ -231,7 +249,7 @@ func (r *run) settle(ctx context.Context) error {
 	if r.Writes != nil {
 		return r.awaitWrites(ctx)
 	}
-	wait := time.Until(r.job.ReadAt.Add(r.settleTime()))
+	wait := time.Until(r.readAt.Add(r.settleTime()))
 	if wait <= 0 {
 		return nil
 	}
@@ -242,7 +260,7 @@ func (r *run) settle(ctx context.Context) error {
 // awaitWrites waits until T is over and the writes that began before it are answered. Where lastUpdated has whole seconds
 // T is a whole second.
 func (r *run) awaitWrites(ctx context.Context) error {
-	over := r.job.ReadAt
+	over := r.readAt
 	if !r.profile.Milliseconds {
 		over = over.Add(time.Second)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"sidecar/exporter/fhir"
 	"sidecar/state"
+	"sidecar/state/failpoint"
 )
 
 const (
@@ -118,7 +119,9 @@ func (r *run) putContent(ctx context.Context, file state.File, paths []string, s
 
 // put stores one object of the job. A bucket that is away for a while costs time, not the export.
 func (r *run) put(ctx context.Context, name, contentType string, body io.ReadSeeker) error {
+	failpoint.Pass("before put")
 	err := r.bucketPace.do(ctx, func() error { return r.Bucket.Put(ctx, r.job.Folder+"/"+name, contentType, body) })
+	failpoint.Pass("after put")
 	if err != nil {
 		return local(fmt.Errorf("store file: %w", err))
 	}

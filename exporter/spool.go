@@ -15,6 +15,7 @@ import (
 
 	"sidecar/exporter/fhir"
 	"sidecar/state"
+	"sidecar/state/failpoint"
 )
 
 // errLocal marks an error of the local disk or of our own files, which no repetition of a request mends.
@@ -200,7 +201,10 @@ func (s *spool) measure(slice *state.Slice) {
 
 // sync makes all that was written durable.
 func (s *spool) sync() error {
-	return local(errors.Join(s.rows.sync(), s.index.sync(), s.met.sync(), s.refs.sync()))
+	failpoint.Pass("before sync")
+	err := errors.Join(s.rows.sync(), s.index.sync(), s.met.sync(), s.refs.sync())
+	failpoint.Pass("after sync")
+	return local(err)
 }
 
 func (s *spool) close() error {

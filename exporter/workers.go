@@ -182,11 +182,14 @@ func (l *limiter) awaitHours(ctx context.Context) (waited bool, err error) {
 		}
 		waited = true
 		l.announce(now.Add(wait))
-		if err := sleep(ctx, wait); err != nil {
+		if err := sleep(ctx, min(wait, longestNap)); err != nil {
 			return waited, err
 		}
 	}
 }
+
+// longestNap is how long the hours are waited for without a look at the clock, which may have been set meanwhile.
+const longestNap = time.Minute
 
 func (l *limiter) announce(opens time.Time) {
 	l.mu.Lock()

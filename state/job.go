@@ -80,7 +80,8 @@ type Job struct {
 	Accepted time.Time `json:"accepted"`
 	// TransactionTime is T, a whole second of the upstream's clock; fixed once, with InProgress.
 	TransactionTime time.Time `json:"transactionTime,omitzero"`
-	// ReadAt is the sidecar's time before which nothing is read: T and the settle pause.
+	// ReadAt is T by the sidecar's clock as it was then. It is kept for people: that clock may be set at any time, so nothing
+	// is decided by it.
 	ReadAt time.Time `json:"readAt,omitzero"`
 	// Types are the types that the job reads, fixed with the plan.
 	Types []string `json:"types,omitempty"`

@@ -142,6 +142,9 @@ func retryAfter(header http.Header, now time.Time) time.Duration {
 			return time.Duration(min(n, int64(maxRetryAfter/row.unit))) * row.unit
 		}
 	}
+	if date, err := http.ParseTime(header.Get("Date")); err == nil {
+		now = date // the clock that the server counts by
+	}
 	if at, err := http.ParseTime(header.Get("Retry-After")); err == nil && at.After(now) {
 		return min(at.Sub(now), maxRetryAfter)
 	}
