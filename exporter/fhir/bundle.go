@@ -15,6 +15,7 @@ type Page struct {
 	typ    string
 	kind   string
 	body   io.ReadCloser
+	whole  []byte // all of body, where Buffer holds it; nil from Each on
 
 	// Total is Bundle.total, -1 where there is none. Valid after Each.
 	Total int64
@@ -48,6 +49,7 @@ func (p *Page) Collect(c *Compartment, all bool) {
 // ends the reading and is returned as it is. The body is closed in any case.
 func (p *Page) Each(fn func(*Entry) error) (err error) {
 	defer func() { err = errors.Join(err, p.body.Close()) }()
+	p.whole = nil // the buffer is another page's when this one is closed
 	p.scanner = newScanner(p.body)
 	defer func() { err = errors.Join(err, p.release()); p.scanner = nil }()
 	p.kept.dir = p.client.spill
