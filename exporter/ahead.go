@@ -54,7 +54,7 @@ func (w *walk) guess(ctx context.Context, page *fhir.Page, q fhir.Query) {
 // guessCursor is where the cursor will stand behind a page if all that it seems to hold are rows, zero where the page may be
 // the last one.
 func (w *walk) guessCursor(page *fhir.Page, q fhir.Query) time.Time {
-	if page.Stamps() < q.Count {
+	if !page.Full(q.Count) {
 		return time.Time{}
 	}
 	last, hot := time.Time{}, 0

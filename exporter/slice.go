@@ -14,7 +14,7 @@ import (
 const (
 	// checkpointTime and checkpointBytes are how much reading a crash may cost.
 	checkpointTime  = 2 * time.Second
-	checkpointBytes = 16 << 20
+	checkpointBytes = 64 << 20
 )
 
 var (

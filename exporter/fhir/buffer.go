@@ -53,10 +53,17 @@ func (p *Page) Buffer(limit int) bool {
 	return p.whole != nil
 }
 
+// headBytes is where the links of a page are looked for: most servers write them first.
+const headBytes = 8 << 10
+
 var lastUpdatedName = []byte(`"lastUpdated"`)
 
-// Stamps is how many members lastUpdated a buffered page has: at least as many as it has rows.
-func (p *Page) Stamps() int { return bytes.Count(p.whole, lastUpdatedName) }
+// Full tells whether a buffered page seems to have n rows or more, or more behind it: by a next link before its rows, else
+// by its members lastUpdated, of which it has at least as many as rows. It is called before Each.
+func (p *Page) Full(n int) bool {
+	head, _, _ := bytes.Cut(p.whole[:min(len(p.whole), headBytes)], []byte(`"entry"`))
+	return bytes.Contains(head, []byte(`"next"`)) || bytes.Count(p.whole, lastUpdatedName) >= n
+}
 
 // Times are the members lastUpdated of a buffered page, the last one first. It looks for their text alone, wherever that
 // stands, so that they are good for a guess and for nothing else. It is called before Each.

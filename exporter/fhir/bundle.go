@@ -8,7 +8,7 @@ import (
 )
 
 // Page is one Bundle that is being read from the upstream. Whatever its size, reading it takes the same memory: 64 KiB,
-// and what a resource needs up to 1 MiB. A longer resource goes through a temporary file.
+// and what a resource needs up to 1 MiB. A longer resource goes through a temporary file. Only Buffer takes more.
 type Page struct {
 	client *Client
 	op     string
