@@ -80,7 +80,7 @@ func (w *walk) collect(row *fhir.Entry) error {
 			return true
 		}
 		w.refs[name] = struct{}{}
-		failed = local(w.spool.refs.write([]byte(name), []byte{'\n'}))
+		failed = local(w.spool.refs.write(name, "\n"))
 		return failed == nil
 	})
 	if err != nil {

@@ -142,8 +142,7 @@ func (r *run) listPatients(ctx context.Context) (_ *cohort, err error) {
 		if part.To.Equal(farFuture) { // Patients come in while they are read: a count proves nothing
 			read = w.readOnce
 		}
-		err := read(ctx)
-		if err := errors.Join(err, w.ahead.drop()); err != nil {
+		if err := read(ctx); err != nil {
 			return nil, fmt.Errorf("list the Patients: %w", err)
 		}
 		slice.IndexSize, slice.SpoolSize = part.IndexSize, part.SpoolSize

@@ -14,7 +14,7 @@ import (
 const (
 	// checkpointTime and checkpointBytes are how much reading a crash may cost.
 	checkpointTime  = 2 * time.Second
-	checkpointBytes = 16 << 20
+	checkpointBytes = 64 << 20
 )
 
 var (
@@ -42,7 +42,10 @@ type walk struct {
 	// durable is the slice as it was stored last, durableAt when.
 	durable   state.Slice
 	durableAt time.Time
-	ahead     *pending
+	// ahead is the page that was asked for before it is wanted, while a keyset walk runs. unsure is how many pages are still
+	// read without a guess at the next one.
+	ahead  *pending
+	unsure int
 	// linked tells that the last pass over server pages had more than one.
 	linked bool
 	// added are the ids that the current server page put into the boundary.
@@ -70,7 +73,7 @@ func (r *run) read(ctx context.Context, slice *state.Slice, anew bool) (err erro
 	ctx, cancel := context.WithCancel(ctx)
 	defer func() {
 		cancel()
-		err = errors.Join(err, w.ahead.drop(), files.close())
+		err = errors.Join(err, files.close())
 		if err != nil && !errors.Is(err, context.Canceled) {
 			err = fmt.Errorf("slice %d of %s: %w", slice.Seq, slice.Type, err)
 		}
@@ -166,10 +169,6 @@ func (w *walk) readOnce(ctx context.Context) error {
 
 // again starts the reading from the beginning; what is written already is not written twice.
 func (w *walk) again(ctx context.Context) error {
-	if err := w.ahead.drop(); err != nil {
-		return err
-	}
-	w.ahead = nil
 	w.slice.Query, w.slice.Cursor, w.slice.Boundary, w.slice.Met, w.slice.MetSize = 0, time.Time{}, nil, 0, 0
 	w.slice.Reread, w.slice.Done, w.slice.Holes = true, false, nil
 	w.until = time.Time{}

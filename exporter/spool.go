@@ -113,13 +113,13 @@ func (s *sink) open() error {
 	return nil
 }
 
-func (s *sink) write(parts ...[]byte) error {
+func (s *sink) write(parts ...string) error {
 	if err := s.open(); err != nil {
 		return err
 	}
 	s.changed = true
 	for _, part := range parts {
-		n, err := s.buf.Write(part)
+		n, err := s.buf.WriteString(part)
 		s.size += int64(n)
 		if err != nil {
 			return err
@@ -172,21 +172,21 @@ func (s *spool) write(row *fhir.Entry) error {
 	s.rows.size += n
 	return local(errors.Join(
 		err,
-		s.rows.write([]byte{'\n'}),
+		s.rows.write("\n"),
 		s.note(row),
 	))
 }
 
 // note appends the id of a resource to the index alone.
 func (s *spool) note(row *fhir.Entry) error {
-	return local(s.index.write([]byte(row.ID), []byte{'\t'}, []byte(row.Version), []byte{'\n'}))
+	return local(s.index.write(row.ID, "\t", row.Version, "\n"))
 }
 
 // meet notes that a row was met.
 func (s *spool) meet(id string) error {
 	var key [metBytes]byte
 	binary.LittleEndian.PutUint64(key[:], metKey(id))
-	return local(s.met.write(key[:]))
+	return local(s.met.write(string(key[:])))
 }
 
 // cut goes back to what a slice was, as after a page that broke off.
