@@ -29,8 +29,6 @@ type knobs struct {
 	// late is the chance that an action is stamped when it begins and seen up to lag later.
 	late int
 	lag  time.Duration
-	// still keeps the references of a resource as they were first.
-	still bool
 }
 
 // writer changes a sample server at random, in the background and between the requests of an export.
@@ -103,30 +101,26 @@ func (w *writer) fresh() string {
 func (w *writer) body(key string) []byte {
 	w.n++
 	typ, id, _ := strings.Cut(key, "/")
-	dice := w.random
-	if w.still { // the same dice for the same resource
-		dice = rand.New(rand.NewPCG(uint64(len(key)), uint64(key[len(key)-1])))
-	}
 	more := ""
 	switch typ {
 	case "Group":
 		var members []string
-		for range dice.IntN(5) {
-			members = append(members, member(fmt.Sprintf("Patient/p%d", dice.IntN(population))))
+		for range w.random.IntN(5) {
+			members = append(members, member(fmt.Sprintf("Patient/p%d", w.random.IntN(population))))
 		}
 		if id == "g" {
 			members = append(members, member("Group/h"))
 		}
 		more = `,"type":"person","actual":true,"member":[` + strings.Join(members, ",") + `]`
 	case "Observation", "Condition", "Encounter", "Immunization":
-		if dice.IntN(8) == 0 {
+		if w.random.IntN(8) == 0 {
 			break // of nobody
 		}
 		name := "subject"
 		if typ == "Immunization" {
 			name = "patient"
 		}
-		more = fmt.Sprintf(`,%q:{"reference":"Patient/p%d"}`, name, dice.IntN(population))
+		more = fmt.Sprintf(`,%q:{"reference":"Patient/p%d"}`, name, w.random.IntN(population))
 	}
 	return fmt.Appendf(nil, `{"resourceType":%q,"id":%q,"language":"w%d"%s}`, typ, id, w.n, more)
 }
