@@ -37,6 +37,11 @@ func (d *deletions) add(ctx context.Context, w *walk, id string, c *change) erro
 	if err != nil || !member {
 		return err
 	}
+	return d.report(id)
+}
+
+// report writes that a resource was deleted.
+func (d *deletions) report(id string) (err error) {
 	if d.slice == nil {
 		d.slice = &state.Slice{Seq: d.number(), Type: d.typ, Strategy: state.Deletions, Counted: -1, Done: true}
 		if d.spool, err = openSpool(d.dir, d.slice); err != nil {

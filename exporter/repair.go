@@ -108,7 +108,9 @@ func (t *typeRepair) do(ctx context.Context) error {
 		if t.canDepart(t.typ) {
 			repaired.Departed = -1
 		}
-		err = t.withoutHistory(ctx, w)
+		if err = t.withoutHistory(ctx, w); err == nil {
+			err = t.keepLedger(ctx, w, gone)
+		}
 	} else {
 		t.changes = h
 		err = t.reconcile(ctx, w, gone)

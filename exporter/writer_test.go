@@ -43,7 +43,6 @@ type writer struct {
 	// lastPage is when a row was asked for last, in nanoseconds since 1970.
 	lastPage atomic.Int64
 	work     sync.WaitGroup
-	done     chan struct{}
 }
 
 // maxActions is where a writer rests: a server without counts or windows is read to its end only when it is left alone.
@@ -61,7 +60,7 @@ func everybody() []string {
 }
 
 func newWriter(t *testing.T, sample *fhirtest.Server, random *rand.Rand, k knobs) *writer {
-	return &writer{t: t, ledger: &ledger{sample: sample}, random: random, knobs: k, done: make(chan struct{})}
+	return &writer{t: t, ledger: &ledger{sample: sample}, random: random, knobs: k}
 }
 
 // fill puts some hundred rows in clumps over two days: apart by hours, by seconds, within a second, in one instant.
@@ -125,15 +124,16 @@ func (w *writer) body(key string) []byte {
 	return fmt.Appendf(nil, `{"resourceType":%q,"id":%q,"language":"w%d"%s}`, typ, id, w.n, more)
 }
 
-// start begins to write. The returned function ends it and waits for the late writes; it may be called twice.
+// start begins to write, also again. The returned function ends it and waits for the late writes; it may be called twice.
 func (w *writer) start() (stop func()) {
+	done := make(chan struct{})
 	w.work.Go(func() {
 		for range maxActions {
 			w.mu.Lock()
 			wait := time.Duration(w.random.ExpFloat64() * float64(w.every))
 			w.mu.Unlock()
 			select {
-			case <-w.done:
+			case <-done:
 				return
 			case <-time.After(wait):
 				w.act()
@@ -141,7 +141,7 @@ func (w *writer) start() (stop func()) {
 		}
 	})
 	return sync.OnceFunc(func() {
-		close(w.done)
+		close(done)
 		w.work.Wait()
 	})
 }
