@@ -209,7 +209,7 @@ func TestEndedExportsLeaveTheLedger(t *testing.T) {
 
 // Ensure of two exports at once the later one's ledger stays, whichever ends first.
 func TestTwoExportsOfOneScope(t *testing.T) {
-	two := func(c *exporter.Config) { c.MaxRunning = 2 }
+	two := func(c *exporter.Config) { c.MaxRunning, c.Workers = 2, 3 }
 	inForgetfulBubble(t, two, func(t *testing.T, b *bubble) {
 		b.rows(b.finish(b.kickOff(since(time.Time{}, "Patient")))) // so that the server is probed
 		first := true
@@ -274,4 +274,22 @@ func TestLedgerOfAKilledExport(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Ensure a crash between the end of a job and the publication of its ledger loses nothing.
+func TestCrashBeforeALedgerIsPublished(t *testing.T) {
+	inForgetfulBubble(t, nil, func(t *testing.T, b *bubble) {
+		full := b.finish(b.kickOff(since(time.Time{}, "Immunization")))
+		<-time.After(time.Minute)
+		b.stop()
+		dir := filepath.Join(b.folder, "spool", full.ID) // as it was before
+		must(t, os.Mkdir(dir, 0o700))
+		for name := range b.ledgers() {
+			must(t, os.Rename(filepath.Join(b.folder, "ledger", name), filepath.Join(dir, name)))
+		}
+		b.start()
+		must(t, b.sample.Delete("Immunization", "i1"))
+		<-time.After(time.Minute)
+		wantDeleted(t, b, b.finish(b.kickOff(since(full.TransactionTime, "Immunization"))), "Immunization/i1")
+	})
 }
