@@ -30,6 +30,12 @@ type cohort struct {
 // onlyNewcomers is the cohort of those who have come.
 func (c *cohort) onlyNewcomers() *cohort { return &cohort{patients: c.newcomers} }
 
+// withoutNewcomers is the cohort of those who have stayed.
+func (c *cohort) withoutNewcomers() *cohort {
+	newcomers := c.onlyNewcomers()
+	return &cohort{patients: slices.DeleteFunc(slices.Clone(c.patients), newcomers.hasPatient), groups: c.groups}
+}
+
 func (c *cohort) hasPatient(id string) bool {
 	_, found := slices.BinarySearch(c.patients, id)
 	return found

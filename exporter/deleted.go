@@ -37,6 +37,11 @@ func (d *deletions) add(ctx context.Context, w *walk, id string, c *change) erro
 	if err != nil || !member {
 		return err
 	}
+	return d.report(id)
+}
+
+// report writes that a resource was deleted.
+func (d *deletions) report(id string) (err error) {
 	if d.slice == nil {
 		d.slice = &state.Slice{Seq: d.number(), Type: d.typ, Strategy: state.Deletions, Counted: -1, Done: true}
 		if d.spool, err = openSpool(d.dir, d.slice); err != nil {
@@ -51,18 +56,19 @@ func (d *deletions) add(ctx context.Context, w *walk, id string, c *change) erro
 	return d.flush()
 }
 
-// wasMember tells whether the last version of a deleted resource was in the compartment of the export.
+// wasMember tells whether the last version of a deleted resource, or the one as of _since, was in the compartment of the export.
 func (d *deletions) wasMember(ctx context.Context, f *filter, id string) (bool, error) {
 	if f.level == state.System || f.typ == "Patient" {
 		return f.member(&fhir.Entry{Type: f.typ, ID: id})
 	}
-	var last change
+	var last, then change
 	err := d.history(ctx, d.typ, id, beginning, func(row *fhir.Entry) error {
-		if !row.Deleted {
-			_, err := last.see(row, d.job.TransactionTime, anySize)
-			return err
+		if row.Deleted {
+			return nil
 		}
-		return nil
+		_, lastErr := last.see(row, d.job.TransactionTime, anySize)
+		_, thenErr := then.see(row, f.since, anySize)
+		return errors.Join(lastErr, thenErr)
 	})
 	if err != nil && !gone(err) {
 		return false, err
@@ -71,7 +77,15 @@ func (d *deletions) wasMember(ctx context.Context, f *filter, id string) (bool, 
 		d.unknown++
 		return false, nil
 	}
-	return f.member(&fhir.Entry{Type: f.typ, ID: id, Resource: last.body})
+	belongs, err := f.member(&fhir.Entry{Type: f.typ, ID: id, Resource: last.body})
+	if err != nil || belongs || !then.known || d.last(d.typ) {
+		return belongs, err
+	}
+	// It had left the export since _since, and was deleted then: whoever has it still must let it go.
+	if belonged, err := f.stayed().member(&fhir.Entry{Type: f.typ, ID: id, Resource: then.body}); err != nil || !belonged {
+		return false, err
+	}
+	return d.belonged(ctx, f, id)
 }
 
 type deletionBundle struct {

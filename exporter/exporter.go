@@ -71,6 +71,9 @@ type Config struct {
 	AllowPartial bool
 	// WithoutHistory says what is done about resources that changed while the export ran, on a server without history.
 	WithoutHistory WithoutHistory
+	// Ledger is the folder of the ledgers by which deletions are found on a server without history; empty means none. It is
+	// made with mode 0700, and must be on the file system of Spool.
+	Ledger string
 	// LinkClient reads the signed link of the bucket's test; nil means http.DefaultClient.
 	LinkClient *http.Client
 	Log        *slog.Logger
@@ -244,6 +247,11 @@ func (e *Exporter) dropOrphans(ctx context.Context) error {
 		job, err := e.Store.Get(ctx, entry.Name())
 		if err == nil && job.Running() || err != nil && !errors.Is(err, state.ErrNotFound) {
 			continue
+		}
+		if err == nil && job.Status == state.Completed { // a crash came between
+			if err := e.publishLedgers(ctx, filepath.Join(e.Spool, entry.Name())); err != nil {
+				return err
+			}
 		}
 		if err := os.RemoveAll(filepath.Join(e.Spool, entry.Name())); err != nil {
 			return fmt.Errorf("remove old spool: %w", err)

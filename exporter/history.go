@@ -60,6 +60,8 @@ type changes struct {
 	// old are the deletions before the span, of resources that may have been made again, before the span too.
 	old  map[string]*change
 	held int
+	// strangers are candidates for having left the export, nil where nothing can.
+	strangers *strangers
 
 	// newer is the time of the last dated entry, open the deletions without a time since then: the history is newest
 	// first, so that an entry's neighbours bound its time.
@@ -75,6 +77,7 @@ func (r *run) changes(ctx context.Context, typ string) (*changes, error) {
 		until: r.job.TransactionTime,
 		span:  r.job.TransactionTime.Add(-span),
 		byID:  map[string]*change{}, old: map[string]*change{}, placed: map[string]bool{},
+		strangers: r.newStrangers(typ),
 	}
 	// A version that came late may have an earlier time than the one before it, so the look back from _since is as long.
 	since := h.span
@@ -109,6 +112,9 @@ func (r *run) changesOf(ctx context.Context, typ string) (*changes, error) {
 
 // see takes one entry into account.
 func (h *changes) see(row *fhir.Entry) error {
+	if err := h.strangers.see(row); err != nil {
+		return err
+	}
 	undated := row.Deleted && row.LastUpdated.IsZero()
 	if undated && !h.newer.IsZero() && h.newer.Before(h.span) || !undated && row.LastUpdated.Before(h.span) {
 		return h.seeOld(row, undated)

@@ -19,6 +19,7 @@ type Metrics struct {
 	late      prometheus.Counter
 	proofs    *prometheus.CounterVec
 	missing   *prometheus.CounterVec
+	departed  *prometheus.CounterVec
 	workers   prometheus.Gauge
 	bucketUp  prometheus.Gauge
 	stateUp   prometheus.Gauge
@@ -36,6 +37,7 @@ func NewMetrics() *Metrics {
 		bytes:     counter("export_bytes_total", "Bytes of output files put into the bucket.", "type"),
 		upstream:  counter("upstream_requests_total", "Requests of the exporter to the FHIR server; status 0 means no answer.", "status"),
 		proofs:    counter("export_types_total", "Types of completed exports by the verdict of their proof.", "verdict"),
+		departed:  counter("export_departed_resources_total", "Resources that left a Patient's or Group's increments by an edit.", "type"),
 		missing:   counter("export_missing_resources_total", "Resources that the server counted and that could not be read.", "type"),
 		repaired: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: "sidecar", Name: "export_repaired_resources_total",
@@ -60,7 +62,7 @@ func NewMetrics() *Metrics {
 
 // Collectors returns what has to be registered.
 func (m *Metrics) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.jobs, m.slices, m.resources, m.bytes, m.upstream, m.repaired, m.late, m.proofs, m.missing, m.workers, m.bucketUp, m.stateUp}
+	return []prometheus.Collector{m.jobs, m.slices, m.resources, m.bytes, m.upstream, m.repaired, m.late, m.proofs, m.missing, m.departed, m.workers, m.bucketUp, m.stateUp}
 }
 
 // Observe counts one request of the client; it fits fhir.Config.

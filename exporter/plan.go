@@ -164,6 +164,23 @@ func (r *run) planType(ctx context.Context, typ string) ([]state.Slice, error) {
 	return slices, err
 }
 
+// planBefore cuts what a type has before a moment.
+func (r *run) planBefore(ctx context.Context, typ string, to time.Time) ([]state.Slice, error) {
+	open := state.Slice{Type: typ, Strategy: state.Paging, Counted: -1}
+	if !r.profile.Bounds {
+		return r.planOpen(ctx, open)
+	}
+	whole := open
+	if whole.Strategy, whole.To = state.Bisect, to; r.profile.Keyset {
+		whole.Strategy = state.Keyset
+	}
+	slices, err := r.planWindow(ctx, whole)
+	if fhir.StatusOf(err) == 400 { // as in planType
+		return r.planOpen(ctx, open)
+	}
+	return slices, err
+}
+
 // planWindow cuts a type by time.
 func (r *run) planWindow(ctx context.Context, whole state.Slice) ([]state.Slice, error) {
 	if !r.profile.Counts {

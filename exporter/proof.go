@@ -247,6 +247,7 @@ func sumUp(typ string, all []state.Slice) (state.Proof, []state.Hole) {
 		case slice.Strategy == state.History:
 			proof.Repaired += slice.Written
 			proof.Exported += slice.Written
+			proof.Departed = slice.Departed
 			continue
 		}
 		proof.Met += slice.Met

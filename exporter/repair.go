@@ -105,7 +105,12 @@ func (t *typeRepair) do(ctx context.Context) error {
 	w := &walk{run: t.run, slice: repaired, filter: t.filterIn(ctx, t.typ), spool: files}
 	gone := t.newDeletions()
 	if h == nil {
-		err = t.withoutHistory(ctx, w)
+		if t.canDepart(t.typ) {
+			repaired.Departed = -1
+		}
+		if err = t.withoutHistory(ctx, w); err == nil {
+			err = t.keepLedger(ctx, w, gone)
+		}
 	} else {
 		t.changes = h
 		err = t.reconcile(ctx, w, gone)
@@ -175,32 +180,52 @@ func (t *typeRepair) written(wanted func(id string) bool) (map[string][]place, e
 
 // reconcile holds each changed id against what was written: exactly its version as of T belongs to the output.
 func (t *typeRepair) reconcile(ctx context.Context, w *walk, gone *deletions) error {
-	places, err := t.written(func(id string) bool { return t.changes.byID[id] != nil || t.changes.old[id] != nil })
+	places, err := t.written(func(id string) bool {
+		return t.changes.byID[id] != nil || t.changes.old[id] != nil || t.changes.strangers.has(id)
+	})
 	if err != nil {
 		return err
 	}
 	if err := t.complete(ctx, places); err != nil {
 		return err
 	}
+	for id, found := range places {
+		if len(found) > 0 && t.changes.byID[id] == nil {
+			t.changes.strangers.drop(id)
+		}
+	}
 	for id, c := range t.changes.byID {
 		t.drop(c, places[id])
-		switch {
-		case c.captured || !c.known:
-		case c.deleted:
-			if err := gone.add(ctx, w, id, c); err != nil {
-				return err
-			}
-		default:
-			row := &fhir.Entry{Type: t.typ, ID: id, Version: c.version, LastUpdated: c.updated, Resource: c.body}
-			if err := w.emit(row); err != nil {
-				return err
-			}
+		if err := t.correct(ctx, w, gone, id, c); err != nil {
+			return err
 		}
 	}
 	for _, part := range t.crawled {
 		slices.Sort(part.Dropped)
 	}
-	return t.oldDeletions(ctx, w, gone, places)
+	if err := t.oldDeletions(ctx, w, gone, places); err != nil {
+		return err
+	}
+	w.slice.Departed, err = t.departed(ctx)
+	return err
+}
+
+// correct writes what a changed id is as of T, unless it is written: its version, its deletion, or nothing.
+func (t *typeRepair) correct(ctx context.Context, w *walk, gone *deletions, id string, c *change) error {
+	switch {
+	case c.captured || !c.known:
+		t.changes.strangers.drop(id)
+		return nil
+	case c.deleted:
+		t.changes.strangers.drop(id)
+		return gone.add(ctx, w, id, c)
+	}
+	before := w.slice.Written
+	err := w.emit(&fhir.Entry{Type: t.typ, ID: id, Version: c.version, LastUpdated: c.updated, Resource: c.body})
+	if w.slice.Written > before {
+		t.changes.strangers.drop(id)
+	}
+	return err
 }
 
 // oldDeletions takes up what was deleted before the span of repairs. What was made again before it, too, stands in the
@@ -218,6 +243,7 @@ func (t *typeRepair) oldDeletions(ctx context.Context, w *walk, gone *deletions,
 		if !c.known || !c.deleted {
 			continue
 		}
+		t.changes.strangers.drop(id)
 		if err := gone.add(ctx, w, id, c); err != nil {
 			return err
 		}

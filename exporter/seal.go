@@ -169,6 +169,9 @@ func (r *run) seal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := r.publishLedgers(ctx, r.dir); err != nil { // the next increment says that it has none
+		r.Log.ErrorContext(ctx, "ledger not stored", "job", r.job.ID, "error", err)
+	}
 	return local(os.RemoveAll(r.dir))
 }
 

@@ -56,6 +56,8 @@ type walk struct {
 	members *cohort
 	// draft tells that only ids are wanted, and nothing is stored.
 	draft bool
+	// idsOnly asks for resources without their content.
+	idsOnly bool
 	trouble
 }
 
@@ -194,7 +196,7 @@ func (w *walk) queries() int {
 func (w *walk) query() fhir.Query { return w.queryAt(w.slice.Query) }
 
 func (w *walk) queryAt(n int) fhir.Query {
-	q := fhir.Query{Type: w.slice.Type, From: w.slice.From, To: w.slice.To, Post: w.slice.Post}
+	q := fhir.Query{Type: w.slice.Type, From: w.slice.From, To: w.slice.To, Post: w.slice.Post, IDsOnly: w.idsOnly}
 	if w.slice.Open {
 		q.From, q.To = time.Time{}, time.Time{}
 	}

@@ -129,8 +129,11 @@ type Proof struct {
 	// Replaced is how many resources were taken out again, because a write showed after the settle pause.
 	Replaced int64 `json:"replaced,omitempty"`
 	// Deleted is how many deletions are reported.
-	Deleted int64   `json:"deleted,omitempty"`
-	Verdict Verdict `json:"verdict"`
+	Deleted int64 `json:"deleted,omitempty"`
+	// Departed is how many resources belonged to the export at _since and have left it by an edit: they exist, so that no
+	// deletion names them. -1 where that cannot be known. Resources that left with a member are not among them.
+	Departed int64   `json:"departed,omitempty"`
+	Verdict  Verdict `json:"verdict"`
 }
 
 // Hole is a part of a type that the server does not give, whatever it is asked.
@@ -221,6 +224,8 @@ type Slice struct {
 	Holes []Hole `json:"holes,omitempty"`
 	// Dropped are rows that do not belong to the output after all, by their number in the slice's index, ascending.
 	Dropped []int64 `json:"dropped,omitempty"`
+	// Departed is Proof.Departed, on the slice of strategy History.
+	Departed int64 `json:"departed,omitempty"`
 }
 
 // Kind tells in which array of the manifest a file is listed.

@@ -69,6 +69,7 @@ type config struct {
 	Referenced     bool                    `yaml:"referenced"`
 	AllowPartial   bool                    `yaml:"allow_partial"`
 	WithoutHistory exporter.WithoutHistory `yaml:"without_history"`
+	Ledger         bool                    `yaml:"ledger"`
 
 	Accounts []account `yaml:"accounts"`
 }

@@ -112,11 +112,18 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 		writes = proxy.NewWrites()
 		inFlight = writes
 	}
+	ledger := filepath.Join(c.Data, "ledger")
+	if !c.Ledger { // it holds ids, and is of no use when exports have gone on without it
+		if err := os.RemoveAll(ledger); err != nil {
+			return nil, fmt.Errorf("remove ledger: %w", err)
+		}
+		ledger = ""
+	}
 	s.exporter, err = exporter.New(exporter.Config{
 		Client: client, Store: s.store, Bucket: bucket, Spool: filepath.Join(c.Data, "spool"),
 		Workers: c.Workers, QuietHours: hours, Strategy: c.Strategy, MaxRunning: c.MaxRunning, PageSize: c.PageSize, Settle: c.Settle,
 		MaxFileBytes: c.MaxFileBytes, Retention: c.Retention, GiveUp: c.GiveUp, Log: log, Metrics: engineMetrics,
-		Writes: inFlight, WithoutReferenced: !c.Referenced, AllowPartial: c.AllowPartial, WithoutHistory: c.WithoutHistory,
+		Writes: inFlight, WithoutReferenced: !c.Referenced, AllowPartial: c.AllowPartial, WithoutHistory: c.WithoutHistory, Ledger: ledger,
 	})
 	if err != nil {
 		return nil, err
