@@ -107,7 +107,19 @@ func (r *run) changesOf(ctx context.Context, typ string) (*changes, error) {
 	if errors.Is(err, errNoHistory) {
 		return nil, nil
 	}
+	if reason, ok := holeReason(err); ok && ctx.Err() == nil {
+		r.Log.ErrorContext(ctx, "the history of a type is missing", "job", r.job.ID, "type", typ, "error", err)
+		return nil, &lostHistory{reason}
+	}
 	return h, err
+}
+
+// lostHistory tells that the server has a history of a type but does not give it.
+type lostHistory struct{ reason string }
+
+// Error names the reason.
+func (e *lostHistory) Error() string {
+	return "the history of the type cannot be read (" + e.reason + ")"
 }
 
 // see takes one entry into account.
@@ -313,7 +325,7 @@ func (r *run) historyPages(ctx context.Context, typ, id string, since time.Time,
 			if err != nil {
 				return err
 			}
-			if err := page.Each(fn); err != nil {
+			if err := eachRow(page, fn); err != nil {
 				return err
 			}
 			next, err = page.Next()

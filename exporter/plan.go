@@ -86,7 +86,7 @@ func (r *run) plan(ctx context.Context) error {
 		})
 	}
 	if len(types) > 0 && !r.profile.TypeHistory {
-		issues = append(issues, noHistory("resources"))
+		issues = append(issues, r.noHistory(""))
 	}
 	slices.SortStableFunc(planned, func(a, b state.Slice) int {
 		return cmp.Or(cmp.Compare(a.Type, b.Type), a.From.Compare(b.From))
@@ -236,7 +236,7 @@ func (r *run) uncounted(ctx context.Context, whole state.Slice) ([]state.Slice, 
 		if err != nil {
 			return err
 		}
-		return page.Each(func(*fhir.Entry) error { return nil }) // a login page offers nothing
+		return eachRow(page, func(*fhir.Entry) error { return nil }) // a login page offers nothing
 	})
 	if err != nil {
 		return nil, err
@@ -255,10 +255,17 @@ func (r *run) count(ctx context.Context, q fhir.Query) (n int64, err error) {
 // cut halves the window until each leaf is small enough: half-open windows of whole seconds without gap or overlap.
 func (r *run) cut(ctx context.Context, whole state.Slice) ([]state.Slice, error) {
 	first, last, err := r.edges(ctx, whole)
+	if fhir.StatusOf(err) == 400 && whole.Strategy == state.Keyset { // the rows of this type are not sorted
+		whole.Strategy = state.Bisect
+		first, last, err = r.edges(ctx, whole)
+	}
 	if err != nil {
 		return nil, err
 	}
 	leaf := max(int64(pagesPerSlice*r.pageSize()), whole.Counted/int64(slicesPerWorker*r.Workers))
+	if limit := r.profile.CountsUpTo; limit > 0 { // a larger count would prove nothing
+		leaf = min(leaf, limit)
+	}
 	budget := countsPerWorker * r.Workers
 	var leaves []state.Slice
 	var halve func(part state.Slice, from, to time.Time) error
@@ -322,7 +329,7 @@ func (r *run) edges(ctx context.Context, whole state.Slice) (first, last time.Ti
 			if err != nil {
 				return err
 			}
-			return page.Each(func(row *fhir.Entry) error {
+			return eachRow(page, func(row *fhir.Entry) error {
 				if row.Type == whole.Type && at.IsZero() {
 					at = row.LastUpdated.Truncate(time.Second)
 				}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -58,12 +59,20 @@ func (r *run) repair(ctx context.Context, chosen func(typ string) bool) error {
 	return group.Wait()
 }
 
-// noHistory is the remark that what changed while the export ran could not be had as of T.
-func noHistory(what string) state.Issue {
-	return state.Issue{
-		Severity: "warning", Code: "incomplete",
-		Text: "the server gives no history, so " + what + " that were changed or deleted while the export ran may be missing",
+// noHistory is the remark that what changed while the export ran could not be had as of T; typ is empty for all types. How
+// many there were is said apart, where it can be known.
+func (r *run) noHistory(typ string) state.Issue {
+	what := strings.TrimSpace(typ + " resources")
+	text := "the server gives no history, so " + what
+	if r.profile.Keyset && r.WithoutHistory == IncludeCurrent {
+		text += " that were deleted while the export ran may be missing, and those that were changed are as they are now"
+	} else {
+		text += " that were changed or deleted while the export ran may be missing"
 	}
+	if !r.job.Kickoff.Since.IsZero() {
+		text += "; what was deleted since _since cannot be reported"
+	}
+	return state.Issue{Severity: "warning", Code: "incomplete", Text: text}
 }
 
 // remark adds remarks to the job, each once.
@@ -94,10 +103,14 @@ type typeRepair struct {
 
 func (t *typeRepair) do(ctx context.Context) error {
 	h, err := t.prove(ctx, t.typ, t.crawled)
-	if err != nil {
+	var lost *lostHistory
+	if err != nil && !errors.As(err, &lost) {
 		return err
 	}
 	repaired := &state.Slice{Seq: t.number(), Type: t.typ, Strategy: state.History, Counted: -1}
+	if lost != nil {
+		repaired.Holes = []state.Hole{{Type: t.typ, Rows: -1, Reason: lost.reason, History: true}}
+	}
 	files, err := openSpool(t.dir, repaired)
 	if err != nil {
 		return err

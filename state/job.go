@@ -142,6 +142,8 @@ type Hole struct {
 	// From and To bound lastUpdated: [From, To). Both are zero where the hole is the type or has no known place in time.
 	From time.Time `json:"from,omitzero"`
 	To   time.Time `json:"to,omitzero"`
+	// History tells that it is the type's history that is missing: what changed while the export ran is not known.
+	History bool `json:"history,omitempty"`
 	// Rows is how many rows the hole has by the server's count, -1 where that is not known.
 	Rows int64 `json:"rows"`
 	// Reason is a code of FHIR's issue-type value set: exception, forbidden, incomplete, not-supported, structure, or what
