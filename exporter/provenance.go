@@ -91,9 +91,16 @@ func (r *run) hasTarget(ctx context.Context, typ, id string, newcomers bool) (bo
 	if known {
 		return belongs, nil
 	}
-	row, err := r.readAsOf(ctx, typ, id)
+	row, later, err := r.readAsOf(ctx, typ, id)
 	if err != nil {
 		return false, fmt.Errorf("read a target of a Provenance: %w", err)
+	}
+	if later {
+		err := r.remark(ctx, state.Issue{Severity: "warning", Code: "incomplete", Text: "targets of Provenance were changed after the " +
+			"transaction time and the server gives no history: whether such a Provenance belongs to the export was decided by what they are now"})
+		if err != nil {
+			return false, err
+		}
 	}
 	if row != nil {
 		f := r.filter(typ)

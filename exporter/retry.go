@@ -96,13 +96,17 @@ func (p *pace) doWith(ctx context.Context, held *ticket, tries int, ask func() e
 
 // ask sends one request when the limiter lets it.
 func (p *pace) ask(ctx context.Context, held *ticket, ask func() error) (late bool, err error) {
-	if p.limiter == nil || ctx.Value(insideKey{}) != nil {
+	inner := ctx.Value(insideKey{}) != nil
+	switch {
+	case p.limiter == nil:
 		return false, ask()
+	case inner:
+		err = p.limiter.awaitHold(ctx)
+	case held == nil:
+		held, late, err = p.limiter.acquire(ctx)
 	}
-	if held == nil {
-		if held, late, err = p.limiter.acquire(ctx); err != nil {
-			return late, err
-		}
+	if err != nil {
+		return late, err
 	}
 	err = ask()
 	if wait := p.asked(err); wait > 0 {
