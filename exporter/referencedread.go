@@ -91,6 +91,14 @@ func (f *referencedRead) read(ctx context.Context, ids []string) error {
 	if f.ended {
 		return nil
 	}
+	if most := max(1, f.size); len(ids) > most {
+		for part := range slices.Chunk(ids, most) {
+			if err := f.read(ctx, part); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	missing := ids
 	if f.size > 0 {
 		var err error
@@ -118,6 +126,7 @@ func (f *referencedRead) narrower(ctx context.Context, ids []string, cause error
 		})
 	case answered && tooLong(response.StatusCode):
 		f.size = len(ids) / 2
+		return f.read(ctx, ids)
 	case poisoned(cause):
 		if err := f.isolate(ctx, cause); err != nil || f.ended {
 			return err
