@@ -113,7 +113,7 @@ func TestTroubleWithReferencedTypes(t *testing.T) {
 // Ensure a referenced resource that changed after T follows the setting where there is no history, and is never passed over in silence.
 func TestReferencedThatChangedWithoutHistory(t *testing.T) {
 	server := with(fhirtest.Plain(), func(p *fhirtest.Personality) { p.NoHistory = true })
-	for setting, want := range map[exporter.WithoutHistory]int{exporter.IncludeCurrent: 30, exporter.Omit: 29, exporter.Strict: -1} {
+	for setting, want := range map[exporter.WithoutHistory]int{exporter.IncludeCurrent: 30, exporter.OmitChanged: 29, exporter.Strict: -1} {
 		t.Run(string(setting), func(t *testing.T) {
 			t.Parallel()
 			edit := func(c *exporter.Config) { smallPages(c); c.WithoutHistory = setting }
