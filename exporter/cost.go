@@ -111,7 +111,9 @@ func (r *run) offers(ctx context.Context, whole state.Slice) ([]offer, error) {
 	if r.profile.PostSearch {
 		offers = append(offers, by(StrategyLists, postListIDs, true))
 	}
-	if whole.Type != "Patient" {
+	if besideCompartment(whole.Type) {
+		offers = append(offers, by(StrategyCompartment, members.listSize(), false))
+	} else {
 		compartment := by(StrategyCompartment, 1, false)
 		compartment.slice.Lists = []string{compartmentSearch}
 		offers = append(offers, compartment)
@@ -126,6 +128,10 @@ func (r *run) offers(ctx context.Context, whole state.Slice) ([]offer, error) {
 	}
 	return offers, nil
 }
+
+// besideCompartment tells whether no server has the type in a Patient's compartment: the Patient itself is not searched
+// there, and the others are in ours alone. They are asked for by lists where compartments are forced.
+func besideCompartment(typ string) bool { return typ == "Patient" || typ == "Device" || typ == "Task" }
 
 const (
 	// postListIDs is how many members a list has that is sent as a form.
@@ -187,10 +193,10 @@ func (r *run) proved(ctx context.Context, o offer) (bool, error) {
 			return false, err
 		}
 	}
-	switch o.name {
-	case StrategyCompartment:
+	switch {
+	case o.name == StrategyCompartment && !besideCompartment(o.slice.Type):
 		return r.compartmentWorks(ctx, o.slice.Type, params)
-	case StrategyHas:
+	case o.name == StrategyHas:
 		return r.hasWorks(ctx, o.slice.Type, params)
 	}
 	return true, nil

@@ -221,8 +221,13 @@ func (r *run) probe(ctx context.Context) error {
 	if r.job.Kickoff.Level == state.System {
 		return nil
 	}
-	r.compartment, err = fhir.PatientCompartment(r.profile.FHIRVersion)
-	return err
+	if r.compartment, err = fhir.PatientCompartment(r.profile.FHIRVersion); err != nil {
+		return err
+	}
+	if slices.Contains(r.job.Kickoff.Types, "Task") { // it is outside of R4's, and of an export that does not name it
+		r.compartment = r.compartment.WithTask()
+	}
+	return nil
 }
 
 // pageSize is the largest number of rows asked for in one page.

@@ -80,10 +80,13 @@ func (r *run) read(ctx context.Context, slice *state.Slice, anew bool) (err erro
 			err = fmt.Errorf("slice %d of %s: %w", slice.Seq, slice.Type, err)
 		}
 	}()
-	if len(slice.Lists) > 0 {
+	if len(slice.Lists) > 0 && !byTargets(slice) {
 		if w.members, err = r.members(ctx, slice.Newcomers); err != nil {
 			return err
 		}
+	}
+	if err := r.remarkTargets(ctx, slice); err != nil {
+		return err
 	}
 	w.loadBoundary()
 	if len(slice.Lists) > 0 || slice.Strategy != state.Keyset || slice.Reread {
@@ -149,7 +152,10 @@ func (w *walk) readAll(ctx context.Context) error {
 }
 
 func (w *walk) readOnce(ctx context.Context) error {
-	if w.slice.Strategy == state.Paging {
+	switch {
+	case byTargets(w.slice):
+		return w.aboutTargets(ctx)
+	case w.slice.Strategy == state.Paging:
 		return w.paging(ctx)
 	}
 	read := w.keyset

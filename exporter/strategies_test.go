@@ -115,6 +115,7 @@ func TestForcedStrategies(t *testing.T) {
 	for strategy, asks := range map[string]string{
 		exporter.StrategyCrawl: "", exporter.StrategyLists: "patient=Patient/p3,Patient/p7",
 		exporter.StrategyPatients: "patient=Patient/p7&", exporter.StrategyHas: "patient:Patient._has:Group:member:_id=g",
+		exporter.StrategyCompartment: "/Patient/p7/Immunization?",
 	} {
 		t.Run(strategy, func(t *testing.T) {
 			t.Parallel()
@@ -123,13 +124,14 @@ func TestForcedStrategies(t *testing.T) {
 				c.Strategy = strategy
 			}
 			fill := clinic(t, 12, 4, group("g", member("Patient/p3"), member("Patient/p7")))
-			inBubble(t, fhirtest.Plain(), edit, fill, func(t *testing.T, b *bubble) {
+			server := with(fhirtest.Plain(), func(p *fhirtest.Personality) { p.Compartments = fhirtest.OwnTypes })
+			inBubble(t, server, edit, fill, func(t *testing.T, b *bubble) {
 				want := ofPatients(t, b.snapshot(), "p3", "p7")
 				job := b.finish(b.kickOff(groupOf("g", "Immunization", "Patient")))
 				same(t, b.rows(job), want)
 				asked := false
 				for _, r := range b.sample.Requests() {
-					asked = asked || strings.Contains(r.RawQuery, "_sort") && strings.Contains(r.RawQuery, asks)
+					asked = asked || strings.Contains(r.RawQuery, "_sort") && strings.Contains(r.Path+"?"+r.RawQuery, asks)
 				}
 				if !asked {
 					t.Errorf("nothing was asked for by %s", strategy)

@@ -81,6 +81,12 @@ func TimedOut(err error) bool {
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
+// Broken tells whether a request ended without a whole answer, and not by its sender: refused, reset, cut, late.
+func Broken(err error) bool {
+	var connection *connectionError
+	return errors.As(err, &connection) && !errors.Is(err, context.Canceled)
+}
+
 // unreachable hides the text of a network error, which may hold a URL with search values, behind its kind.
 func unreachable(op string, err error) error { return &connectionError{op: op, err: err} }
 
