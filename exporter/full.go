@@ -28,7 +28,7 @@ func (e *Exporter) exportWithRoom(ctx context.Context, id string) error {
 		if time.Since(full) > e.GiveUp {
 			return local(err)
 		}
-		wait := pause(try, err)
+		wait := (&pace{giveUp: e.GiveUp}).pause(try, err)
 		e.Log.WarnContext(ctx, "disk is full: room is waited for", "job", id, "error", err, "seconds", wait.Seconds())
 		if err := sleep(ctx, wait); err != nil {
 			return err
