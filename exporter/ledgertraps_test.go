@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -122,18 +123,18 @@ func TestLedgerAsksBeforeItTells(t *testing.T) {
 			Match: func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/Immunization/i3") }, Times: 1, Status: 403,
 		})
 		<-time.After(time.Minute)
-		changed := false
+		var changed atomic.Bool
 		b.link.hook = func(r *http.Request) {
-			if changed || !isListing(r) || !strings.HasSuffix(r.URL.Path, "/Immunization") {
+			if !isListing(r) || !strings.HasSuffix(r.URL.Path, "/Immunization") || changed.Swap(true) {
 				return
 			}
-			changed = true // after T, and after the output was read
+			// After T, and after the output was read
 			must(t, b.sample.Delete("Immunization", "i2"), b.sample.Delete("Immunization", "i4"), b.sample.Put(dose("i5", "p4")))
 		}
 		second := b.finish(b.kickOff(since(full.TransactionTime)))
 		wantDeleted(t, b, second, "Immunization/i0", "Immunization/i4")
-		if !changed || !says(second, "1 Immunization resources are found by no search and cannot be read") {
-			t.Errorf("changed %v, remarks %+v, want one on what cannot be read", changed, second.Issues)
+		if !changed.Load() || !says(second, "1 Immunization resources are found by no search and cannot be read") {
+			t.Errorf("changed %v, remarks %+v, want one on what cannot be read", changed.Load(), second.Issues)
 		}
 		rows := b.rows(second)
 		if rows["Immunization/i1"] == "" || rows["Immunization/i2"] == "" || len(rows) != 2 {
@@ -212,10 +213,9 @@ func TestTwoExportsOfOneScope(t *testing.T) {
 	two := func(c *exporter.Config) { c.MaxRunning, c.Workers = 2, 3 }
 	inForgetfulBubble(t, two, func(t *testing.T, b *bubble) {
 		b.rows(b.finish(b.kickOff(since(time.Time{}, "Patient")))) // so that the server is probed
-		first := true
+		var held atomic.Bool
 		b.link.hook = func(r *http.Request) {
-			if first && isRowPage(r) {
-				first = false
+			if isRowPage(r) && held.CompareAndSwap(false, true) {
 				<-time.After(100 * time.Second)
 			}
 		}
@@ -223,7 +223,7 @@ func TestTwoExportsOfOneScope(t *testing.T) {
 		<-time.After(20 * time.Second)
 		late := b.finish(b.kickOff(since(time.Time{}, "Immunization")))
 		kept := b.ledgers() // of Patient, too
-		if job, err := b.store.Get(t.Context(), early); err != nil || first || !job.Running() {
+		if job, err := b.store.Get(t.Context(), early); err != nil || !held.Load() || !job.Running() {
 			t.Fatalf("the earlier export ended first: %v", err)
 		}
 		b.rows(b.finish(early))
