@@ -28,7 +28,10 @@ func (w *walk) fetchAhead(ctx context.Context, q fhir.Query) {
 	w.ahead = ahead
 	go func() {
 		defer close(ahead.done)
-		ahead.page, ahead.err = w.search(ctx, q)
+		ahead.err = guarded(func() (err error) {
+			ahead.page, err = w.search(ctx, q)
+			return err
+		})
 	}()
 }
 

@@ -111,11 +111,12 @@ func (r *run) offers(ctx context.Context, whole state.Slice) ([]offer, error) {
 	if r.profile.PostSearch {
 		offers = append(offers, by(StrategyLists, postListIDs, true))
 	}
+	compartment := by(StrategyCompartment, members.listSize(), false) // Patients themselves are asked for by their ids
 	if whole.Type != "Patient" {
-		compartment := by(StrategyCompartment, 1, false)
+		compartment = by(StrategyCompartment, 1, false)
 		compartment.slice.Lists = []string{compartmentSearch}
-		offers = append(offers, compartment)
 	}
+	offers = append(offers, compartment)
 	if r.job.Kickoff.Level == state.Group {
 		has := by(StrategyHas, len(members.patients), false)
 		has.slice.Lists = nil
@@ -187,10 +188,10 @@ func (r *run) proved(ctx context.Context, o offer) (bool, error) {
 			return false, err
 		}
 	}
-	switch o.name {
-	case StrategyCompartment:
+	switch {
+	case o.name == StrategyCompartment && o.slice.Type != "Patient":
 		return r.compartmentWorks(ctx, o.slice.Type, params)
-	case StrategyHas:
+	case o.name == StrategyHas:
 		return r.hasWorks(ctx, o.slice.Type, params)
 	}
 	return true, nil

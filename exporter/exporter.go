@@ -326,7 +326,14 @@ func (e *Exporter) own(ctx context.Context, work *errgroup.Group, id string, fn 
 	ctx, stop := context.WithCancelCause(ctx)
 	e.running[id] = stop
 	work.Go(func() error {
-		fn(ctx)
+		err := guarded(func() error {
+			fn(ctx)
+			return nil
+		})
+		var fault *panicError
+		if errors.As(err, &fault) {
+			e.Log.ErrorContext(ctx, "work on a job ended by a fault of the sidecar", "job", id, "error", err, "stack", string(fault.stack))
+		}
 		e.disown(id, stop)
 		after()
 		return nil
@@ -338,6 +345,9 @@ func (e *Exporter) disown(id string, stop context.CancelCauseFunc) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.running, id)
+	if len(e.running) == 0 {
+		e.limiter.idle()
+	}
 }
 
 // remove deletes the objects, the spool and then the record of a cancelled job. The record goes last, so that a crash or

@@ -49,7 +49,7 @@ func (r *run) repair(ctx context.Context, chosen func(typ string) bool) error {
 		}
 		group.Go(func() error {
 			t := &typeRepair{run: r, typ: typ, crawled: crawled[typ], number: number}
-			if err := t.do(groupCtx); err != nil {
+			if err := guarded(func() error { return t.do(groupCtx) }); err != nil {
 				return fmt.Errorf("repair %s: %w", typ, err)
 			}
 			return nil
@@ -66,19 +66,23 @@ func noHistory(what string) state.Issue {
 	}
 }
 
-// remark adds remarks to the job, each once.
+// remark adds remarks to the job, each once. A dry run has no store: it keeps them for the Forecast.
 func (r *run) remark(ctx context.Context, issues ...state.Issue) error {
 	if len(issues) == 0 {
 		return nil
 	}
-	return r.Store.Update(ctx, r.job.ID, func(job *state.Job) error {
+	add := func(job *state.Job) error {
 		for _, issue := range issues {
 			if !slices.Contains(job.Issues, issue) {
 				job.Issues = append(job.Issues, issue)
 			}
 		}
 		return nil
-	})
+	}
+	if r.Store == nil {
+		return add(r.job)
+	}
+	return r.Store.Update(ctx, r.job.ID, add)
 }
 
 // typeRepair is the repair of one type.
@@ -240,7 +244,9 @@ func (t *typeRepair) complete(ctx context.Context, places map[string][]place) er
 		default:
 			continue
 		}
-		group.Go(func() error { return t.asOf(ctx, t.typ, id, t.job.TransactionTime, c) })
+		group.Go(func() error {
+			return guarded(func() error { return t.asOf(ctx, t.typ, id, t.job.TransactionTime, c) })
+		})
 	}
 	return group.Wait()
 }

@@ -46,7 +46,7 @@ type run struct {
 // work does one job until it has ended or ctx is cancelled, and writes down how it ended.
 func (e *Exporter) work(ctx context.Context, id string) {
 	log := e.Log.With("job", id)
-	err := e.export(ctx, id)
+	err := guarded(func() error { return e.export(ctx, id) })
 	switch {
 	case err == nil:
 		e.Metrics.jobs.WithLabelValues(string(state.Completed)).Inc()
@@ -57,6 +57,10 @@ func (e *Exporter) work(ctx context.Context, id string) {
 	case ctx.Err() != nil:
 		log.InfoContext(ctx, "export interrupted by shutdown, it goes on with the next start")
 		return
+	}
+	var fault *panicError
+	if errors.As(err, &fault) {
+		log = log.With("stack", string(fault.stack))
 	}
 	log.ErrorContext(ctx, "export failed", "error", err)
 	e.Metrics.jobs.WithLabelValues(string(state.Failed)).Inc()
@@ -79,7 +83,10 @@ func (e *Exporter) work(ctx context.Context, id string) {
 // failureOf puts an error into words for the client.
 func failureOf(err error) *state.Failure {
 	failure := &state.Failure{Status: 500, Code: "exception", Text: "the export failed: " + err.Error()}
+	var fault *panicError
 	switch status := fhir.StatusOf(err); {
+	case errors.As(err, &fault):
+		failure.Text = "the export failed: an error inside the export sidecar; its log says more"
 	case errors.Is(err, errLocal): // paths and hosts of ours are not for clients
 		failure.Text = "the export failed: its files could not be stored; the sidecar's log says more"
 	case errors.Is(err, errGaveUp):
@@ -272,7 +279,7 @@ func (r *run) crawl(ctx context.Context, chosen func(typ string) bool) error {
 			}
 			planned := &planned[i]
 			before := planned.Strategy
-			err := r.walk(ctx, planned)
+			err := guarded(func() error { return r.walk(ctx, planned) })
 			if planned.Strategy != before || errors.Is(err, errStrategy) || errors.Is(err, errIncomplete) {
 				r.Doubt(ctx, "a search did not give what was asked for")
 			}
