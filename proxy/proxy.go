@@ -36,6 +36,10 @@ type jobs interface {
 	File(ctx context.Context, id, name string) (state.File, error)
 }
 
+// TypesOf returns the types that an export of a level may name, and those that it may name beside one of them. It fails
+// where the server's FHIR release has no exports of that level.
+type TypesOf func(state.Level, *fhir.CapabilityStatement) (types, beside []string, err error)
+
 // Config is what the proxy needs.
 type Config struct {
 	// Upstream is the FHIR base of the server, as fhir.ParseBase returns it.
@@ -57,8 +61,7 @@ type Config struct {
 	Bucket  blob.Bucket
 	// LinkLifetime is how long a signed link lives.
 	LinkLifetime time.Duration
-	// TypesOf returns the types that an export of a level may name, and those that it may name beside one of them.
-	TypesOf func(state.Level, *fhir.CapabilityStatement) (types, beside []string, err error)
+	TypesOf      TypesOf
 	// Writes notes the writes among forwarded requests; nil means that nobody asks for them.
 	Writes *Writes
 	// Transport forwards; nil means one of the proxy's own.

@@ -142,13 +142,7 @@ func newProxy(
 	cfg := proxy.Config{
 		Upstream: upstream, UpstreamHost: c.UpstreamHost, ForwardHeaders: c.ForwardHeaders, Intercept: c.Intercept,
 		Client: client, Exports: engine, Jobs: store, Bucket: bucket, LinkLifetime: c.LinkLifetime, Writes: writes, Log: log, Metrics: metrics,
-		TypesOf: func(level state.Level, statement *fhir.CapabilityStatement) (types, beside []string, err error) {
-			types, err = exporter.Types(level, statement, true)
-			if c.Referenced {
-				beside = exporter.Referenced(level, statement)
-			}
-			return types, beside, err
-		},
+		TypesOf: c.typesOf,
 	}
 	if c.PublicURL != "" {
 		if cfg.PublicBase, err = fhir.ParseBase(c.PublicURL); err != nil {
@@ -163,6 +157,15 @@ func newProxy(
 		cfg.TrustedProxies = append(cfg.TrustedProxies, prefix)
 	}
 	return proxy.New(cfg)
+}
+
+// typesOf returns the types that a kick-off may name, and those beside them.
+func (c *config) typesOf(level state.Level, statement *fhir.CapabilityStatement) (types, beside []string, err error) {
+	types, err = exporter.Types(level, statement, true)
+	if c.Referenced {
+		beside = exporter.Referenced(level, statement)
+	}
+	return types, beside, err
 }
 
 func newClient(c *config, observe func(int)) (*fhir.Client, error) {
