@@ -32,7 +32,7 @@ func Strategies() []string {
 }
 
 // errForced ends a job whose forced strategy the server cannot do.
-var errForced = fmt.Errorf("the strategy that the configuration forces cannot be used: %w", errIncomplete)
+var errForced = fmt.Errorf("the setting strategy forces what cannot be used, auto chooses by itself: %w", errIncomplete)
 
 // offer is one way to read a type, with what it costs. Whatever it finds goes through the filter: a way only decides what
 // is asked, never who is a member.

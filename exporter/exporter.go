@@ -103,6 +103,7 @@ type Exporter struct {
 	wake    chan struct{}
 	retest  chan struct{}
 	limiter *limiter
+	stages  stages
 
 	mu      sync.Mutex
 	running map[string]context.CancelCauseFunc
@@ -345,6 +346,7 @@ func (e *Exporter) disown(id string, stop context.CancelCauseFunc) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.running, id)
+	e.stages.leave(id)
 	if len(e.running) == 0 {
 		e.limiter.idle()
 	}

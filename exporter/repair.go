@@ -110,6 +110,9 @@ func (t *typeRepair) do(ctx context.Context) error {
 	gone := t.newDeletions()
 	if h == nil {
 		err = t.withoutHistory(ctx, w)
+		if t.WithoutHistory == Strict && errors.Is(err, errIncomplete) {
+			err = fmt.Errorf("%w; without_history is strict: export when nobody writes, or set it to include or omit", err)
+		}
 	} else {
 		t.changes = h
 		err = t.reconcile(ctx, w, gone)
@@ -145,8 +148,8 @@ func (t *typeRepair) store(ctx context.Context, w *walk, gone *deletions) error 
 	t.Metrics.late.Add(float64(t.stale))
 	return t.remark(ctx, state.Issue{
 		Severity: "information", Code: "informational",
-		Text: fmt.Sprintf("%d %s resources were written before the transaction time but showed only after the settle pause; "+
-			"the export has them as of the transaction time; raise the setting settle", t.stale, t.typ),
+		Text: numbered(t.stale, t.typ+" resource was", t.typ+" resources were") + " written before the transaction time but showed only " +
+			"after the settle pause; the export has it as of the transaction time; raise the setting settle",
 	})
 }
 

@@ -105,28 +105,34 @@ func (e *Exporter) export(ctx context.Context, id string) error {
 		Exporter: e, dir: filepath.Join(e.Spool, id), listing: make(chan struct{}, 1),
 	}
 	r.pace = &pace{giveUp: e.GiveUp, limiter: e.limiter, waiting: func(err error, wait time.Duration) {
+		e.stages.wait(id, "waiting for the FHIR server", wait)
 		e.Log.WarnContext(ctx, "FHIR server is waited for", "job", id, "error", err, "seconds", wait.Seconds())
 	}}
 	r.bucketPace = &pace{giveUp: e.GiveUp, waiting: func(err error, wait time.Duration) {
+		e.stages.wait(id, "waiting for the bucket", wait)
 		e.Log.WarnContext(ctx, "bucket is waited for", "job", id, "error", err, "seconds", wait.Seconds())
 	}}
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
 		return fmt.Errorf("make spool folder: %w", err)
 	}
-	for _, stage := range []func(context.Context) error{
-		func(ctx context.Context) error { return r.begin(ctx, id) },
-		r.probe,
-		r.settle,
-		r.loadCohort,
-		r.timed("export planned", r.plan),
-		r.finishFiles,
-		r.timed("slices read", func(ctx context.Context) error { return r.crawl(ctx, r.notLast) }),
-		r.timed("history read", func(ctx context.Context) error { return r.repair(ctx, r.notLast) }),
-		r.readLast,
-		r.timed("referenced resources read", r.addReferenced),
-		r.timed("files stored", r.seal),
+	for _, stage := range []struct {
+		does string // as a status request tells it; empty for the reading, of which the numbers tell
+		do   func(context.Context) error
+	}{
+		{"asking the server for its clock", func(ctx context.Context) error { return r.begin(ctx, id) }},
+		{"asking what the server can do", r.probe},
+		{"waiting until the server's last writes have settled", r.settle},
+		{"reading the members", r.loadCohort},
+		{"planning", r.timed("export planned", r.plan)},
+		{"storing files", r.finishFiles},
+		{"", r.timed("slices read", func(ctx context.Context) error { return r.crawl(ctx, r.notLast) })},
+		{"looking for what has changed meanwhile", r.timed("history read", func(ctx context.Context) error { return r.repair(ctx, r.notLast) })},
+		{"reading Provenance", r.readLast},
+		{"reading what is referred to", r.timed("referenced resources read", r.addReferenced)},
+		{"storing files", r.timed("files stored", r.seal)},
 	} {
-		if err := stage(ctx); err != nil {
+		e.stages.enter(id, stage.does)
+		if err := stage.do(ctx); err != nil {
 			return err
 		}
 	}

@@ -141,7 +141,7 @@ func newProxy(
 	}
 	cfg := proxy.Config{
 		Upstream: upstream, UpstreamHost: c.UpstreamHost, ForwardHeaders: c.ForwardHeaders, Intercept: c.Intercept,
-		Client: client, Exports: engine, Jobs: store, Bucket: bucket, LinkLifetime: c.LinkLifetime, Writes: writes, Log: log, Metrics: metrics,
+		Client: client, Exports: engine, Stages: engine, Jobs: store, Bucket: bucket, LinkLifetime: c.LinkLifetime, Writes: writes, Log: log, Metrics: metrics,
 		TypesOf: c.typesOf,
 	}
 	if c.PublicURL != "" {
