@@ -71,8 +71,12 @@ func (p *Proxy) progress(ctx context.Context, job *state.Job) (string, error) {
 		stage = p.Stages.Stage(job.ID)
 	}
 	if !job.Planned {
-		if stage == "" {
-			stage = string(job.Status)
+		switch {
+		case stage != "":
+		case job.Status == state.Accepted:
+			stage = "accepted"
+		default:
+			stage = "waiting to go on"
 		}
 		return "0 %, " + stage, nil
 	}
