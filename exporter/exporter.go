@@ -287,6 +287,7 @@ func (e *Exporter) sweep(ctx context.Context, work *errgroup.Group) error {
 	if err != nil {
 		return err
 	}
+	e.Metrics.oldest.set(jobs)
 	var errs []error
 	for _, job := range jobs {
 		if expires := e.ExpiresAt(job); job.Status != state.Cancelled && !expires.IsZero() && !time.Now().Before(expires) {

@@ -209,13 +209,14 @@ func openBucket(ctx context.Context, c *config) (bucket blob.Bucket, err error) 
 
 func (s *server) listen(ctx context.Context) (err error) {
 	var config net.ListenConfig
+	var errs []error
 	if s.front, err = config.Listen(ctx, "tcp", s.config.Listen); err != nil {
-		return fmt.Errorf("listen for clients (setting listen): %w", err)
+		errs = append(errs, fmt.Errorf("listen for clients (setting listen): %w", err))
 	}
 	if s.back, err = config.Listen(ctx, "tcp", s.config.AdminListen); err != nil {
-		return fmt.Errorf("listen for operators (setting admin_listen): %w", err)
+		errs = append(errs, fmt.Errorf("listen for operators (setting admin_listen): %w", err))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // close releases what newServer took.
