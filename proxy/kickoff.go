@@ -182,7 +182,7 @@ func (p *Proxy) mayKickOff(r *http.Request, kickoff *state.Kickoff) error {
 	defer cancel()
 	statement, err := p.Client.Capabilities(ctx)
 	if err != nil {
-		p.Log.WarnContext(ctx, "kick-off refused: "+whyNoStatement(err), "error", err)
+		p.Log.WarnContext(ctx, "kick-off refused: the CapabilityStatement cannot be read", "check", whyNoStatement(err), "error", err)
 		return &refusal{http.StatusServiceUnavailable, "transient", "the FHIR server's CapabilityStatement cannot be read now"}
 	}
 	if err := CheckTypes(*kickoff, statement, p.TypesOf); err != nil {
@@ -199,9 +199,9 @@ func (p *Proxy) mayKickOff(r *http.Request, kickoff *state.Kickoff) error {
 func whyNoStatement(err error) string {
 	switch fhir.StatusOf(err) {
 	case http.StatusUnauthorized, http.StatusForbidden:
-		return "the server refuses the sidecar's own credentials, check the setting upstream_auth"
+		return "the setting upstream_auth: the server refuses the sidecar's own credentials"
 	}
-	return "check the setting upstream, it must be the FHIR base"
+	return "the setting upstream: it must be the FHIR base"
 }
 
 // CheckTypes tells whether an export of the kick-off's level may name its types on the server of the statement. Its errors
