@@ -98,7 +98,10 @@ func (w *walk) ask(ctx context.Context, q fhir.Query, held *ticket) {
 	w.ahead = ahead
 	go func() {
 		defer close(ahead.done)
-		ahead.page, ahead.err = w.search(ctx, q)
+		ahead.err = guarded(func() (err error) {
+			ahead.page, err = w.search(ctx, q)
+			return err
+		})
 	}()
 }
 

@@ -93,8 +93,7 @@ func (r *run) compareMembers(ctx context.Context) error {
 	}
 	var issues []state.Issue
 	if gone > 0 {
-		issues = append(issues, state.Issue{Severity: "information", Code: "informational", Text: fmt.Sprintf(
-			"%d patients have left the Group since _since; their resources are not reported as deleted", gone)})
+		issues = append(issues, state.Issue{Severity: "information", Code: "informational", Text: numbered(gone, "patient has", "patients have") + " left the Group since _since; resources of those who left are not reported as deleted"})
 	}
 	if !r.profile.InstanceHistory {
 		issues = append(issues, state.Issue{Severity: "information", Code: "informational", Text: "the server gives no history of the Group, " +

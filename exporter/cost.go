@@ -32,7 +32,7 @@ func Strategies() []string {
 }
 
 // errForced ends a job whose forced strategy the server cannot do.
-var errForced = fmt.Errorf("the strategy that the configuration forces cannot be used: %w", errIncomplete)
+var errForced = fmt.Errorf("the setting strategy forces what cannot be used, auto chooses by itself: %w", errIncomplete)
 
 // offer is one way to read a type, with what it costs. Whatever it finds goes through the filter: a way only decides what
 // is asked, never who is a member.
@@ -111,13 +111,12 @@ func (r *run) offers(ctx context.Context, whole state.Slice) ([]offer, error) {
 	if r.profile.PostSearch {
 		offers = append(offers, by(StrategyLists, postListIDs, true))
 	}
-	if besideCompartment(whole.Type) {
-		offers = append(offers, by(StrategyCompartment, members.listSize(), false))
-	} else {
-		compartment := by(StrategyCompartment, 1, false)
+	compartment := by(StrategyCompartment, members.listSize(), false)
+	if !besideCompartment(whole.Type) {
+		compartment = by(StrategyCompartment, 1, false)
 		compartment.slice.Lists = []string{compartmentSearch}
-		offers = append(offers, compartment)
 	}
+	offers = append(offers, compartment)
 	if r.job.Kickoff.Level == state.Group {
 		has := by(StrategyHas, len(members.patients), false)
 		has.slice.Lists = nil

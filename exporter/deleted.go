@@ -124,7 +124,8 @@ func (d *deletions) finish(ctx context.Context) (*state.Slice, error) {
 	if d.unknown > 0 {
 		err := d.remark(ctx, state.Issue{
 			Severity: "warning", Code: "incomplete",
-			Text: fmt.Sprintf("%d deleted %s resources have no version left that tells whether they belonged to this export; they are not reported", d.unknown, d.typ),
+			Text: numbered(d.unknown, "deleted "+d.typ+" resource has", "deleted "+d.typ+" resources have") +
+				" no version left that tells whether it belonged to this export, and is not reported",
 		})
 		if err != nil {
 			return nil, err

@@ -94,11 +94,13 @@ func (t *typeRepair) departed(ctx context.Context) (int64, error) {
 	left := make(chan struct{}, len(s.ids))
 	for id := range s.ids {
 		group.Go(func() error {
-			belonged, err := t.belonged(groupCtx, s.filter, id)
-			if belonged {
-				left <- struct{}{}
-			}
-			return err
+			return guarded(func() error {
+				belonged, err := t.belonged(groupCtx, s.filter, id)
+				if belonged {
+					left <- struct{}{}
+				}
+				return err
+			})
 		})
 	}
 	err := group.Wait()

@@ -107,6 +107,7 @@ type Exporter struct {
 	wake    chan struct{}
 	retest  chan struct{}
 	limiter *limiter
+	stages  stages
 
 	mu      sync.Mutex
 	running map[string]context.CancelCauseFunc
@@ -295,6 +296,7 @@ func (e *Exporter) sweep(ctx context.Context, work *errgroup.Group) error {
 	if err != nil {
 		return err
 	}
+	e.Metrics.oldest.set(jobs)
 	var errs []error
 	for _, job := range jobs {
 		if expires := e.ExpiresAt(job); job.Status != state.Cancelled && !expires.IsZero() && !time.Now().Before(expires) {
@@ -335,7 +337,14 @@ func (e *Exporter) own(ctx context.Context, work *errgroup.Group, id string, fn 
 	ctx, stop := context.WithCancelCause(ctx)
 	e.running[id] = stop
 	work.Go(func() error {
-		fn(ctx)
+		err := guarded(func() error {
+			fn(ctx)
+			return nil
+		})
+		var fault *panicError
+		if errors.As(err, &fault) {
+			e.Log.ErrorContext(ctx, "work on a job ended by a fault of the sidecar", "job", id, "error", err, "stack", string(fault.stack))
+		}
 		e.disown(id, stop)
 		after()
 		return nil
@@ -347,6 +356,10 @@ func (e *Exporter) disown(id string, stop context.CancelCauseFunc) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.running, id)
+	e.stages.leave(id)
+	if len(e.running) == 0 {
+		e.limiter.idle()
+	}
 }
 
 // remove deletes the objects, the spool and then the record of a cancelled job. The record goes last, so that a crash or

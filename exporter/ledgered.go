@@ -177,23 +177,29 @@ func (c *comparison) ask(ctx context.Context, ids []string) error {
 	group.SetLimit(c.Workers)
 	for _, id := range ids {
 		group.Go(func() error {
-			row, err := c.read(ctx, id)
-			if err != nil && (!gone(err) && notAnswered(err) != nil) {
-				return err
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			switch {
-			case gone(err):
-				return c.gone.report(id)
-			case err != nil:
-				c.unknown++
-				return c.kept.add(id)
-			}
-			return c.place(row)
+			return guarded(func() error {
+				row, err := c.read(ctx, id)
+				mu.Lock()
+				defer mu.Unlock()
+				return c.sort(id, row, err)
+			})
 		})
 	}
 	return group.Wait()
+}
+
+// sort takes up what became of one resource.
+func (c *comparison) sort(id string, row *fhir.Entry, err error) error {
+	switch {
+	case gone(err):
+		return c.gone.report(id)
+	case notAnswered(err) != nil:
+		return err
+	case err != nil:
+		c.unknown++
+		return c.kept.add(id)
+	}
+	return c.place(row)
 }
 
 func (c *comparison) read(ctx context.Context, id string) (row *fhir.Entry, err error) {

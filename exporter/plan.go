@@ -62,7 +62,11 @@ func (r *run) plan(ctx context.Context) error {
 	group.SetLimit(r.Workers)
 	for _, typ := range types {
 		group.Go(func() error {
-			cut, err := r.planType(groupCtx, typ)
+			var cut []state.Slice
+			err := guarded(func() (err error) {
+				cut, err = r.planType(groupCtx, typ)
+				return err
+			})
 			var response *fhir.ResponseError
 			mu.Lock()
 			defer mu.Unlock()

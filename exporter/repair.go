@@ -50,7 +50,7 @@ func (r *run) repair(ctx context.Context, chosen func(typ string) bool) error {
 		}
 		group.Go(func() error {
 			t := &typeRepair{run: r, typ: typ, crawled: crawled[typ], number: number}
-			if err := t.do(groupCtx); err != nil {
+			if err := guarded(func() error { return t.do(groupCtx) }); err != nil {
 				return fmt.Errorf("repair %s: %w", typ, err)
 			}
 			return nil
@@ -75,19 +75,23 @@ func (r *run) noHistory(typ string) state.Issue {
 	return state.Issue{Severity: "warning", Code: "incomplete", Text: text}
 }
 
-// remark adds remarks to the job, each once.
+// remark adds remarks to the job, each once. A dry run has no store: it keeps them for the Forecast.
 func (r *run) remark(ctx context.Context, issues ...state.Issue) error {
 	if len(issues) == 0 {
 		return nil
 	}
-	return r.Store.Update(ctx, r.job.ID, func(job *state.Job) error {
+	add := func(job *state.Job) error {
 		for _, issue := range issues {
 			if !slices.Contains(job.Issues, issue) {
 				job.Issues = append(job.Issues, issue)
 			}
 		}
 		return nil
-	})
+	}
+	if r.Store == nil {
+		return add(r.job)
+	}
+	return r.Store.Update(ctx, r.job.ID, add)
 }
 
 // typeRepair is the repair of one type.
@@ -121,7 +125,11 @@ func (t *typeRepair) do(ctx context.Context) error {
 		if t.canDepart(t.typ) {
 			repaired.Departed = -1
 		}
-		if err = t.withoutHistory(ctx, w); err == nil {
+		err = t.withoutHistory(ctx, w)
+		if t.WithoutHistory == Strict && errors.Is(err, errIncomplete) {
+			err = fmt.Errorf("%w; without_history is strict: export when nobody writes, or set it to include or omit", err)
+		}
+		if err == nil {
 			err = t.keepLedger(ctx, w, gone)
 		}
 	} else {
@@ -159,8 +167,8 @@ func (t *typeRepair) store(ctx context.Context, w *walk, gone *deletions) error 
 	t.Metrics.late.Add(float64(t.stale))
 	return t.remark(ctx, state.Issue{
 		Severity: "information", Code: "informational",
-		Text: fmt.Sprintf("%d %s resources were written before the transaction time but showed only after the settle pause; "+
-			"the export has them as of the transaction time; raise the setting settle", t.stale, t.typ),
+		Text: numbered(t.stale, t.typ+" resource was", t.typ+" resources were") + " written before the transaction time but showed only " +
+			"after the settle pause; the export has it as of the transaction time; raise the setting settle",
 	})
 }
 
@@ -279,7 +287,9 @@ func (t *typeRepair) complete(ctx context.Context, places map[string][]place) er
 		default:
 			continue
 		}
-		group.Go(func() error { return t.asOf(ctx, t.typ, id, t.job.TransactionTime, c) })
+		group.Go(func() error {
+			return guarded(func() error { return t.asOf(ctx, t.typ, id, t.job.TransactionTime, c) })
+		})
 	}
 	return group.Wait()
 }

@@ -49,7 +49,7 @@ type run struct {
 // work does one job until it has ended or ctx is cancelled, and writes down how it ended.
 func (e *Exporter) work(ctx context.Context, id string) {
 	log := e.Log.With("job", id)
-	err := e.exportWithRoom(ctx, id)
+	err := guarded(func() error { return e.exportWithRoom(ctx, id) })
 	switch {
 	case err == nil:
 		e.Metrics.jobs.WithLabelValues(string(state.Completed)).Inc()
@@ -60,6 +60,10 @@ func (e *Exporter) work(ctx context.Context, id string) {
 	case ctx.Err() != nil:
 		log.InfoContext(ctx, "export interrupted by shutdown, it goes on with the next start")
 		return
+	}
+	var fault *panicError
+	if errors.As(err, &fault) {
+		log = log.With("stack", string(fault.stack))
 	}
 	log.ErrorContext(ctx, "export failed", "error", err)
 	e.Metrics.jobs.WithLabelValues(string(state.Failed)).Inc()
@@ -95,7 +99,10 @@ func (e *Exporter) fail(ctx context.Context, log *slog.Logger, id string, failur
 // failureOf puts an error into words for the client.
 func failureOf(err error) *state.Failure {
 	failure := &state.Failure{Status: 500, Code: "exception", Text: "the export failed: " + err.Error()}
+	var fault *panicError
 	switch status := fhir.StatusOf(err); {
+	case errors.As(err, &fault):
+		failure.Text = "the export failed: an error inside the export sidecar; its log says more"
 	case errors.Is(err, errLocal), diskFull(err): // paths and hosts of ours are not for clients
 		failure.Text = "the export failed: its files could not be stored; the sidecar's log says more"
 	case errors.Is(err, errGaveUp):
@@ -114,28 +121,34 @@ func (e *Exporter) export(ctx context.Context, id string) error {
 		Exporter: e, dir: filepath.Join(e.Spool, id), listing: make(chan struct{}, 1),
 	}
 	r.pace = &pace{giveUp: e.GiveUp, limiter: e.limiter, waiting: func(err error, wait time.Duration) {
+		e.stages.wait(id, "waiting for the FHIR server", wait)
 		e.Log.WarnContext(ctx, "FHIR server is waited for", "job", id, "error", err, "seconds", wait.Seconds())
 	}}
 	r.bucketPace = &pace{giveUp: e.GiveUp, waiting: func(err error, wait time.Duration) {
+		e.stages.wait(id, "waiting for the bucket", wait)
 		e.Log.WarnContext(ctx, "bucket is waited for", "job", id, "error", err, "seconds", wait.Seconds())
 	}}
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
 		return fmt.Errorf("make spool folder: %w", err)
 	}
-	for _, stage := range []func(context.Context) error{
-		func(ctx context.Context) error { return r.begin(ctx, id) },
-		r.probe,
-		r.settle,
-		r.loadCohort,
-		r.timed("export planned", r.plan),
-		r.finishFiles,
-		r.timed("slices read", func(ctx context.Context) error { return r.crawl(ctx, r.notLast) }),
-		r.timed("history read", func(ctx context.Context) error { return r.repair(ctx, r.notLast) }),
-		r.readLast,
-		r.timed("referenced resources read", r.addReferenced),
-		r.timed("files stored", r.seal),
+	for _, stage := range []struct {
+		does string // as a status request tells it; empty for the reading, of which the numbers tell
+		do   func(context.Context) error
+	}{
+		{"asking the server for its clock", func(ctx context.Context) error { return r.begin(ctx, id) }},
+		{"asking what the server can do", r.probe},
+		{"waiting until the server's last writes have settled", r.settle},
+		{"reading the members", r.loadCohort},
+		{"planning", r.timed("export planned", r.plan)},
+		{"storing files", r.finishFiles},
+		{"", r.timed("slices read", func(ctx context.Context) error { return r.crawl(ctx, r.notLast) })},
+		{"looking for what has changed meanwhile", r.timed("history read", func(ctx context.Context) error { return r.repair(ctx, r.notLast) })},
+		{"reading Provenance", r.readLast},
+		{"reading what is referred to", r.timed("referenced resources read", r.addReferenced)},
+		{"storing files", r.timed("files stored", r.seal)},
 	} {
-		if err := stage(ctx); err != nil {
+		e.stages.enter(id, stage.does)
+		if err := stage.do(ctx); err != nil {
 			return err
 		}
 	}
@@ -295,7 +308,7 @@ func (r *run) crawl(ctx context.Context, chosen func(typ string) bool) error {
 			}
 			planned := &planned[i]
 			before := planned.Strategy
-			err := r.walk(ctx, planned)
+			err := guarded(func() error { return r.walk(ctx, planned) })
 			if planned.Strategy != before || errors.Is(err, errStrategy) || errors.Is(err, errIncomplete) {
 				r.Doubt(ctx, "a search did not give what was asked for")
 			}

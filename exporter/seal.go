@@ -134,7 +134,11 @@ func (r *run) seal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := r.judge(ctx, all); err != nil {
+	err = r.judge(ctx, all)
+	if errors.Is(err, errIncomplete) || errors.Is(err, errForbidden) {
+		err = fmt.Errorf("%w; with the setting allow_partial an export completes without what is missing, and names it", err)
+	}
+	if err != nil {
 		return err
 	}
 	if err := r.rewriteStored(ctx, all); err != nil {
