@@ -53,8 +53,8 @@ func TestMain(m *testing.M) {
 		fmt.Fprintf(os.Stderr, "stop HAPI: %v\n", err)
 		code = 1
 	}
-	if err := removeSidecarBinary(); err != nil {
-		fmt.Fprintf(os.Stderr, "remove the sidecar binary: %v\n", err)
+	if err := removeSidecarBinaries(); err != nil {
+		fmt.Fprintf(os.Stderr, "remove the sidecar's binaries: %v\n", err)
 		code = 1
 	}
 	os.Exit(code)

@@ -24,29 +24,44 @@ const (
 	stopTimeout  = 60 * time.Second
 )
 
-var theBinary struct {
-	once sync.Once
-	path string
-	err  error
+// build is one binary of the sidecar, which is built once for the whole run.
+type build struct {
+	// flags are those of go build.
+	flags func(folder string) ([]string, error)
+	once  sync.Once
+	path  string
+	err   error
 }
 
-// sidecarBinary gives the binary, which is built once for the whole run.
-func sidecarBinary(t *testing.T) string {
+var (
+	theBinary = &build{}
+	// failingBinary can be ended at each moment that its code marks.
+	failingBinary = &build{flags: func(string) ([]string, error) { return []string{"-tags", "failpoints"}, nil }}
+)
+
+// get gives the path of the binary.
+func (b *build) get(t *testing.T) string {
 	t.Helper()
-	theBinary.once.Do(func() { theBinary.path, theBinary.err = buildSidecar() })
-	if theBinary.err != nil {
-		t.Fatalf("build the sidecar: %v", theBinary.err)
+	b.once.Do(func() { b.path, b.err = b.run() })
+	if b.err != nil {
+		t.Fatalf("build the sidecar: %v", b.err)
 	}
-	return theBinary.path
+	return b.path
 }
 
-func buildSidecar() (string, error) {
+func (b *build) run() (string, error) {
 	folder, err := os.MkdirTemp("", "sidecar-e2e-bin-")
 	if err != nil {
 		return "", err
 	}
+	var flags []string
+	if b.flags != nil {
+		if flags, err = b.flags(folder); err != nil {
+			return "", errors.Join(err, os.RemoveAll(folder))
+		}
+	}
 	path := filepath.Join(folder, "sidecar")
-	build := exec.Command("go", "build", "-o", path, "./cmd/sidecar")
+	build := exec.Command("go", append(append([]string{"build"}, flags...), "-o", path, "./cmd/sidecar")...)
 	build.Dir = ".."
 	if output, err := build.CombinedOutput(); err != nil {
 		return "", errors.Join(fmt.Errorf("go build: %w\n%s", err, output), os.RemoveAll(folder))
@@ -54,11 +69,14 @@ func buildSidecar() (string, error) {
 	return path, nil
 }
 
-func removeSidecarBinary() error {
-	if theBinary.path == "" {
-		return nil
+func removeSidecarBinaries() error {
+	var errs []error
+	for _, b := range []*build{theBinary, failingBinary, clockBinary} {
+		if b.path != "" {
+			errs = append(errs, os.RemoveAll(filepath.Dir(b.path)))
+		}
 	}
-	return os.RemoveAll(filepath.Dir(theBinary.path))
+	return errors.Join(errs...)
 }
 
 // settings are keys of the sidecar's configuration file.
@@ -72,6 +90,7 @@ type sidecar struct {
 	pid   int // of the last process, for its memory figures
 
 	binary string
+	env    []string // beside that of the tests
 	config string
 	cmd    *exec.Cmd
 	exited chan struct{}
@@ -97,7 +116,7 @@ func newSidecar(t *testing.T, upstream string, more settings) *sidecar {
 	s := &sidecar{
 		base: "http://" + listen + pathOf(upstream), admin: "http://" + admin,
 		data: filepath.Join(folder, "data"), config: filepath.Join(folder, "config.yaml"),
-		binary: sidecarBinary(t), logs: &logBuffer{},
+		binary: theBinary.get(t), logs: &logBuffer{},
 	}
 	config := settings{"listen": listen, "admin_listen": admin, "data": s.data, "upstream": upstream, "settle": "1s"}
 	maps.Copy(config, more)
@@ -124,6 +143,7 @@ func newSidecar(t *testing.T, upstream string, more settings) *sidecar {
 func (s *sidecar) start(t *testing.T) {
 	t.Helper()
 	s.cmd = exec.Command(s.binary, "serve", "-config", s.config)
+	s.cmd.Env = append(os.Environ(), s.env...)
 	s.cmd.Stdout, s.cmd.Stderr = s.logs, s.logs
 	if err := s.cmd.Start(); err != nil {
 		t.Fatalf("start the sidecar: %v", err)

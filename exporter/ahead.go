@@ -7,9 +7,18 @@ import (
 	"sidecar/exporter/fhir"
 )
 
+const (
+	// guessBytes is how large a page may be that is taken into memory for a guess at the next one. That many are held at
+	// once as there are pairs of workers, since a guess needs a right of its own.
+	guessBytes = 2 * pageBytes
+	// unsurePages is how many pages are read without a guess after one that was wrong or could not be made.
+	unsurePages = 50
+)
+
 // pending is a page that was asked for ahead.
 type pending struct {
 	query   fhir.Query
+	cancel  context.CancelFunc
 	limiter *limiter
 	ticket  *ticket
 	done    chan struct{}
@@ -17,18 +26,82 @@ type pending struct {
 	err     error
 }
 
-// fetchAhead asks for the next page while the one before is made durable, if the limiter has a right to spare. Only the
-// request runs ahead; the body waits in the connection, so that memory does not grow. The walk's context ends it.
-func (w *walk) fetchAhead(ctx context.Context, q fhir.Query) {
+// guess asks for the next page before this one is read, if the limiter has a right to spare: the last times in its text
+// tell where the next will begin. The server works while we do. It is no more than a guess: keyset compares it with what it
+// wants once the page was read.
+func (w *walk) guess(ctx context.Context, page *fhir.Page, q fhir.Query) {
+	if w.unsure > 0 {
+		w.unsure--
+		return
+	}
+	if !w.until.IsZero() {
+		return
+	}
 	held := w.limiter.try()
 	if held == nil {
 		return
 	}
-	ahead := &pending{query: q, limiter: w.limiter, ticket: held, done: make(chan struct{})}
+	if !page.Buffer(guessBytes) {
+		w.unsure = unsurePages
+	} else if from := w.guessCursor(page, q); from.After(w.slice.Cursor) {
+		q.From, q.Count = from, w.pageRows()
+		w.ask(ctx, q, held)
+		return
+	}
+	w.limiter.release(held, context.Canceled)
+}
+
+// guessCursor is where the cursor will stand behind a page if all that it seems to hold are rows, zero where the page may be
+// the last one.
+func (w *walk) guessCursor(page *fhir.Page, q fhir.Query) time.Time {
+	if !page.Full(q.Count) {
+		return time.Time{}
+	}
+	last, hot := time.Time{}, 0
+	for at := range page.Times() {
+		switch {
+		case !at.Before(q.To): // not a row, or one behind the window
+			continue
+		case last.IsZero():
+			last = at
+		}
+		if hot > q.Count/hotPart || at.Before(last.Truncate(time.Second)) {
+			break
+		}
+		hot++
+	}
+	return w.cursorBehind(last, hot, q.Count)
+}
+
+// fetchAhead asks for the next page while the one before is made durable, unless that was guessed right, if the limiter has
+// a right to spare. Only the request runs ahead; the body waits in the connection, so that memory does not grow.
+func (w *walk) fetchAhead(ctx context.Context, q fhir.Query) error {
+	if w.ahead.fits(q) {
+		return nil
+	}
+	if w.ahead != nil {
+		w.unsure = unsurePages
+		if err := w.dropAhead(); err != nil {
+			return err
+		}
+	}
+	if held := w.limiter.try(); held != nil {
+		w.ask(ctx, q, held)
+	}
+	return nil
+}
+
+// ask asks for a page that is fetched later.
+func (w *walk) ask(ctx context.Context, q fhir.Query, held *ticket) {
+	ctx, cancel := context.WithCancel(ctx)
+	ahead := &pending{query: q, cancel: cancel, limiter: w.limiter, ticket: held, done: make(chan struct{})}
 	w.ahead = ahead
 	go func() {
 		defer close(ahead.done)
-		ahead.page, ahead.err = w.search(ctx, q)
+		ahead.err = guarded(func() (err error) {
+			ahead.page, err = w.search(ctx, q)
+			return err
+		})
 	}()
 }
 
@@ -42,14 +115,31 @@ func (w *walk) search(ctx context.Context, q fhir.Query) (*fhir.Page, error) {
 	return page, err
 }
 
+// fits tells whether the page is the one that q asks for, if with a few rows more or less. It may be called on nil.
+func (p *pending) fits(q fhir.Query) bool {
+	if p == nil {
+		return false
+	}
+	q.Count = p.query.Count
+	return p.query.Equal(q)
+}
+
 // takeAhead returns the page that was asked for ahead if it is the one that is wanted; another one is dropped.
 func (w *walk) takeAhead(q fhir.Query, link string) (*pending, error) {
+	if link != "" || !w.ahead.fits(q) {
+		return nil, w.dropAhead()
+	}
 	ahead := w.ahead
 	w.ahead = nil
-	if ahead != nil && link == "" && ahead.query.Equal(q) {
-		return ahead, nil
-	}
-	return nil, ahead.drop()
+	return ahead, nil
+}
+
+// dropAhead gives up the page that was asked for ahead, if there is one, and the right that it holds. Whoever asks for
+// anything else does so first: with one right in all there would be none to wait for.
+func (w *walk) dropAhead() error {
+	ahead := w.ahead
+	w.ahead = nil
+	return ahead.drop()
 }
 
 // right is the limiter's right that the page was asked with. It may be called on nil.
@@ -77,6 +167,7 @@ func (p *pending) drop() error {
 	if p == nil {
 		return nil
 	}
+	p.cancel()
 	<-p.done
 	var err error
 	if p.page != nil {

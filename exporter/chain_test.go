@@ -76,7 +76,7 @@ func deletions(t *testing.T, line string) []string {
 
 // chain makes a full export and increments of it, each from the transaction time of the one before, while data change,
 // and calls check after each with the replica and the truth.
-func chain(t *testing.T, seed uint64, p product, level state.Level, check func(t *testing.T, got, want map[string]string)) {
+func chain(t *testing.T, seed uint64, p product, level state.Level, check checkLink) {
 	random := rand.New(rand.NewPCG(seed, 0x636861696e))
 	edit := func(c *exporter.Config) {
 		c.PageSize, c.Workers, c.MaxFileBytes = 8+random.IntN(25), 1+random.IntN(4), int64(1+random.IntN(20))<<10
@@ -88,8 +88,6 @@ func chain(t *testing.T, seed uint64, p product, level state.Level, check func(t
 	fill := func(s *fhirtest.Server) {
 		w = newWriter(t, s, rand.New(rand.NewPCG(seed, 1)), knobs{
 			every: max(300*time.Millisecond, p.pause/50), burst: 8, bundles: 10, deletes: 25, returns: 10, ahead: 20, late: 20, lag: 2 * time.Second,
-			// A resource that leaves a compartment is not deleted, so no increment tells of it.
-			still: level != state.System,
 		})
 		w.fill()
 	}
@@ -105,13 +103,16 @@ func chain(t *testing.T, seed uint64, p product, level state.Level, check func(t
 			kickoff.Since = job.TransactionTime
 			whole := *job
 			whole.Kickoff.Since = time.Time{}
-			check(t, copied, w.expected(t, &whole, everybody()))
+			check(t, job, copied, w.expected(t, &whole, everybody()))
 		}
 	})
 }
 
-// chains runs a test on the exact products in turn, and on each level of them.
-func chains(t *testing.T, check func(t *testing.T, got, want map[string]string)) {
+// checkLink looks at what a replica holds after an export of a chain.
+type checkLink func(t *testing.T, job *state.Job, got, want map[string]string)
+
+// chains runs a test on the exact products in turn, and on each level of them, each with a check of its own.
+func chains(t *testing.T, check func() checkLink) {
 	runs, first := chaosRuns(t)
 	t.Logf("CHAOS_SEED=%d CHAOS_RUNS=%d go test ./exporter -run %s", first, runs, t.Name())
 	all := slices.DeleteFunc(products(), func(p product) bool { return p.promise != exact })
@@ -121,21 +122,59 @@ func chains(t *testing.T, check func(t *testing.T, got, want map[string]string))
 		level := []state.Level{state.System, state.Patient, state.Group}[seed/uint64(len(all))%3]
 		t.Run(fmt.Sprintf("%s/%s/%d", p.Name, level, seed), func(t *testing.T) {
 			t.Parallel()
-			chain(t, seed, p, level, check)
+			chain(t, seed, p, level, check())
 		})
 	}
 }
 
 // Ensure a replica fed from a full export and its increments has every resource in the right version.
 func TestChainOfIncrements(t *testing.T) {
-	chains(t, func(t *testing.T, got, want map[string]string) {
-		kept := maps.Clone(got)
-		maps.DeleteFunc(kept, func(key, _ string) bool { _, exists := want[key]; return !exists }) // deleted since
-		same(t, kept, want)
+	chains(t, func() checkLink {
+		return func(t *testing.T, _ *state.Job, got, want map[string]string) {
+			kept := maps.Clone(got)
+			maps.DeleteFunc(kept, func(key, _ string) bool { _, exists := want[key]; return !exists }) // deleted since
+			same(t, kept, want)
+		}
 	})
 }
 
-// Ensure a replica that also applies the deletions equals the server.
+// Ensure a replica that also applies the deletions equals the server, but for what has left the export by an edit, and that
+// each increment counts just that.
 func TestChainWithDeletions(t *testing.T) {
-	chains(t, func(t *testing.T, got, want map[string]string) { same(t, got, want) })
+	chains(t, equalButForEdits)
+}
+
+// equalButForEdits returns a check that a replica equals the server but for what has left the export by an edit, and that the
+// export counts just what has left with it.
+func equalButForEdits() checkLink {
+	left := map[string]bool{}
+	return func(t *testing.T, job *state.Job, got, want map[string]string) {
+		kept, fresh := maps.Clone(got), map[string]int64{}
+		maps.DeleteFunc(left, func(key string, _ bool) bool { return got[key] == "" || want[key] != "" }) // deleted, or back again
+		for key := range got {
+			if want[key] != "" || job.Kickoff.Level == state.System {
+				continue
+			}
+			if delete(kept, key); !left[key] {
+				left[key] = true
+				typ, _, _ := strings.Cut(key, "/")
+				fresh[typ]++
+			}
+		}
+		same(t, kept, want)
+		if counted := departed(job); !maps.Equal(counted, fresh) {
+			t.Errorf("counted as departed %v, want %v", counted, fresh)
+		}
+	}
+}
+
+// departed is how many resources of each type the job's account shows to have left by an edit. It is never known of Provenance.
+func departed(job *state.Job) map[string]int64 {
+	counts := map[string]int64{}
+	for _, proof := range job.Proof {
+		if proof.Departed != 0 && proof.Type != "Provenance" {
+			counts[proof.Type] = proof.Departed
+		}
+	}
+	return counts
 }

@@ -14,6 +14,7 @@ import (
 
 	"sidecar/exporter/fhir"
 	"sidecar/state"
+	"sidecar/state/failpoint"
 )
 
 // cohort is the membership of a Group at the transaction time: one snapshot, kept beside the spool, so that a restart
@@ -28,6 +29,12 @@ type cohort struct {
 
 // onlyNewcomers is the cohort of those who have come.
 func (c *cohort) onlyNewcomers() *cohort { return &cohort{patients: c.newcomers} }
+
+// withoutNewcomers is the cohort of those who have stayed.
+func (c *cohort) withoutNewcomers() *cohort {
+	newcomers := c.onlyNewcomers()
+	return &cohort{patients: slices.DeleteFunc(slices.Clone(c.patients), newcomers.hasPatient), groups: c.groups}
+}
 
 func (c *cohort) hasPatient(id string) bool {
 	_, found := slices.BinarySearch(c.patients, id)
@@ -86,8 +93,7 @@ func (r *run) compareMembers(ctx context.Context) error {
 	}
 	var issues []state.Issue
 	if gone > 0 {
-		issues = append(issues, state.Issue{Severity: "information", Code: "informational", Text: fmt.Sprintf(
-			"%d patients have left the Group since _since; their resources are not reported as deleted", gone)})
+		issues = append(issues, state.Issue{Severity: "information", Code: "informational", Text: numbered(gone, "patient has", "patients have") + " left the Group since _since; resources of those who left are not reported as deleted"})
 	}
 	if !r.profile.InstanceHistory {
 		issues = append(issues, state.Issue{Severity: "information", Code: "informational", Text: "the server gives no history of the Group, " +
@@ -186,7 +192,10 @@ func writeCohort(path string, c *cohort) (err error) {
 	if err := errors.Join(out.Flush(), part.Sync(), part.Close()); err != nil {
 		return err
 	}
-	return os.Rename(path+".part", path)
+	failpoint.Pass("before rename")
+	err = os.Rename(path+".part", path)
+	failpoint.Pass("after rename")
+	return err
 }
 
 func readCohort(path string) (*cohort, error) {

@@ -32,7 +32,7 @@ func Strategies() []string {
 }
 
 // errForced ends a job whose forced strategy the server cannot do.
-var errForced = fmt.Errorf("the strategy that the configuration forces cannot be used: %w", errIncomplete)
+var errForced = fmt.Errorf("the setting strategy forces what cannot be used, auto chooses by itself: %w", errIncomplete)
 
 // offer is one way to read a type, with what it costs. Whatever it finds goes through the filter: a way only decides what
 // is asked, never who is a member.
@@ -111,11 +111,12 @@ func (r *run) offers(ctx context.Context, whole state.Slice) ([]offer, error) {
 	if r.profile.PostSearch {
 		offers = append(offers, by(StrategyLists, postListIDs, true))
 	}
-	if whole.Type != "Patient" {
-		compartment := by(StrategyCompartment, 1, false)
+	compartment := by(StrategyCompartment, members.listSize(), false)
+	if !besideCompartment(whole.Type) {
+		compartment = by(StrategyCompartment, 1, false)
 		compartment.slice.Lists = []string{compartmentSearch}
-		offers = append(offers, compartment)
 	}
+	offers = append(offers, compartment)
 	if r.job.Kickoff.Level == state.Group {
 		has := by(StrategyHas, len(members.patients), false)
 		has.slice.Lists = nil
@@ -126,6 +127,10 @@ func (r *run) offers(ctx context.Context, whole state.Slice) ([]offer, error) {
 	}
 	return offers, nil
 }
+
+// besideCompartment tells whether no server has the type in a Patient's compartment: the Patient itself is not searched
+// there, and the others are in ours alone. They are asked for by lists where compartments are forced.
+func besideCompartment(typ string) bool { return typ == "Patient" || typ == "Device" || typ == "Task" }
 
 const (
 	// postListIDs is how many members a list has that is sent as a form.
@@ -187,10 +192,10 @@ func (r *run) proved(ctx context.Context, o offer) (bool, error) {
 			return false, err
 		}
 	}
-	switch o.name {
-	case StrategyCompartment:
+	switch {
+	case o.name == StrategyCompartment && !besideCompartment(o.slice.Type):
 		return r.compartmentWorks(ctx, o.slice.Type, params)
-	case StrategyHas:
+	case o.name == StrategyHas:
 		return r.hasWorks(ctx, o.slice.Type, params)
 	}
 	return true, nil

@@ -43,6 +43,11 @@ func (d *deletions) add(ctx context.Context, w *walk, id string, c *change) erro
 	if err != nil || !member {
 		return err
 	}
+	return d.report(id)
+}
+
+// report writes that a resource was deleted.
+func (d *deletions) report(id string) (err error) {
 	if d.slice == nil {
 		d.slice = &state.Slice{Seq: d.number(), Type: d.typ, Strategy: state.Deletions, Counted: -1, Done: true}
 		if d.spool, err = openSpool(d.dir, d.slice); err != nil {
@@ -70,18 +75,19 @@ func (d *deletions) isSince(ctx context.Context, id, version string) (bool, erro
 	return listed, err
 }
 
-// wasMember tells whether the last version of a deleted resource was in the compartment of the export.
+// wasMember tells whether the last version of a deleted resource, or the one as of _since, was in the compartment of the export.
 func (d *deletions) wasMember(ctx context.Context, f *filter, id string) (bool, error) {
 	if f.level == state.System || f.typ == "Patient" {
 		return f.member(&fhir.Entry{Type: f.typ, ID: id})
 	}
-	var last change
+	var last, then change
 	err := d.history(ctx, d.typ, id, beginning, func(row *fhir.Entry) error {
-		if !row.Deleted {
-			_, err := last.see(row, d.job.TransactionTime, anySize)
-			return err
+		if row.Deleted {
+			return nil
 		}
-		return nil
+		_, lastErr := last.see(row, d.job.TransactionTime, anySize)
+		_, thenErr := then.see(row, f.since, anySize)
+		return errors.Join(lastErr, thenErr)
 	})
 	if err != nil && !gone(err) {
 		return false, err
@@ -90,7 +96,15 @@ func (d *deletions) wasMember(ctx context.Context, f *filter, id string) (bool, 
 		d.unknown++
 		return false, nil
 	}
-	return f.member(&fhir.Entry{Type: f.typ, ID: id, Resource: last.body})
+	belongs, err := f.member(&fhir.Entry{Type: f.typ, ID: id, Resource: last.body})
+	if err != nil || belongs || !then.known || d.last(d.typ) {
+		return belongs, err
+	}
+	// It had left the export since _since, and was deleted then: whoever has it still must let it go.
+	if belonged, err := f.stayed().member(&fhir.Entry{Type: f.typ, ID: id, Resource: then.body}); err != nil || !belonged {
+		return false, err
+	}
+	return d.belonged(ctx, f, id)
 }
 
 type deletionBundle struct {
@@ -129,7 +143,8 @@ func (d *deletions) finish(ctx context.Context) (*state.Slice, error) {
 	if d.unknown > 0 {
 		err := d.remark(ctx, state.Issue{
 			Severity: "warning", Code: "incomplete",
-			Text: fmt.Sprintf("%d deleted %s resources have no version left that tells whether they belonged to this export; they are not reported", d.unknown, d.typ),
+			Text: numbered(d.unknown, "deleted "+d.typ+" resource has", "deleted "+d.typ+" resources have") +
+				" no version left that tells whether it belonged to this export, and is not reported",
 		})
 		if err != nil {
 			return nil, err

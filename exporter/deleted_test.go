@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -66,24 +67,33 @@ func dose(id, patient string) []byte {
 }
 
 // Ensure an increment names what was deleted since, at each level only what belonged to it, and never what it exports: a
-// resource that was deleted and made again is not deleted, one that is deleted after T not yet.
+// resource that was deleted and made again is not deleted, one that is deleted after T not yet. What has left by an edit is
+// counted, and named once it is deleted in the same time.
 func TestIncrementNamesDeletions(t *testing.T) {
 	levels := map[string]struct {
 		kickoff state.Kickoff
 		want    []string
 		rows    []string
+		left    map[string]int64 // by an edit
 	}{
 		"system": {
 			system(),
-			[]string{"Immunization/i0", "Immunization/i1", "Immunization/short", "Organization/org", "Patient/p3"},
-			[]string{"Immunization/i2", "Immunization/i4"},
+			[]string{"Immunization/i0", "Immunization/i1", "Immunization/i7", "Immunization/short", "Organization/org", "Patient/p3"},
+			[]string{"Immunization/i2", "Immunization/i3", "Immunization/i4", "Immunization/i9", "Immunization/i16"},
+			map[string]int64{},
 		},
 		"patient": {
 			state.Kickoff{Level: state.Patient, Base: "http://public/fhir"},
-			[]string{"Immunization/i0", "Immunization/i1", "Immunization/short", "Patient/p3"},
-			[]string{"Immunization/i2", "Immunization/i4"},
+			[]string{"Immunization/i0", "Immunization/i1", "Immunization/i7", "Immunization/short", "Patient/p3"},
+			[]string{"Immunization/i2", "Immunization/i3", "Immunization/i4", "Immunization/i9"},
+			map[string]int64{"Immunization": 1},
 		},
-		"group": {groupOf("g"), []string{"Immunization/i1", "Immunization/short", "Patient/p3"}, []string{"Immunization/i4"}},
+		"group": {
+			groupOf("g"),
+			[]string{"Immunization/i1", "Immunization/i7", "Immunization/short", "Patient/p3"},
+			[]string{"Immunization/i4"},
+			map[string]int64{"Immunization": 3},
+		},
 	}
 	for _, personality := range personalities() {
 		for name, level := range levels {
@@ -104,11 +114,14 @@ func TestIncrementNamesDeletions(t *testing.T) {
 					<-time.After(5 * time.Second)
 					must(t, b.sample.Put(dose("i2", "p2")), b.sample.Put(dose("i3", "p3")), b.sample.Put(dose("short", "p1")), b.sample.Put(bytes.Replace(dose("i4", "p4"), []byte("{"), []byte(`{"language":"en",`), 1)))
 					<-time.After(5 * time.Second)
-					must(t, b.sample.Delete("Immunization", "i3"), b.sample.Put(dose("i3", "p5")), b.sample.Delete("Immunization", "short"))
+					must(t, b.sample.Delete("Immunization", "i3"), b.sample.Put(dose("i3", "p5")), b.sample.Delete("Immunization", "short"),
+						b.sample.Put(dose("i7", "p5")), b.sample.Put(dose("i9", "p5")), b.sample.Put([]byte(`{"resourceType":"Immunization","id":"i16"}`)))
+					<-time.After(5 * time.Second)
+					must(t, b.sample.Delete("Immunization", "i7"))
 					<-time.After(5 * time.Minute)
 					want := map[string]string{}
 					for key, line := range b.snapshot() {
-						if slices.Contains(level.rows, key) || key == "Immunization/i3" && name != "group" {
+						if slices.Contains(level.rows, key) {
 							want[key] = line
 						}
 					}
@@ -121,6 +134,9 @@ func TestIncrementNamesDeletions(t *testing.T) {
 					same(t, b.rows(second), want)
 					if got := b.deleted(second); !slices.Equal(got, level.want) {
 						t.Errorf("deleted %s, want %s", strings.Join(got, " "), strings.Join(level.want, " "))
+					}
+					if got := departed(second); !maps.Equal(got, level.left) {
+						t.Errorf("counted as departed %v, want %v", got, level.left)
 					}
 					if len(second.Issues) > 0 {
 						t.Errorf("remarks %+v", second.Issues)

@@ -35,6 +35,20 @@ func (w *walk) skip(row *fhir.Entry) (bool, error) {
 	return false, nil
 }
 
+// eachRow hands the rows of a page to fn. An answer of which the server says itself that it is not whole is an error, so that
+// it never passes for one with fewer rows.
+func eachRow(page *fhir.Page, fn func(*fhir.Entry) error) error {
+	return page.Each(func(row *fhir.Entry) error {
+		if row.Mode != "outcome" && row.Type != "OperationOutcome" {
+			return fn(row)
+		}
+		if code, severe := fhir.SevereCode(row.Resource); severe {
+			return &partialError{code}
+		}
+		return nil
+	})
+}
+
 // eachBare reads the rows that came without their resource on the current page one by one, and tells how many of them are
 // not there any more.
 func (w *walk) eachBare(ctx context.Context, take func(*fhir.Entry) error) (missing int, err error) {

@@ -17,6 +17,7 @@ import (
 	"sidecar/exporter/blob"
 	"sidecar/exporter/fhir"
 	"sidecar/state"
+	"sidecar/state/failpoint"
 )
 
 // Defaults of Config.
@@ -70,6 +71,9 @@ type Config struct {
 	AllowPartial bool
 	// WithoutHistory says what is done about resources that changed while the export ran, on a server without history.
 	WithoutHistory WithoutHistory
+	// Ledger is the folder of the ledgers by which deletions are found on a server without history; empty means none. It is
+	// made with mode 0700, and must be on the file system of Spool.
+	Ledger string
 	// LinkClient reads the signed link of the bucket's test; nil means http.DefaultClient.
 	LinkClient *http.Client
 	Log        *slog.Logger
@@ -103,6 +107,7 @@ type Exporter struct {
 	wake    chan struct{}
 	retest  chan struct{}
 	limiter *limiter
+	stages  stages
 
 	mu      sync.Mutex
 	running map[string]context.CancelCauseFunc
@@ -244,6 +249,11 @@ func (e *Exporter) dropOrphans(ctx context.Context) error {
 		if err == nil && job.Running() || err != nil && !errors.Is(err, state.ErrNotFound) {
 			continue
 		}
+		if err == nil && job.Status == state.Completed { // a crash came between
+			if err := e.publishLedgers(ctx, filepath.Join(e.Spool, entry.Name())); err != nil {
+				return err
+			}
+		}
 		if err := os.RemoveAll(filepath.Join(e.Spool, entry.Name())); err != nil {
 			return fmt.Errorf("remove old spool: %w", err)
 		}
@@ -286,6 +296,7 @@ func (e *Exporter) sweep(ctx context.Context, work *errgroup.Group) error {
 	if err != nil {
 		return err
 	}
+	e.Metrics.oldest.set(jobs)
 	var errs []error
 	for _, job := range jobs {
 		if expires := e.ExpiresAt(job); job.Status != state.Cancelled && !expires.IsZero() && !time.Now().Before(expires) {
@@ -326,7 +337,14 @@ func (e *Exporter) own(ctx context.Context, work *errgroup.Group, id string, fn 
 	ctx, stop := context.WithCancelCause(ctx)
 	e.running[id] = stop
 	work.Go(func() error {
-		fn(ctx)
+		err := guarded(func() error {
+			fn(ctx)
+			return nil
+		})
+		var fault *panicError
+		if errors.As(err, &fault) {
+			e.Log.ErrorContext(ctx, "work on a job ended by a fault of the sidecar", "job", id, "error", err, "stack", string(fault.stack))
+		}
 		e.disown(id, stop)
 		after()
 		return nil
@@ -338,6 +356,10 @@ func (e *Exporter) disown(id string, stop context.CancelCauseFunc) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.running, id)
+	e.stages.leave(id)
+	if len(e.running) == 0 {
+		e.limiter.idle()
+	}
 }
 
 // remove deletes the objects, the spool and then the record of a cancelled job. The record goes last, so that a crash or
@@ -352,10 +374,12 @@ func (e *Exporter) remove(ctx context.Context, job *state.Job) error {
 		names = append(names, file.Name)
 	}
 	for _, name := range names {
+		failpoint.Pass("before delete")
 		if err := e.Bucket.Delete(ctx, job.Folder+"/"+name); err != nil {
 			return err
 		}
 	}
+	failpoint.Pass("after delete")
 	if err := os.RemoveAll(filepath.Join(e.Spool, job.ID)); err != nil {
 		return err
 	}

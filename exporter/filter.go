@@ -41,6 +41,16 @@ func (f *filter) keep(row *fhir.Entry) (bool, error) {
 	return f.member(row)
 }
 
+// stayed is the filter by those Patients alone who belonged to the export at _since already.
+func (f *filter) stayed() *filter {
+	if f.cohort == nil || len(f.cohort.newcomers) == 0 {
+		return f
+	}
+	older := *f
+	older.cohort = f.cohort.withoutNewcomers()
+	return &older
+}
+
 // member tells whether the row is in the compartment of one of the export's Patients.
 func (f *filter) member(row *fhir.Entry) (bool, error) {
 	switch {

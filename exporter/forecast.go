@@ -27,7 +27,11 @@ type Forecast struct {
 	// Members is the number of Patients of a Group, -1 at the other levels.
 	Members int
 	Types   []TypeForecast
-	// PageTime is how long one page of the largest type took just now.
+	// Referenced are the types of which the export holds what its resources refer to. Nobody can say before how many.
+	Referenced []string
+	// Remarks are what the export would say in its error file so far.
+	Remarks []string
+	// PageTime is how long one page of the largest type took just now, 0 where none could be had.
 	PageTime time.Duration
 }
 
@@ -37,12 +41,20 @@ type TypeForecast struct {
 	// Strategy is how the type is read: keyset, bisect or paging, with what is asked in front where it is not the whole type.
 	Strategy string
 	Slices   int
-	// Rows is the server's count of what is read, -1 where it does not count, Requests how many requests that takes.
-	Rows, Requests int64
-	// Bytes is the size of those rows, by a sample; the export of a Group holds a part of them.
+	// Rows is how many rows are read, by the server's counts; the export of Patients or a Group may hold a part of them. -1
+	// where it does not count.
+	Rows int64
+	// Requests is how many requests that takes; where Rows is -1, the least that it takes.
+	Requests int64
+	// Bytes is the size of those rows, by a sample; -1 where Rows is, or no sample could be had.
 	Bytes int64
 	// Remark says why a type is not read, or is empty.
 	Remark string
+}
+
+// Known tells whether the server counts everything that is read. Where it does not, Duration is the least that it takes.
+func (f *Forecast) Known() bool {
+	return !slices.ContainsFunc(f.Types, func(typ TypeForecast) bool { return typ.Rows < 0 })
 }
 
 // Duration is how long the requests take at the speed of one page just now, when all workers are busy.
@@ -55,7 +67,7 @@ func (f *Forecast) Duration() time.Duration {
 }
 
 // Foresee plans an export without making it. It asks the upstream as a plan does, by counts and small pages, and stores
-// nothing; of cfg it needs Client and Log. It fails as an export would fail before its first page.
+// nothing; of cfg it needs Client and Log, and no Store. It fails as an export would fail before its first page.
 func Foresee(ctx context.Context, cfg Config, kickoff state.Kickoff) (_ *Forecast, err error) {
 	if cfg.Spool, err = os.MkdirTemp(cfg.Spool, "plan-"); err != nil {
 		return nil, local(err)
@@ -82,10 +94,11 @@ func (r *run) foresee(ctx context.Context) (*Forecast, error) {
 	if r.cohort != nil {
 		f.Members = len(r.cohort.patients)
 	}
-	types, err := r.types(ctx)
+	types, referenced, err := r.splitTypes(ctx)
 	if err != nil {
 		return nil, err
 	}
+	f.Referenced = referenced
 	for _, typ := range types {
 		one, err := r.foreseeType(ctx, typ)
 		if err != nil {
@@ -94,8 +107,20 @@ func (r *run) foresee(ctx context.Context) (*Forecast, error) {
 		f.Types = append(f.Types, one)
 	}
 	largest := slices.MaxFunc(append(f.Types, TypeForecast{}), func(a, b TypeForecast) int { return int(a.Requests - b.Requests) })
-	if largest.Type != "" {
-		_, f.PageTime, err = r.sample(ctx, largest.Type, f.PageSize)
+	for _, typ := range []string{largest.Type, "Patient"} {
+		if typ == "" || f.PageTime > 0 {
+			continue
+		}
+		_, f.PageTime, err = r.sample(ctx, typ, f.PageSize)
+		if status := fhir.StatusOf(err); status != 0 && status != 401 { // it wants a Patient in each search
+			err = nil
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	for _, issue := range r.job.Issues {
+		f.Remarks = append(f.Remarks, issue.Text)
 	}
 	return f, err
 }
@@ -113,25 +138,31 @@ func (r *run) foreseeType(ctx context.Context, typ string) (TypeForecast, error)
 	}
 	one.Strategy, one.Slices = wayOf(cut[0]), len(cut)
 	average, _, err := r.sample(ctx, typ, sampleRows)
-	if status := fhir.StatusOf(err); status != 0 && status != 401 {
-		one.Remark, err = fmt.Sprintf("the server answers %d", status), nil
+	refused := fhir.StatusOf(err)
+	switch {
+	case refused == 0 || refused == 401:
+	case len(cut[0].Lists) > 0: // it wants a Patient in each search
+		err = nil
+	default:
+		one.Remark, err = fmt.Sprintf("the server answers %d: resources will be missing", refused), nil
 	}
 	if err != nil {
 		return one, err
 	}
 	for _, slice := range cut {
-		if slice.Counted < 0 {
-			one.Rows = -1
-			continue
-		}
-		if one.Rows >= 0 {
-			one.Rows += slice.Counted
-		}
 		requests, rows, err := r.requests(ctx, slice, average)
 		if err != nil {
 			return one, err
 		}
-		one.Requests, one.Bytes = one.Requests+requests, one.Bytes+rows*average
+		one.Requests += requests
+		if slice.Counted < 0 || one.Rows < 0 {
+			one.Rows, one.Bytes = -1, -1
+			continue
+		}
+		one.Rows, one.Bytes = one.Rows+rows, one.Bytes+rows*average
+	}
+	if refused != 0 {
+		one.Bytes = -1
 	}
 	return one, nil
 }
@@ -154,10 +185,11 @@ func wayOf(slice state.Slice) string {
 	return StrategyLists + ", " + inner
 }
 
-// requests is how many requests a slice takes, by the cost model, and how many rows they bring.
+// requests is how many requests a slice takes, by the cost model, and how many rows they bring. Of a slice that is not
+// counted it is the least: one page, or as many searches as it has lists.
 func (r *run) requests(ctx context.Context, slice state.Slice, average int64) (requests, rows int64, err error) {
 	perPage := min(int64(r.pageSize()), max(minPageRows, pageBytes/max(1, average)))
-	rows = slice.Counted
+	rows = max(0, slice.Counted)
 	if len(slice.Lists) > 0 {
 		members, err := r.members(ctx, slice.Newcomers)
 		if err != nil {
@@ -177,8 +209,13 @@ func (r *run) requests(ctx context.Context, slice state.Slice, average int64) (r
 	case state.Bisect:
 		pages += pages * bisectWaste / 100
 	case state.Paging: // counted before and after
-		requests *= 3
-		pages += 2
+		if slice.Counted >= 0 {
+			requests *= 3
+			pages += 2
+		}
+	}
+	if slice.Counted < 0 {
+		return max(requests, 1), 0, nil
 	}
 	return requests + pages + 1, rows, nil // and a count in the end
 }
@@ -198,5 +235,8 @@ func (r *run) sample(ctx context.Context, typ string, rows int) (average int64, 
 		average, took = size/max(1, n), time.Since(began)
 		return err
 	})
-	return average, took, err
+	if err != nil {
+		return 0, 0, err
+	}
+	return average, took, nil
 }

@@ -62,6 +62,8 @@ type changes struct {
 	// old are the deletions before the span, of resources that may have been made again, before the span too.
 	old  map[string]*change
 	held int
+	// strangers are candidates for having left the export, nil where nothing can.
+	strangers *strangers
 
 	// newer is the time of the last dated entry, open the deletions without a time since then: the history is newest
 	// first, so that an entry's neighbours bound its time.
@@ -81,6 +83,7 @@ func (r *run) changes(ctx context.Context, typ string) (*changes, error) {
 		span:  r.job.TransactionTime.Add(-span),
 		after: r.job.Kickoff.Since,
 		byID:  map[string]*change{}, old: map[string]*change{}, placed: map[string]bool{},
+		strangers: r.newStrangers(typ),
 	}
 	// A version that came late may have an earlier time than the one before it, so the look back from _since is as long.
 	since := h.span
@@ -110,11 +113,26 @@ func (r *run) changesOf(ctx context.Context, typ string) (*changes, error) {
 	if errors.Is(err, errNoHistory) {
 		return nil, nil
 	}
+	if reason, ok := holeReason(err); ok && ctx.Err() == nil {
+		r.Log.ErrorContext(ctx, "the history of a type is missing", "job", r.job.ID, "type", typ, "error", err)
+		return nil, &lostHistory{reason}
+	}
 	return h, err
+}
+
+// lostHistory tells that the server has a history of a type but does not give it.
+type lostHistory struct{ reason string }
+
+// Error names the reason.
+func (e *lostHistory) Error() string {
+	return "the history of the type cannot be read (" + e.reason + ")"
 }
 
 // see takes one entry into account.
 func (h *changes) see(row *fhir.Entry) error {
+	if err := h.strangers.see(row); err != nil {
+		return err
+	}
 	undated := row.Deleted && row.LastUpdated.IsZero()
 	if undated && !h.newer.IsZero() && h.newer.Before(h.span) || !undated && row.LastUpdated.Before(h.span) {
 		return h.seeOld(row, undated)
@@ -342,7 +360,7 @@ func (r *run) historyPages(ctx context.Context, typ, id string, since time.Time,
 			if err != nil {
 				return err
 			}
-			if err := page.Each(fn); err != nil {
+			if err := eachRow(page, fn); err != nil {
 				return err
 			}
 			next, err = page.Next()

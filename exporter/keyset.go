@@ -19,6 +19,8 @@ const (
 	pageBytes     = 1 << 20
 	firstRowBytes = 2 << 10
 	minPageRows   = 50
+	// hotPart is the part of a page's rows that makes a second a crowded one when they lie in it.
+	hotPart = 8
 )
 
 // outcome is what one page of a keyset walk said.
@@ -39,7 +41,8 @@ type outcome struct {
 
 // keyset reads a window by first pages only: each begins at the time of the last row seen, so that nothing depends on
 // the server's paging. A page that cannot be had is closed in on (see narrow).
-func (w *walk) keyset(ctx context.Context, window fhir.Query) error {
+func (w *walk) keyset(ctx context.Context, window fhir.Query) (err error) {
+	defer func() { err = errors.Join(err, w.dropAhead()) }()
 	window.Sort = "_lastUpdated"
 	idle, empty, link := 0, 0, ""
 	for {
@@ -74,7 +77,9 @@ func (w *walk) keyset(ctx context.Context, window fhir.Query) error {
 			return w.committed(ctx)
 		}
 		if !done {
-			w.fetchAhead(ctx, w.part(window))
+			if err := w.fetchAhead(ctx, w.part(window)); err != nil {
+				return err
+			}
 		}
 		if err := w.committed(ctx); err != nil {
 			return err
@@ -166,13 +171,18 @@ func (w *walk) moveCursor(page *outcome, pageSize int) {
 	for _, id := range page.ids {
 		w.boundary[id] = struct{}{}
 	}
-	cursor := page.second
-	if w.profile.Milliseconds && (page.hot > pageSize/8 || !cursor.After(w.slice.Cursor)) {
-		cursor = page.last.Truncate(time.Millisecond)
-	}
-	if cursor.After(w.slice.Cursor) {
+	if cursor := w.cursorBehind(page.last, page.hot, pageSize); cursor.After(w.slice.Cursor) {
 		w.slice.Cursor = cursor
 	}
+}
+
+// cursorBehind is where to go on behind a page whose last row was written at last, with hot rows in that second.
+func (w *walk) cursorBehind(last time.Time, hot, pageSize int) time.Time {
+	cursor := last.Truncate(time.Second)
+	if w.profile.Milliseconds && (hot > pageSize/hotPart || !cursor.After(w.slice.Cursor)) {
+		cursor = last.Truncate(time.Millisecond)
+	}
+	return cursor
 }
 
 // granule is the smallest part of time that the server tells apart.
@@ -186,6 +196,9 @@ func (w *walk) granule() time.Duration {
 // hotGranule reads a second or millisecond that holds more rows than a page through the server's own pages, and goes
 // behind it.
 func (w *walk) hotGranule(ctx context.Context, q fhir.Query) error {
+	if err := w.dropAhead(); err != nil {
+		return err
+	}
 	q.From = w.slice.Cursor
 	end := w.slice.Cursor.Add(w.granule())
 	if end.After(q.To) {
@@ -206,17 +219,21 @@ func (w *walk) keysetPage(ctx context.Context, q fhir.Query, link string) (*outc
 	if err != nil {
 		return nil, err
 	}
+	if ahead != nil {
+		q.Count = ahead.query.Count
+	}
 	var result *outcome
 	err = w.pace.doWith(ctx, ahead.right(), w.tries(), func() error {
 		before := *w.slice
 		page, err := w.fetch(ctx, ahead, q, link)
 		ahead = nil
 		if err == nil {
+			w.guess(ctx, page, q)
 			result, err = w.readKeyset(ctx, page, q)
 		}
 		if err != nil {
 			q.Count = w.slower(err, q.Count)
-			err = errors.Join(err, w.takeBack(before))
+			err = errors.Join(err, w.dropAhead(), w.takeBack(before))
 			if w.written != nil {
 				err = errors.Join(err, w.loadWritten())
 			}

@@ -70,18 +70,20 @@ func (r *run) listsComplete(ctx context.Context, whole state.Slice, param string
 			return false, err
 		}
 	}
-	return r.listsJoin(ctx, q, param)
+	return r.listsJoin(ctx, whole, param)
 }
 
 // listsJoin tells whether a list means "or": two members that have rows must together have at least as many as the
 // larger, and more than either unless all rows name both.
-func (r *run) listsJoin(ctx context.Context, q fhir.Query, param string) (bool, error) {
-	if len(r.cohort.patients) == 1 {
-		return true, nil
+func (r *run) listsJoin(ctx context.Context, whole state.Slice, param string) (bool, error) {
+	members, err := r.members(ctx, whole.Newcomers)
+	if err != nil || len(members.patients) == 1 {
+		return err == nil, err
 	}
+	q := fhir.Query{Type: whole.Type}
 	var ids []string
 	var counts []int64
-	for _, id := range r.cohort.patients[:min(5, len(r.cohort.patients))] {
+	for _, id := range members.patients[:min(5, len(members.patients))] {
 		n, err := r.count(ctx, q.With(fhir.QueryParam{Name: param, Value: "Patient/" + id}))
 		if fhir.StatusOf(err) != 0 || err != nil {
 			return false, err

@@ -2,6 +2,8 @@ package exporter
 
 import (
 	"strconv"
+	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -19,9 +21,37 @@ type Metrics struct {
 	late      prometheus.Counter
 	proofs    *prometheus.CounterVec
 	missing   *prometheus.CounterVec
+	departed  *prometheus.CounterVec
+	oldest    oldest
+	age       prometheus.GaugeFunc
 	workers   prometheus.Gauge
 	bucketUp  prometheus.Gauge
 	stateUp   prometheus.Gauge
+}
+
+// oldest is when the oldest running export was accepted.
+type oldest struct{ unix atomic.Int64 }
+
+// set takes the jobs of the store.
+func (o *oldest) set(jobs []*state.Job) {
+	first := time.Time{}
+	for _, job := range jobs {
+		if job.Running() && (first.IsZero() || job.Accepted.Before(first)) {
+			first = job.Accepted
+		}
+	}
+	if first.IsZero() {
+		o.unix.Store(0)
+		return
+	}
+	o.unix.Store(first.Unix())
+}
+
+func (o *oldest) seconds() float64 {
+	if began := o.unix.Load(); began > 0 {
+		return time.Since(time.Unix(began, 0)).Seconds()
+	}
+	return 0
 }
 
 // NewMetrics returns metrics that are not registered yet.
@@ -29,13 +59,14 @@ func NewMetrics() *Metrics {
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "sidecar", Name: name, Help: help}, labels)
 	}
-	return &Metrics{
+	m := &Metrics{
 		jobs:      counter("export_jobs_total", "Jobs that reached a status.", "status"),
 		slices:    counter("export_slices_total", "Slices read to their end.", "type"),
 		resources: counter("export_resources_total", "Resources written to output files.", "type"),
 		bytes:     counter("export_bytes_total", "Bytes of output files put into the bucket.", "type"),
 		upstream:  counter("upstream_requests_total", "Requests of the exporter to the FHIR server; status 0 means no answer.", "status"),
 		proofs:    counter("export_types_total", "Types of completed exports by the verdict of their proof.", "verdict"),
+		departed:  counter("export_departed_resources_total", "Resources that left a Patient's or Group's increments by an edit.", "type"),
 		missing:   counter("export_missing_resources_total", "Resources that the server counted and that could not be read.", "type"),
 		repaired: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: "sidecar", Name: "export_repaired_resources_total",
@@ -56,11 +87,18 @@ func NewMetrics() *Metrics {
 			Namespace: "sidecar", Name: "bucket_up", Help: "1 while the last test of the bucket succeeded.",
 		}),
 	}
+	m.age = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: "sidecar", Name: "export_running_seconds", Help: "How long ago the oldest export that has not ended was accepted; 0 while none runs.",
+	}, m.oldest.seconds)
+	for _, status := range []state.Status{state.Accepted, state.InProgress, state.Completed, state.Failed, state.Cancelled} {
+		m.jobs.WithLabelValues(string(status)) // at 0, so that the first failure is an increase
+	}
+	return m
 }
 
 // Collectors returns what has to be registered.
 func (m *Metrics) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.jobs, m.slices, m.resources, m.bytes, m.upstream, m.repaired, m.late, m.proofs, m.missing, m.workers, m.bucketUp, m.stateUp}
+	return []prometheus.Collector{m.jobs, m.slices, m.resources, m.bytes, m.upstream, m.repaired, m.late, m.proofs, m.missing, m.departed, m.age, m.workers, m.bucketUp, m.stateUp}
 }
 
 // Observe counts one request of the client; it fits fhir.Config.

@@ -36,7 +36,7 @@ func TestNewMembersGetTheirWholeRecord(t *testing.T) {
 				kickoff.Since = first.TransactionTime
 				job := b.finish(b.kickOff(kickoff))
 				same(t, b.rows(job), want)
-				if len(job.Issues) != 1 || !strings.Contains(job.Issues[0].Text, "1 patients have left the Group") {
+				if len(job.Issues) != 1 || !strings.Contains(job.Issues[0].Text, "1 patient has left the Group") {
 					t.Errorf("remarks %+v, want one on the member who has gone", job.Issues)
 				}
 				for _, proof := range job.Proof {

@@ -136,8 +136,8 @@ func (w *walk) takeOnce(q fhir.Query, seen *idSet) (take func(*fhir.Entry) error
 // only the latter is asked for, and the export says so.
 func (w *walk) verified(ctx context.Context, q fhir.Query, pass func(fhir.Query) (int64, error)) error {
 	var before, unique, after int64
+	var err error
 	for try := range maxPasses {
-		var err error
 		written := w.slice.Written
 		w.warned = false
 		if before, err = w.countRows(ctx, q); err != nil {
@@ -165,6 +165,9 @@ func (w *walk) verified(ctx context.Context, q fhir.Query, pass func(fhir.Query)
 		if same && before == after && unique == after {
 			return nil
 		}
+	}
+	if errors.Is(err, errExpired) {
+		return fmt.Errorf("%w: %w", errIncomplete, err)
 	}
 	if !q.To.IsZero() && w.profile.TypeHistory && w.slice.Strategy != state.Paging {
 		return nil // writes to just these rows; the proof of the slice knows from the history which have left
@@ -208,6 +211,9 @@ func (w *walk) pass(ctx context.Context, q fhir.Query, take func(*fhir.Entry) er
 			empty++
 		}
 		if followed[next] || empty > maxEmptyPages {
+			if w.profile.Counts { // the count tells whether all rows were met by then
+				return int64(len(ids.seen)), nil
+			}
 			return 0, fmt.Errorf("the server's next links do not end: %w", errIncomplete)
 		}
 		followed[next], w.linked = true, true

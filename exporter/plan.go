@@ -62,7 +62,11 @@ func (r *run) plan(ctx context.Context) error {
 	group.SetLimit(r.Workers)
 	for _, typ := range types {
 		group.Go(func() error {
-			cut, err := r.planType(groupCtx, typ)
+			var cut []state.Slice
+			err := guarded(func() (err error) {
+				cut, err = r.planType(groupCtx, typ)
+				return err
+			})
 			var response *fhir.ResponseError
 			mu.Lock()
 			defer mu.Unlock()
@@ -86,7 +90,7 @@ func (r *run) plan(ctx context.Context) error {
 		})
 	}
 	if len(types) > 0 && !r.profile.TypeHistory {
-		issues = append(issues, noHistory("resources"))
+		issues = append(issues, r.noHistory(""))
 	}
 	slices.SortStableFunc(planned, func(a, b state.Slice) int {
 		return cmp.Or(cmp.Compare(a.Type, b.Type), a.From.Compare(b.From))
@@ -164,6 +168,23 @@ func (r *run) planType(ctx context.Context, typ string) ([]state.Slice, error) {
 	return slices, err
 }
 
+// planBefore cuts what a type has before a moment.
+func (r *run) planBefore(ctx context.Context, typ string, to time.Time) ([]state.Slice, error) {
+	open := state.Slice{Type: typ, Strategy: state.Paging, Counted: -1}
+	if !r.profile.Bounds {
+		return r.planOpen(ctx, open)
+	}
+	whole := open
+	if whole.Strategy, whole.To = state.Bisect, to; r.profile.Keyset {
+		whole.Strategy = state.Keyset
+	}
+	slices, err := r.planWindow(ctx, whole)
+	if fhir.StatusOf(err) == 400 { // as in planType
+		return r.planOpen(ctx, open)
+	}
+	return slices, err
+}
+
 // planWindow cuts a type by time.
 func (r *run) planWindow(ctx context.Context, whole state.Slice) ([]state.Slice, error) {
 	if !r.profile.Counts {
@@ -219,7 +240,7 @@ func (r *run) uncounted(ctx context.Context, whole state.Slice) ([]state.Slice, 
 		if err != nil {
 			return err
 		}
-		return page.Each(func(*fhir.Entry) error { return nil }) // a login page offers nothing
+		return eachRow(page, func(*fhir.Entry) error { return nil }) // a login page offers nothing
 	})
 	if err != nil {
 		return nil, err
@@ -238,10 +259,17 @@ func (r *run) count(ctx context.Context, q fhir.Query) (n int64, err error) {
 // cut halves the window until each leaf is small enough: half-open windows of whole seconds without gap or overlap.
 func (r *run) cut(ctx context.Context, whole state.Slice) ([]state.Slice, error) {
 	first, last, err := r.edges(ctx, whole)
+	if fhir.StatusOf(err) == 400 && whole.Strategy == state.Keyset { // the rows of this type are not sorted
+		whole.Strategy = state.Bisect
+		first, last, err = r.edges(ctx, whole)
+	}
 	if err != nil {
 		return nil, err
 	}
 	leaf := max(int64(pagesPerSlice*r.pageSize()), whole.Counted/int64(slicesPerWorker*r.Workers))
+	if limit := r.profile.CountsUpTo; limit > 0 { // a larger count would prove nothing
+		leaf = min(leaf, limit)
+	}
 	budget := countsPerWorker * r.Workers
 	var leaves []state.Slice
 	var halve func(part state.Slice, from, to time.Time) error
@@ -305,7 +333,7 @@ func (r *run) edges(ctx context.Context, whole state.Slice) (first, last time.Ti
 			if err != nil {
 				return err
 			}
-			return page.Each(func(row *fhir.Entry) error {
+			return eachRow(page, func(row *fhir.Entry) error {
 				if row.Type == whole.Type && at.IsZero() {
 					at = row.LastUpdated.Truncate(time.Second)
 				}

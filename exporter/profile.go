@@ -41,7 +41,8 @@ func (k *known) holds(now time.Time, pageSize int, statement *fhir.CapabilitySta
 	if k.Profile.Uncertain {
 		lifetime = uncertainLifetime
 	}
-	return now.Sub(k.at) < lifetime && k.Profile.Of(statement)
+	age := now.Sub(k.at) // below 0 where our clock was wrong then
+	return age >= 0 && age < lifetime && k.Profile.Of(statement)
 }
 
 // Profile returns what the server was seen to be able to do, and when it was asked; nil before the first export. It never

@@ -2,6 +2,7 @@ package exporter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,11 +17,13 @@ const proofTries = 3
 
 // prove counts the slices of a type again and holds the counts against what was met, with the type's history between: a
 // row may have left its window since it was met, and one that was written before T may have shown only after its window
-// was read. It returns the history, in which everything stands that changed before it was read; nil where there is none.
+// was read. It returns the history, in which everything stands that changed before it was read; nil where there is none, and
+// with a lostHistory where it could not be read: the slices are proved without it then.
 func (r *run) prove(ctx context.Context, typ string, crawled []*state.Slice) (*changes, error) {
 	for try := 1; ; try++ {
 		h, err := r.changesOf(ctx, typ)
-		if err != nil {
+		var lost *lostHistory
+		if err != nil && !errors.As(err, &lost) {
 			return nil, err
 		}
 		var open []*state.Slice
@@ -48,7 +51,7 @@ func (r *run) prove(ctx context.Context, typ string, crawled []*state.Slice) (*c
 			}
 		}
 		if len(open) == 0 {
-			return h, nil
+			return h, err
 		}
 		if err := sleep(ctx, time.Duration(try)*firstPause); err != nil {
 			return nil, err
@@ -92,6 +95,13 @@ func (r *run) account(ctx context.Context, slice *state.Slice, h *changes) (int6
 			Text: "the server fails to count " + slice.Type + " resources, so that their completeness could not be verified",
 		})
 	}
+	if limit := r.profile.CountsUpTo; limit > 0 && count > limit {
+		slice.Verdict = state.Unverified
+		return 0, r.remark(ctx, state.Issue{
+			Severity: "information", Code: "incomplete",
+			Text: "the server only estimates so large a number of " + slice.Type + " resources, so that their completeness could not be verified",
+		})
+	}
 	if h == nil {
 		slice.Verdict, slice.Expected = state.Counted, max(count, slice.Met)
 		return max(0, count-slice.Met), nil
@@ -106,6 +116,11 @@ func (r *run) account(ctx context.Context, slice *state.Slice, h *changes) (int6
 	}
 	// Rows may have left between the history and the count: they stand in a history that is read after it.
 	h, err = r.changesOf(ctx, slice.Type)
+	var lost *lostHistory
+	if errors.As(err, &lost) {
+		slice.Verdict = state.Counted
+		return max(0, count-slice.Met+before.left-before.came), nil
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -247,6 +262,10 @@ func sumUp(typ string, all []state.Slice) (state.Proof, []state.Hole) {
 		case slice.Strategy == state.History:
 			proof.Repaired += slice.Written
 			proof.Exported += slice.Written
+			proof.Departed = slice.Departed
+			if holes = append(holes, slice.Holes...); len(slice.Holes) > 0 {
+				proof.Verdict = state.Incomplete
+			}
 			continue
 		}
 		proof.Met += slice.Met
@@ -289,6 +308,12 @@ func holeIssue(typ string, hole state.Hole) state.Issue {
 	why := holeReasons[hole.Reason]
 	if why == "" {
 		why = "the server says so itself"
+	}
+	if hole.History {
+		return state.Issue{
+			Severity: "error", Code: hole.Reason,
+			Text: typ + ": the history cannot be read, so resources that were changed or deleted while the export ran may be missing: " + why,
+		}
 	}
 	return state.Issue{Severity: "error", Code: hole.Reason, Text: fmt.Sprintf("%s: %s%s are missing: %s", typ, what, window, why)}
 }

@@ -47,6 +47,14 @@ func (r *run) readLast(ctx context.Context) (err error) {
 // collectTargets gathers what the export holds.
 func (r *run) collectTargets(all []state.Slice) (*targets, error) {
 	t := &targets{dir: r.dir}
+	if err := r.eachExported(all, func(typ, id string) error { return t.add(typ + "/" + id) }); err != nil {
+		return nil, errors.Join(err, t.close())
+	}
+	return t, t.build()
+}
+
+// eachExported names what the output holds of the compartment, but for what is read last.
+func (r *run) eachExported(all []state.Slice, fn func(typ, id string) error) error {
 	for _, slice := range all {
 		if slice.Strategy == state.Deletions || slice.Strategy == state.Referenced || r.last(slice.Type) {
 			continue
@@ -58,13 +66,13 @@ func (r *run) collectTargets(all []state.Slice) (*targets, error) {
 			if dropped {
 				return nil
 			}
-			return t.add(slice.Type + "/" + id)
+			return fn(slice.Type, id)
 		})
 		if err != nil {
-			return nil, errors.Join(err, t.close())
+			return err
 		}
 	}
-	return t, t.build()
+	return nil
 }
 
 // hasTarget tells whether a Provenance's target belongs to the export. What the output does not hold, since it was written
@@ -91,9 +99,16 @@ func (r *run) hasTarget(ctx context.Context, typ, id string, newcomers bool) (bo
 	if known {
 		return belongs, nil
 	}
-	row, err := r.readAsOf(ctx, typ, id)
+	row, later, err := r.readAsOf(ctx, typ, id)
 	if err != nil {
 		return false, fmt.Errorf("read a target of a Provenance: %w", err)
+	}
+	if later {
+		err := r.remark(ctx, state.Issue{Severity: "warning", Code: "incomplete", Text: "targets of Provenance were changed after the " +
+			"transaction time and the server gives no history: whether such a Provenance belongs to the export was decided by what they are now"})
+		if err != nil {
+			return false, err
+		}
 	}
 	if row != nil {
 		f := r.filter(typ)

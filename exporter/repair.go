@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -49,7 +50,7 @@ func (r *run) repair(ctx context.Context, chosen func(typ string) bool) error {
 		}
 		group.Go(func() error {
 			t := &typeRepair{run: r, typ: typ, crawled: crawled[typ], number: number}
-			if err := t.do(groupCtx); err != nil {
+			if err := guarded(func() error { return t.do(groupCtx) }); err != nil {
 				return fmt.Errorf("repair %s: %w", typ, err)
 			}
 			return nil
@@ -58,27 +59,39 @@ func (r *run) repair(ctx context.Context, chosen func(typ string) bool) error {
 	return group.Wait()
 }
 
-// noHistory is the remark that what changed while the export ran could not be had as of T.
-func noHistory(what string) state.Issue {
-	return state.Issue{
-		Severity: "warning", Code: "incomplete",
-		Text: "the server gives no history, so " + what + " that were changed or deleted while the export ran may be missing",
+// noHistory is the remark that what changed while the export ran could not be had as of T; typ is empty for all types. How
+// many there were is said apart, where it can be known.
+func (r *run) noHistory(typ string) state.Issue {
+	what := strings.TrimSpace(typ + " resources")
+	text := "the server gives no history, so " + what
+	if r.profile.Keyset && r.WithoutHistory == IncludeCurrent {
+		text += " that were deleted while the export ran may be missing, and those that were changed are as they are now"
+	} else {
+		text += " that were changed or deleted while the export ran may be missing"
 	}
+	if !r.job.Kickoff.Since.IsZero() {
+		text += "; what was deleted since _since cannot be reported"
+	}
+	return state.Issue{Severity: "warning", Code: "incomplete", Text: text}
 }
 
-// remark adds remarks to the job, each once.
+// remark adds remarks to the job, each once. A dry run has no store: it keeps them for the Forecast.
 func (r *run) remark(ctx context.Context, issues ...state.Issue) error {
 	if len(issues) == 0 {
 		return nil
 	}
-	return r.Store.Update(ctx, r.job.ID, func(job *state.Job) error {
+	add := func(job *state.Job) error {
 		for _, issue := range issues {
 			if !slices.Contains(job.Issues, issue) {
 				job.Issues = append(job.Issues, issue)
 			}
 		}
 		return nil
-	})
+	}
+	if r.Store == nil {
+		return add(r.job)
+	}
+	return r.Store.Update(ctx, r.job.ID, add)
 }
 
 // typeRepair is the repair of one type.
@@ -94,10 +107,14 @@ type typeRepair struct {
 
 func (t *typeRepair) do(ctx context.Context) error {
 	h, err := t.prove(ctx, t.typ, t.crawled)
-	if err != nil {
+	var lost *lostHistory
+	if err != nil && !errors.As(err, &lost) {
 		return err
 	}
 	repaired := &state.Slice{Seq: t.number(), Type: t.typ, Strategy: state.History, Counted: -1}
+	if lost != nil {
+		repaired.Holes = []state.Hole{{Type: t.typ, Rows: -1, Reason: lost.reason, History: true}}
+	}
 	files, err := openSpool(t.dir, repaired)
 	if err != nil {
 		return err
@@ -105,7 +122,16 @@ func (t *typeRepair) do(ctx context.Context) error {
 	w := &walk{run: t.run, slice: repaired, filter: t.filterIn(ctx, t.typ), spool: files}
 	gone := t.newDeletions()
 	if h == nil {
+		if t.canDepart(t.typ) {
+			repaired.Departed = -1
+		}
 		err = t.withoutHistory(ctx, w)
+		if t.WithoutHistory == Strict && errors.Is(err, errIncomplete) {
+			err = fmt.Errorf("%w; without_history is strict: export when nobody writes, or set it to include or omit", err)
+		}
+		if err == nil {
+			err = t.keepLedger(ctx, w, gone)
+		}
 	} else {
 		t.changes = h
 		err = t.reconcile(ctx, w, gone)
@@ -141,8 +167,8 @@ func (t *typeRepair) store(ctx context.Context, w *walk, gone *deletions) error 
 	t.Metrics.late.Add(float64(t.stale))
 	return t.remark(ctx, state.Issue{
 		Severity: "information", Code: "informational",
-		Text: fmt.Sprintf("%d %s resources were written before the transaction time but showed only after the settle pause; "+
-			"the export has them as of the transaction time; raise the setting settle", t.stale, t.typ),
+		Text: numbered(t.stale, t.typ+" resource was", t.typ+" resources were") + " written before the transaction time but showed only " +
+			"after the settle pause; the export has it as of the transaction time; raise the setting settle",
 	})
 }
 
@@ -175,32 +201,52 @@ func (t *typeRepair) written(wanted func(id string) bool) (map[string][]place, e
 
 // reconcile holds each changed id against what was written: exactly its version as of T belongs to the output.
 func (t *typeRepair) reconcile(ctx context.Context, w *walk, gone *deletions) error {
-	places, err := t.written(func(id string) bool { return t.changes.byID[id] != nil || t.changes.old[id] != nil })
+	places, err := t.written(func(id string) bool {
+		return t.changes.byID[id] != nil || t.changes.old[id] != nil || t.changes.strangers.has(id)
+	})
 	if err != nil {
 		return err
 	}
 	if err := t.complete(ctx, places); err != nil {
 		return err
 	}
+	for id, found := range places {
+		if len(found) > 0 && t.changes.byID[id] == nil {
+			t.changes.strangers.drop(id)
+		}
+	}
 	for id, c := range t.changes.byID {
 		t.drop(c, places[id])
-		switch {
-		case c.captured || !c.known:
-		case c.deleted:
-			if err := gone.add(ctx, w, id, c); err != nil {
-				return err
-			}
-		default:
-			row := &fhir.Entry{Type: t.typ, ID: id, Version: c.version, LastUpdated: c.updated, Resource: c.body}
-			if err := w.emit(row); err != nil {
-				return err
-			}
+		if err := t.correct(ctx, w, gone, id, c); err != nil {
+			return err
 		}
 	}
 	for _, part := range t.crawled {
 		slices.Sort(part.Dropped)
 	}
-	return t.oldDeletions(ctx, w, gone, places)
+	if err := t.oldDeletions(ctx, w, gone, places); err != nil {
+		return err
+	}
+	w.slice.Departed, err = t.departed(ctx)
+	return err
+}
+
+// correct writes what a changed id is as of T, unless it is written: its version, its deletion, or nothing.
+func (t *typeRepair) correct(ctx context.Context, w *walk, gone *deletions, id string, c *change) error {
+	switch {
+	case c.captured || !c.known:
+		t.changes.strangers.drop(id)
+		return nil
+	case c.deleted:
+		t.changes.strangers.drop(id)
+		return gone.add(ctx, w, id, c)
+	}
+	before := w.slice.Written
+	err := w.emit(&fhir.Entry{Type: t.typ, ID: id, Version: c.version, LastUpdated: c.updated, Resource: c.body})
+	if w.slice.Written > before {
+		t.changes.strangers.drop(id)
+	}
+	return err
 }
 
 // oldDeletions takes up what was deleted before the span of repairs. What was made again before it, too, stands in the
@@ -218,6 +264,7 @@ func (t *typeRepair) oldDeletions(ctx context.Context, w *walk, gone *deletions,
 		if !c.known || !c.deleted {
 			continue
 		}
+		t.changes.strangers.drop(id)
 		if err := gone.add(ctx, w, id, c); err != nil {
 			return err
 		}
@@ -240,7 +287,9 @@ func (t *typeRepair) complete(ctx context.Context, places map[string][]place) er
 		default:
 			continue
 		}
-		group.Go(func() error { return t.asOf(ctx, t.typ, id, t.job.TransactionTime, c) })
+		group.Go(func() error {
+			return guarded(func() error { return t.asOf(ctx, t.typ, id, t.job.TransactionTime, c) })
+		})
 	}
 	return group.Wait()
 }

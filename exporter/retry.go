@@ -84,7 +84,7 @@ func (p *pace) doWith(ctx context.Context, held *ticket, tries int, ask func() e
 		if p.spent(began) {
 			return fmt.Errorf("%w: %w", errGaveUp, err)
 		}
-		wait := pause(try, err)
+		wait := p.pause(try, err)
 		if p.waiting != nil {
 			p.waiting(err, wait)
 		}
@@ -96,15 +96,22 @@ func (p *pace) doWith(ctx context.Context, held *ticket, tries int, ask func() e
 
 // ask sends one request when the limiter lets it.
 func (p *pace) ask(ctx context.Context, held *ticket, ask func() error) (late bool, err error) {
-	if p.limiter == nil || ctx.Value(insideKey{}) != nil {
+	inner := ctx.Value(insideKey{}) != nil
+	switch {
+	case p.limiter == nil:
 		return false, ask()
+	case inner:
+		err = p.limiter.awaitHold(ctx)
+	case held == nil:
+		held, late, err = p.limiter.acquire(ctx)
 	}
-	if held == nil {
-		if held, late, err = p.limiter.acquire(ctx); err != nil {
-			return late, err
-		}
+	if err != nil {
+		return late, err
 	}
 	err = ask()
+	if wait := p.asked(err); wait > 0 {
+		p.limiter.hold(wait)
+	}
 	if ctx.Err() == nil {
 		p.limiter.release(held, err)
 	} else { // ended by us, which says nothing about the server
@@ -161,14 +168,28 @@ func classify(err error) verdict {
 	return later // no answer at all
 }
 
-// pause is how long to wait before the next try: what the server asks for, else exponential with jitter.
-func pause(try int, err error) time.Duration {
-	var response *fhir.ResponseError
-	if errors.As(err, &response) && response.RetryAfter > 0 {
-		return min(response.RetryAfter, maxPause)
+// pause is how long to wait before the next try: a little longer than the server asks for, else exponential with jitter.
+func (p *pace) pause(try int, err error) time.Duration {
+	if wait := p.asked(err); wait > 0 {
+		return jittered(wait)
 	}
 	wait := min(firstPause<<min(try, 10), maxPause)
 	return wait/2 + rand.N(wait/2)
+}
+
+// asked is the pause that the server asks for with an error, 0 for none. Beyond the time after which a job gives up nobody
+// waits: then the server is asked once more.
+func (p *pace) asked(err error) time.Duration {
+	var response *fhir.ResponseError
+	if !errors.As(err, &response) {
+		return 0
+	}
+	return min(response.RetryAfter, p.giveUp)
+}
+
+// jittered is up to a tenth, and a second, longer than a wait.
+func jittered(wait time.Duration) time.Duration {
+	return wait + rand.N(min(wait/10, time.Second)+1)
 }
 
 // sleep waits, or returns the cause with which ctx ended.

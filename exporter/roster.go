@@ -22,6 +22,12 @@ func (r *run) byPatient(ctx context.Context, whole state.Slice) ([]state.Slice, 
 	if r.job.Kickoff.Level == state.System || r.Strategy == StrategyCrawl {
 		return []state.Slice{whole}, nil
 	}
+	if r.last(whole.Type) {
+		if way, err := r.targetSearch(ctx); err != nil || way != "" {
+			whole.Lists = []string{way}
+			return []state.Slice{whole}, err
+		}
+	}
 	var params []string
 	if whole.Type == "Patient" {
 		params = []string{"_id"}
@@ -59,7 +65,11 @@ func (r *run) emptyForNobody(ctx context.Context, typ, param string) (bool, erro
 	if param == "_id" {
 		value = fhir.UnknownID
 	}
-	q := fhir.Query{Type: typ, Count: 1}.With(fhir.QueryParam{Name: param, Value: value})
+	return r.findsNothing(ctx, fhir.Query{Type: typ, Count: 1}.With(fhir.QueryParam{Name: param, Value: value}))
+}
+
+// findsNothing tells whether a search is answered, and without a row.
+func (r *run) findsNothing(ctx context.Context, q fhir.Query) (bool, error) {
 	rows := 0
 	err := r.pace.do(ctx, func() error {
 		page, err := r.Client.Search(ctx, q)
@@ -142,8 +152,7 @@ func (r *run) listPatients(ctx context.Context) (_ *cohort, err error) {
 		if part.To.Equal(farFuture) { // Patients come in while they are read: a count proves nothing
 			read = w.readOnce
 		}
-		err := read(ctx)
-		if err := errors.Join(err, w.ahead.drop()); err != nil {
+		if err := read(ctx); err != nil {
 			return nil, fmt.Errorf("list the Patients: %w", err)
 		}
 		slice.IndexSize, slice.SpoolSize = part.IndexSize, part.SpoolSize

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,6 +26,8 @@ type run struct {
 	compartment *fhir.Compartment
 	cohort      *cohort
 	dir         string
+	// readAt is when T is over, by the clock that nobody sets: before it and the settle pause nothing is read.
+	readAt time.Time
 	// pace is the budget for the upstream, bucketPace the one for the bucket.
 	pace, bucketPace *pace
 
@@ -46,7 +49,7 @@ type run struct {
 // work does one job until it has ended or ctx is cancelled, and writes down how it ended.
 func (e *Exporter) work(ctx context.Context, id string) {
 	log := e.Log.With("job", id)
-	err := e.export(ctx, id)
+	err := guarded(func() error { return e.exportWithRoom(ctx, id) })
 	switch {
 	case err == nil:
 		e.Metrics.jobs.WithLabelValues(string(state.Completed)).Inc()
@@ -58,29 +61,49 @@ func (e *Exporter) work(ctx context.Context, id string) {
 		log.InfoContext(ctx, "export interrupted by shutdown, it goes on with the next start")
 		return
 	}
+	var fault *panicError
+	if errors.As(err, &fault) {
+		log = log.With("stack", string(fault.stack))
+	}
 	log.ErrorContext(ctx, "export failed", "error", err)
 	e.Metrics.jobs.WithLabelValues(string(state.Failed)).Inc()
-	failure := failureOf(err)
-	err = e.Store.Update(context.WithoutCancel(ctx), id, func(job *state.Job) error {
-		if !job.Running() {
-			return state.ErrFinal
-		}
-		job.Status, job.Finished, job.Failure = state.Failed, time.Now().UTC(), failure
-		return nil
-	})
-	if err != nil {
-		log.ErrorContext(ctx, "failure not recorded", "error", err)
+	e.fail(ctx, log, id, failureOf(err))
+}
+
+// fail records the failure of a job and removes its spool. Where the state file takes nothing, the spool may have had the
+// room that is missing. A failure that cannot be recorded at all leaves the job to the next sweep, in a while.
+func (e *Exporter) fail(ctx context.Context, log *slog.Logger, id string, failure *state.Failure) {
+	record := func() error {
+		return e.Store.Update(context.WithoutCancel(ctx), id, func(job *state.Job) error {
+			if !job.Running() {
+				return state.ErrFinal
+			}
+			job.Status, job.Finished, job.Failure = state.Failed, time.Now().UTC(), failure
+			return nil
+		})
 	}
+	err := record()
 	if err := os.RemoveAll(filepath.Join(e.Spool, id)); err != nil {
 		log.ErrorContext(ctx, "spool not removed", "error", err)
 	}
+	if err != nil && !errors.Is(err, state.ErrFinal) && !errors.Is(err, state.ErrNotFound) {
+		err = record()
+	}
+	if err == nil {
+		return
+	}
+	log.ErrorContext(ctx, "failure not recorded", "error", err)
+	_ = sleep(ctx, sweepInterval) // it ends with the process or a DELETE, which need nothing here
 }
 
 // failureOf puts an error into words for the client.
 func failureOf(err error) *state.Failure {
 	failure := &state.Failure{Status: 500, Code: "exception", Text: "the export failed: " + err.Error()}
+	var fault *panicError
 	switch status := fhir.StatusOf(err); {
-	case errors.Is(err, errLocal): // paths and hosts of ours are not for clients
+	case errors.As(err, &fault):
+		failure.Text = "the export failed: an error inside the export sidecar; its log says more"
+	case errors.Is(err, errLocal), diskFull(err): // paths and hosts of ours are not for clients
 		failure.Text = "the export failed: its files could not be stored; the sidecar's log says more"
 	case errors.Is(err, errGaveUp):
 		failure.Code = "timeout"
@@ -98,28 +121,34 @@ func (e *Exporter) export(ctx context.Context, id string) error {
 		Exporter: e, dir: filepath.Join(e.Spool, id), listing: make(chan struct{}, 1),
 	}
 	r.pace = &pace{giveUp: e.GiveUp, limiter: e.limiter, waiting: func(err error, wait time.Duration) {
+		e.stages.wait(id, "waiting for the FHIR server", wait)
 		e.Log.WarnContext(ctx, "FHIR server is waited for", "job", id, "error", err, "seconds", wait.Seconds())
 	}}
 	r.bucketPace = &pace{giveUp: e.GiveUp, waiting: func(err error, wait time.Duration) {
+		e.stages.wait(id, "waiting for the bucket", wait)
 		e.Log.WarnContext(ctx, "bucket is waited for", "job", id, "error", err, "seconds", wait.Seconds())
 	}}
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
 		return fmt.Errorf("make spool folder: %w", err)
 	}
-	for _, stage := range []func(context.Context) error{
-		func(ctx context.Context) error { return r.begin(ctx, id) },
-		r.probe,
-		r.settle,
-		r.loadCohort,
-		r.timed("export planned", r.plan),
-		r.finishFiles,
-		r.timed("slices read", func(ctx context.Context) error { return r.crawl(ctx, r.notLast) }),
-		r.timed("history read", func(ctx context.Context) error { return r.repair(ctx, r.notLast) }),
-		r.readLast,
-		r.timed("referenced resources read", r.addReferenced),
-		r.timed("files stored", r.seal),
+	for _, stage := range []struct {
+		does string // as a status request tells it; empty for the reading, of which the numbers tell
+		do   func(context.Context) error
+	}{
+		{"asking the server for its clock", func(ctx context.Context) error { return r.begin(ctx, id) }},
+		{"asking what the server can do", r.probe},
+		{"waiting until the server's last writes have settled", r.settle},
+		{"reading the members", r.loadCohort},
+		{"planning", r.timed("export planned", r.plan)},
+		{"storing files", r.finishFiles},
+		{"", r.timed("slices read", func(ctx context.Context) error { return r.crawl(ctx, r.notLast) })},
+		{"looking for what has changed meanwhile", r.timed("history read", func(ctx context.Context) error { return r.repair(ctx, r.notLast) })},
+		{"reading Provenance", r.readLast},
+		{"reading what is referred to", r.timed("referenced resources read", r.addReferenced)},
+		{"storing files", r.timed("files stored", r.seal)},
 	} {
-		if err := stage(ctx); err != nil {
+		e.stages.enter(id, stage.does)
+		if err := stage.do(ctx); err != nil {
 			return err
 		}
 	}
@@ -150,6 +179,8 @@ func (r *run) begin(ctx context.Context, id string) error {
 		return state.ErrFinal
 	}
 	if job.Status != state.Accepted {
+		// T was at most a second ahead, so it is over then, whatever our clock was set to since.
+		r.readAt = time.Now().Add(time.Second)
 		r.Log.InfoContext(ctx, "export goes on", "job", id, "planned", job.Planned)
 		return nil
 	}
@@ -172,15 +203,15 @@ func (r *run) begin(ctx context.Context, id string) error {
 	if err != nil {
 		return fmt.Errorf("read the server's clock: %w", err)
 	}
-	here := time.Now()
 	transactionTime := now.Truncate(time.Second).Add(time.Second).UTC()
+	r.readAt = time.Now().Add(transactionTime.Sub(now))
 	err = r.Store.Update(ctx, id, func(job *state.Job) error {
 		if job.Status != state.Accepted {
 			return state.ErrFinal
 		}
 		job.Status = state.InProgress
 		job.TransactionTime = transactionTime
-		job.ReadAt = here.Add(transactionTime.Sub(now)).UTC()
+		job.ReadAt = r.readAt.UTC()
 		r.job = job
 		return nil
 	})
@@ -203,8 +234,13 @@ func (r *run) probe(ctx context.Context) error {
 	if r.job.Kickoff.Level == state.System {
 		return nil
 	}
-	r.compartment, err = fhir.PatientCompartment(r.profile.FHIRVersion)
-	return err
+	if r.compartment, err = fhir.PatientCompartment(r.profile.FHIRVersion); err != nil {
+		return err
+	}
+	if slices.Contains(r.job.Kickoff.Types, "Task") { // it is outside of R4's, and of an export that does not name it
+		r.compartment = r.compartment.WithTask()
+	}
+	return nil
 }
 
 // pageSize is the largest number of rows asked for in one page.
@@ -231,7 +267,7 @@ func (r *run) settle(ctx context.Context) error {
 	if r.Writes != nil {
 		return r.awaitWrites(ctx)
 	}
-	wait := time.Until(r.job.ReadAt.Add(r.settleTime()))
+	wait := time.Until(r.readAt.Add(r.settleTime()))
 	if wait <= 0 {
 		return nil
 	}
@@ -242,7 +278,7 @@ func (r *run) settle(ctx context.Context) error {
 // awaitWrites waits until T is over and the writes that began before it are answered. Where lastUpdated has whole seconds
 // T is a whole second.
 func (r *run) awaitWrites(ctx context.Context) error {
-	over := r.job.ReadAt
+	over := r.readAt
 	if !r.profile.Milliseconds {
 		over = over.Add(time.Second)
 	}
@@ -272,7 +308,7 @@ func (r *run) crawl(ctx context.Context, chosen func(typ string) bool) error {
 			}
 			planned := &planned[i]
 			before := planned.Strategy
-			err := r.walk(ctx, planned)
+			err := guarded(func() error { return r.walk(ctx, planned) })
 			if planned.Strategy != before || errors.Is(err, errStrategy) || errors.Is(err, errIncomplete) {
 				r.Doubt(ctx, "a search did not give what was asked for")
 			}

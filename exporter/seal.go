@@ -13,6 +13,7 @@ import (
 
 	"sidecar/exporter/fhir"
 	"sidecar/state"
+	"sidecar/state/failpoint"
 )
 
 const (
@@ -118,7 +119,9 @@ func (r *run) putContent(ctx context.Context, file state.File, paths []string, s
 
 // put stores one object of the job. A bucket that is away for a while costs time, not the export.
 func (r *run) put(ctx context.Context, name, contentType string, body io.ReadSeeker) error {
+	failpoint.Pass("before put")
 	err := r.bucketPace.do(ctx, func() error { return r.Bucket.Put(ctx, r.job.Folder+"/"+name, contentType, body) })
+	failpoint.Pass("after put")
 	if err != nil {
 		return local(fmt.Errorf("store file: %w", err))
 	}
@@ -131,7 +134,11 @@ func (r *run) seal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := r.judge(ctx, all); err != nil {
+	err = r.judge(ctx, all)
+	if errors.Is(err, errIncomplete) || errors.Is(err, errForbidden) {
+		err = fmt.Errorf("%w; with the setting allow_partial an export completes without what is missing, and names it", err)
+	}
+	if err != nil {
 		return err
 	}
 	if err := r.rewriteStored(ctx, all); err != nil {
@@ -165,6 +172,9 @@ func (r *run) seal(ctx context.Context) error {
 	})
 	if err != nil {
 		return err
+	}
+	if err := r.publishLedgers(ctx, r.dir); err != nil { // the next increment says that it has none
+		r.Log.ErrorContext(ctx, "ledger not stored", "job", r.job.ID, "error", err)
 	}
 	return local(os.RemoveAll(r.dir))
 }

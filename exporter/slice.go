@@ -14,7 +14,7 @@ import (
 const (
 	// checkpointTime and checkpointBytes are how much reading a crash may cost.
 	checkpointTime  = 2 * time.Second
-	checkpointBytes = 16 << 20
+	checkpointBytes = 64 << 20
 )
 
 var (
@@ -42,7 +42,10 @@ type walk struct {
 	// durable is the slice as it was stored last, durableAt when.
 	durable   state.Slice
 	durableAt time.Time
-	ahead     *pending
+	// ahead is the page that was asked for before it is wanted, while a keyset walk runs. unsure is how many pages are still
+	// read without a guess at the next one.
+	ahead  *pending
+	unsure int
 	// linked tells that the last pass over server pages had more than one.
 	linked bool
 	// added are the ids that the current server page put into the boundary.
@@ -53,6 +56,8 @@ type walk struct {
 	members *cohort
 	// draft tells that only ids are wanted, and nothing is stored.
 	draft bool
+	// idsOnly asks for resources without their content.
+	idsOnly bool
 	trouble
 }
 
@@ -70,15 +75,18 @@ func (r *run) read(ctx context.Context, slice *state.Slice, anew bool) (err erro
 	ctx, cancel := context.WithCancel(ctx)
 	defer func() {
 		cancel()
-		err = errors.Join(err, w.ahead.drop(), files.close())
+		err = errors.Join(err, files.close())
 		if err != nil && !errors.Is(err, context.Canceled) {
 			err = fmt.Errorf("slice %d of %s: %w", slice.Seq, slice.Type, err)
 		}
 	}()
-	if len(slice.Lists) > 0 {
+	if len(slice.Lists) > 0 && !byTargets(slice) {
 		if w.members, err = r.members(ctx, slice.Newcomers); err != nil {
 			return err
 		}
+	}
+	if err := r.remarkTargets(ctx, slice); err != nil {
+		return err
 	}
 	w.loadBoundary()
 	if len(slice.Lists) > 0 || slice.Strategy != state.Keyset || slice.Reread {
@@ -144,7 +152,10 @@ func (w *walk) readAll(ctx context.Context) error {
 }
 
 func (w *walk) readOnce(ctx context.Context) error {
-	if w.slice.Strategy == state.Paging {
+	switch {
+	case byTargets(w.slice):
+		return w.aboutTargets(ctx)
+	case w.slice.Strategy == state.Paging:
 		return w.paging(ctx)
 	}
 	read := w.keyset
@@ -166,10 +177,6 @@ func (w *walk) readOnce(ctx context.Context) error {
 
 // again starts the reading from the beginning; what is written already is not written twice.
 func (w *walk) again(ctx context.Context) error {
-	if err := w.ahead.drop(); err != nil {
-		return err
-	}
-	w.ahead = nil
 	w.slice.Query, w.slice.Cursor, w.slice.Boundary, w.slice.Met, w.slice.MetSize = 0, time.Time{}, nil, 0, 0
 	w.slice.Reread, w.slice.Done, w.slice.Holes = true, false, nil
 	w.until = time.Time{}
@@ -195,7 +202,7 @@ func (w *walk) queries() int {
 func (w *walk) query() fhir.Query { return w.queryAt(w.slice.Query) }
 
 func (w *walk) queryAt(n int) fhir.Query {
-	q := fhir.Query{Type: w.slice.Type, From: w.slice.From, To: w.slice.To, Post: w.slice.Post}
+	q := fhir.Query{Type: w.slice.Type, From: w.slice.From, To: w.slice.To, Post: w.slice.Post, IDsOnly: w.idsOnly}
 	if w.slice.Open {
 		q.From, q.To = time.Time{}, time.Time{}
 	}

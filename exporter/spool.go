@@ -15,6 +15,7 @@ import (
 
 	"sidecar/exporter/fhir"
 	"sidecar/state"
+	"sidecar/state/failpoint"
 )
 
 // errLocal marks an error of the local disk or of our own files, which no repetition of a request mends.
@@ -112,13 +113,13 @@ func (s *sink) open() error {
 	return nil
 }
 
-func (s *sink) write(parts ...[]byte) error {
+func (s *sink) write(parts ...string) error {
 	if err := s.open(); err != nil {
 		return err
 	}
 	s.changed = true
 	for _, part := range parts {
-		n, err := s.buf.Write(part)
+		n, err := s.buf.WriteString(part)
 		s.size += int64(n)
 		if err != nil {
 			return err
@@ -171,21 +172,21 @@ func (s *spool) write(row *fhir.Entry) error {
 	s.rows.size += n
 	return local(errors.Join(
 		err,
-		s.rows.write([]byte{'\n'}),
+		s.rows.write("\n"),
 		s.note(row),
 	))
 }
 
 // note appends the id of a resource to the index alone.
 func (s *spool) note(row *fhir.Entry) error {
-	return local(s.index.write([]byte(row.ID), []byte{'\t'}, []byte(row.Version), []byte{'\n'}))
+	return local(s.index.write(row.ID, "\t", row.Version, "\n"))
 }
 
 // meet notes that a row was met.
 func (s *spool) meet(id string) error {
 	var key [metBytes]byte
 	binary.LittleEndian.PutUint64(key[:], metKey(id))
-	return local(s.met.write(key[:]))
+	return local(s.met.write(string(key[:])))
 }
 
 // cut goes back to what a slice was, as after a page that broke off.
@@ -200,7 +201,10 @@ func (s *spool) measure(slice *state.Slice) {
 
 // sync makes all that was written durable.
 func (s *spool) sync() error {
-	return local(errors.Join(s.rows.sync(), s.index.sync(), s.met.sync(), s.refs.sync()))
+	failpoint.Pass("before sync")
+	err := errors.Join(s.rows.sync(), s.index.sync(), s.met.sync(), s.refs.sync())
+	failpoint.Pass("after sync")
+	return local(err)
 }
 
 func (s *spool) close() error {

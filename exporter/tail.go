@@ -3,6 +3,7 @@ package exporter
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"sidecar/exporter/fhir"
@@ -16,9 +17,12 @@ func (t *typeRepair) withoutHistory(ctx context.Context, w *walk) error {
 		return nil
 	}
 	if t.profile.TypeHistory { // the plan says it where no type has one
-		if err := t.remark(ctx, noHistory(t.typ+" resources")); err != nil {
+		if err := t.remark(ctx, t.noHistory(t.typ)); err != nil {
 			return err
 		}
+	}
+	if !t.profile.Keyset && t.WithoutHistory == Strict {
+		return fmt.Errorf("the server has no history and cannot be asked whether %s resources changed while the export ran: %w", t.typ, errIncomplete)
 	}
 	if !t.profile.Keyset {
 		return nil
@@ -33,7 +37,7 @@ func (t *typeRepair) withoutHistory(ctx context.Context, w *walk) error {
 		return err
 	}
 	deleted := int64(0)
-	if t.profile.Counts {
+	if t.profile.Counts && !t.holed() { // else it is not known why rows are missing
 		deleted = t.planned() - t.met() - int64(len(changed))
 	}
 	if t.WithoutHistory == Strict && (len(changed) > 0 || deleted > 0) {
@@ -67,6 +71,10 @@ func (t *typeRepair) planned() (n int64) {
 		n += max(0, slice.Counted)
 	}
 	return n
+}
+
+func (t *typeRepair) holed() bool {
+	return slices.ContainsFunc(t.crawled, func(s *state.Slice) bool { return len(s.Holes) > 0 })
 }
 
 func (t *typeRepair) met() (n int64) {
@@ -118,19 +126,21 @@ func (t *typeRepair) addCurrent(ctx context.Context, w *walk, changed map[string
 	})
 }
 
-// tail reads what is newer than T by first pages; a row may come twice.
+// tail reads what is newer than T by first pages, and by links where an instant has more rows than a page; a row may come
+// twice. A page may hold fewer rows than were asked for though it is not the last one.
 func (t *typeRepair) tail(ctx context.Context, fn func(*fhir.Entry) error) error {
 	q := fhir.Query{Type: t.typ, From: t.job.TransactionTime, Sort: "_lastUpdated", Count: t.pageSize()}
 	seen := newIDSet()
+	link, followed := "", map[string]bool{}
 	for {
-		rows, fresh, last := 0, 0, q.From
+		rows, fresh, last, next := 0, 0, q.From, ""
 		err := t.pace.do(ctx, func() error {
 			rows, fresh = 0, 0
-			page, err := t.Client.Search(ctx, q)
+			page, err := t.tailPage(ctx, q, link)
 			if err != nil {
 				return err
 			}
-			return page.Each(func(row *fhir.Entry) error {
+			err = eachRow(page, func(row *fhir.Entry) error {
 				if row.Type != t.typ || row.ID == "" || row.LastUpdated.Before(t.job.TransactionTime) {
 					return nil
 				}
@@ -141,15 +151,30 @@ func (t *typeRepair) tail(ctx context.Context, fn func(*fhir.Entry) error) error
 				last = row.LastUpdated
 				return fn(row)
 			})
+			if err != nil {
+				return err
+			}
+			next, err = page.Next()
+			return err
 		})
 		switch {
 		case err != nil:
 			return fmt.Errorf("read what changed after the transaction time: %w", err)
-		case rows < q.Count || fresh == 0 && last.Equal(q.From):
+		case next == "" && (rows < q.Count || fresh == 0 && last.Equal(q.From)):
 			return nil
-		case !last.After(q.From):
+		case last.After(q.From):
+			q.From, link = last, ""
+		case next == "" || followed[next]:
 			return fmt.Errorf("more changes in one instant than a page holds: %w", errIncomplete)
+		default:
+			link, followed[next] = next, true
 		}
-		q.From = last
 	}
+}
+
+func (t *typeRepair) tailPage(ctx context.Context, q fhir.Query, link string) (*fhir.Page, error) {
+	if link != "" {
+		return t.Client.Follow(ctx, t.typ, "searchset", link)
+	}
+	return t.Client.Search(ctx, q)
 }

@@ -202,7 +202,7 @@ func (w *walk) poorer() bool {
 		w.slice.Strategy = state.Bisect
 	case w.slice.Strategy == state.Bisect:
 		w.slice.Strategy = state.Paging
-	case w.slice.Strategy == state.Paging && !w.slice.Open && !w.slice.To.IsZero():
+	case w.slice.Strategy == state.Paging && !w.slice.Open:
 		w.slice.Open = true
 	default:
 		return false

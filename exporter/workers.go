@@ -48,6 +48,7 @@ type limiter struct {
 	halved  time.Time     // when overload was seen last
 	freed   chan struct{} // closed when a request ends
 	opens   time.Time     // the opening that was announced last
+	held    time.Time     // until when the server wants no request
 	// latencies are the newest first-byte times, slow how many of them in a row were slow.
 	latencies []time.Duration
 	slow      int
@@ -69,6 +70,9 @@ func (l *limiter) acquire(ctx context.Context) (t *ticket, late bool, err error)
 			return nil, late, err
 		}
 		late = late || waited
+		if err := l.awaitHold(ctx); err != nil {
+			return nil, late, err
+		}
 		t, freed := l.take()
 		if t != nil {
 			return t, late, nil
@@ -83,11 +87,37 @@ func (l *limiter) acquire(ctx context.Context) (t *ticket, late bool, err error)
 
 // try takes a right that is free at once, or returns nil.
 func (l *limiter) try() *ticket {
-	if l.hours.until(time.Now()) > 0 {
+	if l.hours.until(time.Now()) > 0 || l.holds() > 0 {
 		return nil
 	}
 	t, _ := l.take()
 	return t
+}
+
+// hold lets no request begin for a while, because the server asked one of them to wait: it means all.
+func (l *limiter) hold(wait time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if until := time.Now().Add(wait); until.After(l.held) {
+		l.held = until
+	}
+}
+
+// holds is how long the server still wants no request.
+func (l *limiter) holds() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return time.Until(l.held)
+}
+
+// awaitHold waits until the server wants requests again, each caller a little longer than asked: not all come at once.
+func (l *limiter) awaitHold(ctx context.Context) error {
+	for wait := l.holds(); wait > 0; wait = l.holds() {
+		if err := sleep(ctx, jittered(wait)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (l *limiter) take() (*ticket, <-chan struct{}) {
@@ -125,10 +155,20 @@ func (l *limiter) release(t *ticket, err error) {
 	}
 }
 
+// idle says that no job runs any more: whatever right a panic has lost is back.
+func (l *limiter) idle() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.busy = 0
+}
+
 // overloaded tells whether an error says that the server has too much to do.
 func overloaded(err error) bool {
-	status := fhir.StatusOf(err)
-	return status == 429 || status == 503 || fhir.TimedOut(err)
+	switch fhir.StatusOf(err) {
+	case 429, 502, 503:
+		return true
+	}
+	return fhir.TimedOut(err) || fhir.Broken(err)
 }
 
 // halve reacts to a sign of overload from a request that began at began. What was under way when the number was halved
@@ -182,11 +222,14 @@ func (l *limiter) awaitHours(ctx context.Context) (waited bool, err error) {
 		}
 		waited = true
 		l.announce(now.Add(wait))
-		if err := sleep(ctx, wait); err != nil {
+		if err := sleep(ctx, min(wait, longestNap)); err != nil {
 			return waited, err
 		}
 	}
 }
+
+// longestNap is how long the hours are waited for without a look at the clock, which may have been set meanwhile.
+const longestNap = time.Minute
 
 func (l *limiter) announce(opens time.Time) {
 	l.mu.Lock()

@@ -52,6 +52,7 @@ func TestWorkersFollowTheServer(t *testing.T) {
 			{&fhir.ResponseError{StatusCode: 404}, 8},
 			{&fhir.ResponseError{StatusCode: 429}, 4},
 			{&fhir.ResponseError{StatusCode: 504}, 2},
+			{&fhir.ResponseError{StatusCode: 502}, 1},
 			{context.DeadlineExceeded, 1},
 			{&fhir.ResponseError{StatusCode: 503}, 1},
 		} {

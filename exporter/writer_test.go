@@ -29,8 +29,6 @@ type knobs struct {
 	// late is the chance that an action is stamped when it begins and seen up to lag later.
 	late int
 	lag  time.Duration
-	// still keeps the references of a resource as they were first.
-	still bool
 }
 
 // writer changes a sample server at random, in the background and between the requests of an export.
@@ -47,7 +45,6 @@ type writer struct {
 	lastPage atomic.Int64
 	told     map[string]time.Time
 	work     sync.WaitGroup
-	done     chan struct{}
 }
 
 // maxActions is where a writer rests: a server without counts or windows is read to its end only when it is left alone.
@@ -65,7 +62,7 @@ func everybody() []string {
 }
 
 func newWriter(t *testing.T, sample *fhirtest.Server, random *rand.Rand, k knobs) *writer {
-	return &writer{t: t, ledger: &ledger{sample: sample}, random: random, knobs: k, told: map[string]time.Time{}, done: make(chan struct{})}
+	return &writer{t: t, ledger: &ledger{sample: sample}, random: random, knobs: k, told: map[string]time.Time{}}
 }
 
 // fill puts some hundred rows in clumps over two days: apart by hours, by seconds, within a second, in one instant.
@@ -105,43 +102,40 @@ func (w *writer) fresh() string {
 func (w *writer) body(key string) []byte {
 	w.n++
 	typ, id, _ := strings.Cut(key, "/")
-	dice := w.random
-	if w.still { // the same dice for the same resource
-		dice = rand.New(rand.NewPCG(uint64(len(key)), uint64(key[len(key)-1])))
-	}
 	more := ""
 	switch typ {
 	case "Group":
 		var members []string
-		for range dice.IntN(5) {
-			members = append(members, member(fmt.Sprintf("Patient/p%d", dice.IntN(population))))
+		for range w.random.IntN(5) {
+			members = append(members, member(fmt.Sprintf("Patient/p%d", w.random.IntN(population))))
 		}
 		if id == "g" {
 			members = append(members, member("Group/h"))
 		}
 		more = `,"type":"person","actual":true,"member":[` + strings.Join(members, ",") + `]`
 	case "Observation", "Condition", "Encounter", "Immunization":
-		if dice.IntN(8) == 0 {
+		if w.random.IntN(8) == 0 {
 			break // of nobody
 		}
 		name := "subject"
 		if typ == "Immunization" {
 			name = "patient"
 		}
-		more = fmt.Sprintf(`,%q:{"reference":"Patient/p%d"}`, name, dice.IntN(population))
+		more = fmt.Sprintf(`,%q:{"reference":"Patient/p%d"}`, name, w.random.IntN(population))
 	}
 	return fmt.Appendf(nil, `{"resourceType":%q,"id":%q,"language":"w%d"%s}`, typ, id, w.n, more)
 }
 
-// start begins to write. The returned function ends it and waits for the late writes; it may be called twice.
+// start begins to write, also again. The returned function ends it and waits for the late writes; it may be called twice.
 func (w *writer) start() (stop func()) {
+	done := make(chan struct{})
 	w.work.Go(func() {
 		for range maxActions {
 			w.mu.Lock()
 			wait := time.Duration(w.random.ExpFloat64() * float64(w.every))
 			w.mu.Unlock()
 			select {
-			case <-w.done:
+			case <-done:
 				return
 			case <-time.After(wait):
 				w.act()
@@ -149,7 +143,7 @@ func (w *writer) start() (stop func()) {
 		}
 	})
 	return sync.OnceFunc(func() {
-		close(w.done)
+		close(done)
 		w.work.Wait()
 	})
 }

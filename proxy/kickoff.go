@@ -70,13 +70,41 @@ func (p *Proxy) parseKickoff(r *http.Request, level state.Level) (*state.Kickoff
 	if err != nil {
 		return nil, &refusal{http.StatusBadRequest, "invalid", "the query cannot be read: check its percent signs and semicolons"}
 	}
-	for _, name := range slices.Sorted(maps.Keys(query)) {
+	names := slices.Sorted(maps.Keys(query))
+	if err := checkParameters(names); err != nil {
+		return nil, err
+	}
+	for _, name := range names {
 		if err := parseParameter(kickoff, name, query[name]); err != nil {
 			return nil, err
 		}
 	}
 	return kickoff, nil
 }
+
+// parameters are those of a kick-off that are supported.
+var parameters = []string{"_outputFormat", "_since", "_type"}
+
+// checkParameters names all those that are not supported, so that a client need not find them one by one.
+func checkParameters(names []string) error {
+	var unknown []string
+	for _, name := range names {
+		if !slices.Contains(parameters, name) {
+			unknown = append(unknown, printable(name))
+		}
+	}
+	if len(unknown) == 0 {
+		return nil
+	}
+	text := "the parameter " + unknown[0] + " is"
+	if len(unknown) > 1 {
+		text = "the parameters " + strings.Join(unknown[:min(maxShown, len(unknown))], ", ") + " are"
+	}
+	return &refusal{http.StatusBadRequest, "not-supported", text + " not supported; a kick-off takes " + strings.Join(parameters, ", ")}
+}
+
+// maxShown is how many unknown parameters are named.
+const maxShown = 10
 
 func parseParameter(kickoff *state.Kickoff, name string, values []string) error {
 	if len(values) > 1 && name != "_type" {
@@ -95,8 +123,6 @@ func parseParameter(kickoff *state.Kickoff, name string, values []string) error 
 		kickoff.Since = since
 	case "_type":
 		return parseTypes(kickoff, values)
-	default:
-		return &refusal{http.StatusBadRequest, "not-supported", "the parameter " + printable(name) + " is not supported"}
 	}
 	return nil
 }
@@ -156,28 +182,51 @@ func (p *Proxy) mayKickOff(r *http.Request, kickoff *state.Kickoff) error {
 	defer cancel()
 	statement, err := p.Client.Capabilities(ctx)
 	if err != nil {
-		p.Log.WarnContext(ctx, "kick-off refused: check the setting upstream, it must be the FHIR base", "error", err)
+		p.Log.WarnContext(ctx, "kick-off refused: the CapabilityStatement cannot be read", "check", whyNoStatement(err), "error", err)
 		return &refusal{http.StatusServiceUnavailable, "transient", "the FHIR server's CapabilityStatement cannot be read now"}
 	}
-	allowed, beside, err := p.TypesOf(kickoff.Level, statement)
+	if err := CheckTypes(*kickoff, statement, p.TypesOf); err != nil {
+		return err
+	}
+	if err := p.Exports.Ready(); err != nil {
+		p.Log.WarnContext(ctx, "kick-off refused: the bucket does not work", "error", err) // its address is not for clients
+		return &refusal{http.StatusServiceUnavailable, "transient", "the export files cannot be stored now; the sidecar's log says more"}
+	}
+	return p.checkAccess(ctx, kickoff, p.clientHeaders(r))
+}
+
+// whyNoStatement says what to look at where the CapabilityStatement cannot be read.
+func whyNoStatement(err error) string {
+	switch fhir.StatusOf(err) {
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return "the setting upstream_auth: the server refuses the sidecar's own credentials"
+	}
+	return "the setting upstream: it must be the FHIR base"
+}
+
+// CheckTypes tells whether an export of the kick-off's level may name its types on the server of the statement. Its errors
+// are for the client.
+func CheckTypes(kickoff state.Kickoff, statement *fhir.CapabilityStatement, typesOf TypesOf) error {
+	allowed, beside, err := typesOf(kickoff.Level, statement)
 	if err != nil {
 		return &refusal{http.StatusBadRequest, "not-supported", "exports of Patients and Groups need FHIR R4, R4B or R5"}
 	}
-	if slices.ContainsFunc(kickoff.Types, func(typ string) bool { return slices.Contains(allowed, typ) }) {
-		allowed = slices.Concat(allowed, beside)
-	}
+	inCompartment := slices.ContainsFunc(kickoff.Types, func(typ string) bool { return slices.Contains(allowed, typ) })
 	for _, typ := range kickoff.Types {
+		text := ""
 		switch {
 		case !statement.Offers(typ):
-			return &refusal{http.StatusBadRequest, "not-supported", "the FHIR server offers no search of the type " + typ + " in _type"}
-		case !slices.Contains(allowed, typ):
-			return &refusal{http.StatusBadRequest, "not-supported", "the type " + typ + " in _type is not part of the Patient compartment"}
+			text = "the FHIR server offers no search of the type " + printable(typ) + " in _type"
+		case slices.Contains(allowed, typ), inCompartment && slices.Contains(beside, typ):
+			continue
+		case slices.Contains(beside, typ):
+			text = "the type " + typ + " in _type is not part of the Patient compartment: name it beside a type that is, whose resources refer to it"
+		default:
+			text = "the type " + typ + " in _type is not part of the Patient compartment"
 		}
+		return &refusal{http.StatusBadRequest, "not-supported", text}
 	}
-	if err := p.Exports.Ready(); err != nil {
-		return &refusal{http.StatusServiceUnavailable, "transient", "the export files cannot be stored now: " + err.Error()}
-	}
-	return p.checkAccess(ctx, kickoff, p.clientHeaders(r))
+	return nil
 }
 
 // clientHeaders are the headers by which the upstream knows this client. "Bearer" with nothing behind it is what some
@@ -219,18 +268,23 @@ func (p *Proxy) checkAccess(ctx context.Context, kickoff *state.Kickoff, client 
 
 // orTimeout replaces the error of a check that was cut off.
 func orTimeout(ctx context.Context, err error) error {
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return &refusal{http.StatusServiceUnavailable, "timeout", "the FHIR server did not answer the checks of this kick-off within 10 seconds"}
 	}
 	return err
 }
 
-// checkGroup reads the Group as the client. A Group that is described by characteristics alone has no members that
-// anybody here could find.
+// checkGroup reads the Group as the client.
 func (p *Proxy) checkGroup(ctx context.Context, id string, client http.Header) error {
 	raw, err := p.Client.MayRead(ctx, "Group", id, client)
+	return orTimeout(ctx, CheckGroup(raw, err))
+}
+
+// CheckGroup tells whether a Group can be exported, by the answer to a read of it. One that is described by characteristics
+// alone has no members that anybody here could find. Its errors are for the client.
+func CheckGroup(raw []byte, err error) error {
 	if err != nil {
-		return orTimeout(ctx, upstreamRefusal(err, "this Group"))
+		return upstreamRefusal(err, "this Group")
 	}
 	group, err := fhir.ParseGroup(raw)
 	if err != nil {

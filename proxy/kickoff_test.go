@@ -119,6 +119,18 @@ func TestKickoffRefusesWhatItCannotHonour(t *testing.T) {
 	}
 }
 
+// Ensure a client learns of all its wrong parameters at once, and what there is.
+func TestKickoffNamesAllWrongParameters(t *testing.T) {
+	h, _ := newFHIRHouse(t, nil)
+	got := h.ask(http.MethodGet, h.base+"/$export?_foo=1&_until=2&_type=Patient")
+	checkOutcome(t, got, 400, "not-supported")
+	for _, want := range []string{`_foo\"`, `_until\" are not supported`, "_outputFormat, _since, _type"} {
+		if !strings.Contains(got.body, want) {
+			t.Errorf("no %s in %s", want, got.body)
+		}
+	}
+}
+
 func TestKickoffRefusesBadInstants(t *testing.T) {
 	h, _ := newFHIRHouse(t, nil)
 	for _, since := range []string{

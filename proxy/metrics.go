@@ -2,6 +2,8 @@ package proxy
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
+
+	"sidecar/state"
 )
 
 // Metrics are the counters of the front door. No label holds a path.
@@ -12,7 +14,7 @@ type Metrics struct {
 
 // NewMetrics returns metrics that are not registered yet.
 func NewMetrics() *Metrics {
-	return &Metrics{
+	m := &Metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "sidecar", Name: "proxy_requests_total",
 			Help: "Requests forwarded to the FHIR server, by status; 499 means that the client left.",
@@ -21,6 +23,12 @@ func NewMetrics() *Metrics {
 			Namespace: "sidecar", Name: "kick_offs_total", Help: "Kick-off requests, by level and result.",
 		}, []string{"level", "result"}),
 	}
+	for _, level := range []state.Level{state.System, state.Patient, state.Group} {
+		for _, result := range []string{"accepted", "refused"} {
+			m.kickOffs.WithLabelValues(string(level), result) // at 0, so that the first one is an increase
+		}
+	}
+	return m
 }
 
 // Collectors returns what has to be registered.

@@ -36,6 +36,15 @@ type jobs interface {
 	File(ctx context.Context, id, name string) (state.File, error)
 }
 
+// stages tells what a job does now.
+type stages interface {
+	Stage(id string) string
+}
+
+// TypesOf returns the types that an export of a level may name, and those that it may name beside one of them. It fails
+// where the server's FHIR release has no exports of that level.
+type TypesOf func(state.Level, *fhir.CapabilityStatement) (types, beside []string, err error)
+
 // Config is what the proxy needs.
 type Config struct {
 	// Upstream is the FHIR base of the server, as fhir.ParseBase returns it.
@@ -54,11 +63,13 @@ type Config struct {
 	Client  *fhir.Client
 	Exports exports
 	Jobs    jobs
-	Bucket  blob.Bucket
+	// Stages says in a few words what a running job does, empty for nothing more than its numbers; nil means that nobody
+	// knows.
+	Stages stages
+	Bucket blob.Bucket
 	// LinkLifetime is how long a signed link lives.
 	LinkLifetime time.Duration
-	// TypesOf returns the types that an export of a level may name, and those that it may name beside one of them.
-	TypesOf func(state.Level, *fhir.CapabilityStatement) (types, beside []string, err error)
+	TypesOf      TypesOf
 	// Writes notes the writes among forwarded requests; nil means that nobody asks for them.
 	Writes *Writes
 	// Transport forwards; nil means one of the proxy's own.

@@ -66,11 +66,19 @@ func retryAfter(elapsed time.Duration) int {
 // progress is the X-Progress of a running job: under 100 characters, the percentage first, and below 100 until the
 // manifest can be read.
 func (p *Proxy) progress(ctx context.Context, job *state.Job) (string, error) {
+	stage := ""
+	if p.Stages != nil {
+		stage = p.Stages.Stage(job.ID)
+	}
 	if !job.Planned {
-		if !job.TransactionTime.IsZero() {
-			return "0 %, waiting until the server's last writes have settled", nil
+		switch {
+		case stage != "":
+		case job.Status == state.Accepted:
+			stage = "accepted"
+		default:
+			stage = "waiting to go on"
 		}
-		return "0 %, accepted", nil
+		return "0 %, " + stage, nil
 	}
 	slices, err := p.Jobs.Slices(ctx, job.ID)
 	if err != nil {
@@ -84,10 +92,13 @@ func (p *Proxy) progress(ctx context.Context, job *state.Job) (string, error) {
 		all += slice.Counted
 		read += min(slice.Shown, slice.Counted)
 	}
-	if all == 0 {
-		return "1 %, reading", nil
+	if stage != "" {
+		stage = ", " + stage
 	}
-	return fmt.Sprintf("%d %%, %d of %d resources read", min(99, read*100/all), read, all), nil
+	if all == 0 {
+		return "1 %, reading" + stage, nil
+	}
+	return fmt.Sprintf("%d %%, %d of %d resources read%s", min(99, read*100/all), read, all, stage), nil
 }
 
 // cancel answers a DELETE of the status address: from here on the job is gone.

@@ -80,7 +80,8 @@ type Job struct {
 	Accepted time.Time `json:"accepted"`
 	// TransactionTime is T, a whole second of the upstream's clock; fixed once, with InProgress.
 	TransactionTime time.Time `json:"transactionTime,omitzero"`
-	// ReadAt is the sidecar's time before which nothing is read: T and the settle pause.
+	// ReadAt is T by the sidecar's clock as it was then. It is kept for people: that clock may be set at any time, so nothing
+	// is decided by it.
 	ReadAt time.Time `json:"readAt,omitzero"`
 	// Types are the types that the job reads, fixed with the plan.
 	Types []string `json:"types,omitempty"`
@@ -128,8 +129,11 @@ type Proof struct {
 	// Replaced is how many resources were taken out again, because a write showed after the settle pause.
 	Replaced int64 `json:"replaced,omitempty"`
 	// Deleted is how many deletions are reported.
-	Deleted int64   `json:"deleted,omitempty"`
-	Verdict Verdict `json:"verdict"`
+	Deleted int64 `json:"deleted,omitempty"`
+	// Departed is how many resources belonged to the export at _since and have left it by an edit: they exist, so that no
+	// deletion names them. -1 where that cannot be known. Resources that left with a member are not among them.
+	Departed int64   `json:"departed,omitempty"`
+	Verdict  Verdict `json:"verdict"`
 }
 
 // Hole is a part of a type that the server does not give, whatever it is asked.
@@ -138,6 +142,8 @@ type Hole struct {
 	// From and To bound lastUpdated: [From, To). Both are zero where the hole is the type or has no known place in time.
 	From time.Time `json:"from,omitzero"`
 	To   time.Time `json:"to,omitzero"`
+	// History tells that it is the type's history that is missing: what changed while the export ran is not known.
+	History bool `json:"history,omitempty"`
 	// Rows is how many rows the hole has by the server's count, -1 where that is not known.
 	Rows int64 `json:"rows"`
 	// Reason is a code of FHIR's issue-type value set: exception, forbidden, incomplete, not-supported, structure, or what
@@ -220,6 +226,8 @@ type Slice struct {
 	Holes []Hole `json:"holes,omitempty"`
 	// Dropped are rows that do not belong to the output after all, by their number in the slice's index, ascending.
 	Dropped []int64 `json:"dropped,omitempty"`
+	// Departed is Proof.Departed, on the slice of strategy History.
+	Departed int64 `json:"departed,omitempty"`
 }
 
 // Kind tells in which array of the manifest a file is listed.

@@ -12,6 +12,8 @@ import (
 
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+
+	"sidecar/state/failpoint"
 )
 
 // formatVersion is the version of the file's layout. A change that an older binary cannot read raises it.
@@ -320,7 +322,10 @@ func (s *Store) update(ctx context.Context, fn func(*bbolt.Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return s.db.Update(fn)
+	failpoint.Pass("before commit")
+	err := s.db.Update(fn)
+	failpoint.Pass("after commit")
+	return err
 }
 
 // updateRunning is update for what only a running job may do.

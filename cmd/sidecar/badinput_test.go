@@ -378,7 +378,7 @@ func TestRunRefusesFaultyCommands(t *testing.T) {
 		"no upstream":     {[]string{"serve"}, []string{"upstream is missing"}},
 		"no such file":    {[]string{"serve", "-config", file + "x"}, []string{"read configuration"}},
 		"unknown key":     {[]string{"serve", "-config", file}, []string{"workerz"}},
-		"all at once":     {[]string{"serve", "-config", faulty}, []string{"upstream: address must begin", "workers is out of range", "bucket.kind must be", "basic has a password"}},
+		"all at once":     {[]string{"serve", "-config", faulty}, []string{"upstream: address must begin", "workers must be from 1 to 64", "bucket.kind must be", "basic has a password"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := run(t.Context(), test.args, io.Discard, io.Discard)

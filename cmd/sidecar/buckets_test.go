@@ -30,13 +30,13 @@ func boxed(t *testing.T, environment map[string]string) (*config, error) {
 		return value, ok
 	}
 	c := defaultConfig()
-	if err := c.decode([]byte(boxAccounts), lookup); err != nil {
+	if err := decoded(c, []byte(boxAccounts), lookup); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.applyBox(lookup); err != nil {
 		return nil, err
 	}
-	return c, c.validate()
+	return c, validated(c)
 }
 
 func TestBoxVariablesChooseS3(t *testing.T) {

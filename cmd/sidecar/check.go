@@ -45,6 +45,7 @@ func check(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
+	fmt.Fprintln(stderr, "asking the server, about seventy small requests ...")
 	r := &report{out: stdout}
 	if err := checkUpstream(ctx, c, r); err != nil {
 		return err

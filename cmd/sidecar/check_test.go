@@ -37,7 +37,9 @@ func TestCheckSaysWhatAServerLacks(t *testing.T) {
 		"lastUpdated": {func(p *fhirtest.Personality) { p.IgnoreLastUpdated = true }, "note P2 filters by _lastUpdated no types are read through the server's own pages"},
 		"summary":     {func(p *fhirtest.Personality) { p.NoSummaryCount = true }, "ok P1 counts rows, with filters by _total=accurate every slice is counted again"},
 		"count":       {func(p *fhirtest.Personality) { p.IgnoreEverything = true }, "note P1 counts rows, with filters no completeness cannot be verified"},
-		"history":     {func(p *fhirtest.Personality) { p.NoHistory = true }, "note P8 history of a type no no type history: deletions cannot be reported"},
+		"pages":       {func(p *fhirtest.Personality) { p.IgnoreEverything = true }, "P4 compares milliseconds no it makes no difference: there are no time windows"},
+		"forced":      {func(p *fhirtest.Personality) { p.Compartments = fhirtest.OwnTypes }, "in a compartment yes not used unless strategy: compartment is forced"},
+		"history":     {func(p *fhirtest.Personality) { p.NoHistory = true }, "note P8 history of a type no deletions cannot be reported"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			personality := fhirtest.Plain()
@@ -46,6 +48,9 @@ func TestCheckSaysWhatAServerLacks(t *testing.T) {
 			got, err := checked(t, "-upstream", upstream, "-data", t.TempDir())
 			if plain := columns.ReplaceAllString(got, " "); err != nil || !strings.Contains(plain, test.want) {
 				t.Errorf("%v: no line %q in\n%s", err, test.want, got)
+			}
+			if strings.Contains(got, "completeness cannot be verified") && strings.Contains(got, "verified by counting") {
+				t.Errorf("a server that does not count is counted on:\n%s", got)
 			}
 		})
 	}

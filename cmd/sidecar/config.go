@@ -6,20 +6,17 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net/netip"
-	"net/url"
+	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
-	"slices"
 	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
 
 	"sidecar/exporter"
-	"sidecar/exporter/blob"
-	"sidecar/exporter/fhir"
 	"sidecar/proxy"
 )
 
@@ -69,6 +66,7 @@ type config struct {
 	Referenced     bool                    `yaml:"referenced"`
 	AllowPartial   bool                    `yaml:"allow_partial"`
 	WithoutHistory exporter.WithoutHistory `yaml:"without_history"`
+	Ledger         bool                    `yaml:"ledger"`
 
 	Accounts []account `yaml:"accounts"`
 }
@@ -157,26 +155,32 @@ func loadConfigWith(name string, args []string, stderr io.Writer, more func(*fla
 		return nil, fmt.Errorf("unexpected argument %q: settings are given by flags", flags.Arg(0))
 	}
 	c := defaultConfig()
-	title, inFile := "configuration", error(nil)
+	title, found := "configuration", newFaultList()
 	if *path != "" {
 		raw, err := os.ReadFile(*path)
 		if err != nil {
 			return nil, fmt.Errorf("read configuration: %w", err)
 		}
 		title += " " + *path
-		if inFile = c.decode(raw, os.LookupEnv); errors.Is(inFile, errNoYAML) { // what is in it is not known
-			return nil, fmt.Errorf("%s:\n%w", title, inFile)
+		if err := c.decode(raw, os.LookupEnv, found); err != nil { // what is in it is not known
+			return nil, fmt.Errorf("%s:\n%w", title, err)
 		}
 	}
 	for _, set := range []struct {
-		value  string
-		target *string
-	}{{*upstream, &c.Upstream}, {*listen, &c.Listen}, {*data, &c.Data}} {
+		key, value string
+		target     *string
+	}{{"upstream", *upstream, &c.Upstream}, {"listen", *listen, &c.Listen}, {"data", *data, &c.Data}} {
 		if set.value != "" {
 			*set.target = set.value
+			delete(found.lines, set.key)
+			delete(found.faulty, set.key)
 		}
 	}
-	if err := errors.Join(inFile, c.applyBox(os.LookupEnv), c.validate()); err != nil {
+	if err := c.applyBox(os.LookupEnv); err != nil {
+		found.errs = append(found.errs, err)
+	}
+	c.validate(found)
+	if err := errors.Join(found.errs...); err != nil {
 		return nil, fmt.Errorf("%s:\n%w", title, err)
 	}
 	return c, nil
@@ -189,9 +193,9 @@ var environment = regexp.MustCompile(`\$\{([A-Za-z_][A-Za-z0-9_]*)\}`)
 var errNoYAML = errors.New("not a YAML file")
 
 // decode reads the file over what c holds. References to the environment are replaced in values, after the YAML was
-// parsed, so that no value can change the structure. Unknown keys, wrong types and unset variables are errors, each on a
-// line of its own.
-func (c *config) decode(raw []byte, lookup func(string) (string, bool)) error {
+// parsed, so that no value can change the structure. Unknown keys, wrong types and unset variables go to found. It fails
+// with errNoYAML.
+func (c *config) decode(raw []byte, lookup func(string) (string, bool), found *faultList) error {
 	var document yaml.Node
 	if err := yaml.Unmarshal(raw, &document); err != nil {
 		return fmt.Errorf("  %w: %s", errNoYAML, hidden(err.Error()))
@@ -199,9 +203,16 @@ func (c *config) decode(raw []byte, lookup func(string) (string, bool)) error {
 	if document.Kind == 0 { // an empty file
 		return nil
 	}
-	errs := unknownKeys(raw)
-	errs = append(errs, expand(&document, lookup)...)
-	return errors.Join(append(errs, faults(document.Decode(c))...)...)
+	found.errs = append(found.errs, unknownKeys(raw)...)
+	errs, unset := expand(&document, lookup)
+	found.errs = append(found.errs, errs...)
+	before := len(found.errs)
+	found.look(document.Content[0], reflect.TypeFor[config](), "", unset)
+	err := document.Decode(c)
+	if len(found.errs) == before && len(errs) == 0 { // else what it finds is known, by better words
+		found.errs = append(found.errs, faults(err)...)
+	}
+	return nil
 }
 
 // notFound is how the decoder begins to say that a key is unknown.
@@ -250,14 +261,16 @@ func faults(err error) []error {
 	return errs
 }
 
-func expand(node *yaml.Node, lookup func(string) (string, bool)) []error {
-	var errs []error
+// expand replaces references to the environment, and returns the values that refer to what is not there.
+func expand(node *yaml.Node, lookup func(string) (string, bool)) (errs []error, unset map[*yaml.Node]bool) {
+	unset = map[*yaml.Node]bool{}
 	if node.Kind == yaml.ScalarNode && environment.MatchString(node.Value) {
 		node.Value = environment.ReplaceAllStringFunc(node.Value, func(reference string) string {
 			name := environment.FindStringSubmatch(reference)[1]
 			value, ok := lookup(name)
 			if !ok {
 				errs = append(errs, fmt.Errorf("  line %d: the environment has no %s", node.Line, name))
+				unset[node] = true
 				return reference
 			}
 			return value
@@ -269,123 +282,11 @@ func expand(node *yaml.Node, lookup func(string) (string, bool)) []error {
 		}
 	}
 	for _, child := range node.Content {
-		errs = append(errs, expand(child, lookup)...)
+		more, others := expand(child, lookup)
+		errs = append(errs, more...)
+		maps.Copy(unset, others)
 	}
-	return errs
-}
-
-// validate joins all faults into one error, a line each.
-func (c *config) validate() error {
-	var errs []error
-	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf("  "+format, args...)) }
-	if c.Upstream == "" {
-		fault("upstream is missing: say -upstream http://my-fhir-server:8080/fhir")
-	} else if _, err := fhir.ParseBase(c.Upstream); err != nil {
-		fault("upstream: %w", err)
-	}
-	if c.PublicURL != "" {
-		if _, err := fhir.ParseBase(c.PublicURL); err != nil {
-			fault("public_url: %w", err)
-		}
-	}
-	for _, hop := range c.TrustedProxies {
-		if _, err := netip.ParsePrefix(hop); err != nil {
-			fault("trusted_proxies: %q is not a range of addresses such as 10.0.0.0/8", hop)
-		}
-	}
-	if (c.UpstreamAuth.Header.Name == "") != (c.UpstreamAuth.Header.Value == "") {
-		fault("upstream_auth.header needs both name and value")
-	}
-	if c.UpstreamAuth.Basic.Username == "" && c.UpstreamAuth.Basic.Password != "" {
-		fault("upstream_auth.basic has a password but no username")
-	}
-	if c.UpstreamAuth.Basic.Username != "" && strings.EqualFold(c.UpstreamAuth.Header.Name, "Authorization") {
-		fault("upstream_auth: basic and an Authorization header exclude each other")
-	}
-	for _, number := range []struct {
-		name  string
-		value int64
-		least int64
-		most  int64
-	}{
-		{"max_running", int64(c.MaxRunning), 1, 100},
-		{"workers", int64(c.Workers), 1, 64},
-		{"page_size", int64(c.PageSize), 0, 10000},
-		{"max_file_bytes", c.MaxFileBytes, 1 << 10, 2 << 30},
-		{"settle", int64(c.Settle), 0, int64(time.Hour)},
-		{"link_lifetime", int64(c.LinkLifetime), int64(time.Second), int64(7 * 24 * time.Hour)},
-		{"retention", int64(c.Retention), int64(time.Second), int64(365 * 24 * time.Hour)},
-		{"give_up", int64(c.GiveUp), int64(time.Second), int64(24 * time.Hour)},
-		{"shutdown_grace", int64(c.ShutdownGrace), 0, int64(time.Hour)},
-	} {
-		if number.value < number.least || number.value > number.most {
-			fault("%s is out of range", number.name)
-		}
-	}
-	if _, err := exporter.ParseHours(c.QuietHours); err != nil {
-		fault("quiet_hours: %w", err)
-	}
-	if !slices.Contains(exporter.Strategies(), c.Strategy) {
-		fault("strategy must be one of %s", strings.Join(exporter.Strategies(), ", "))
-	}
-	if c.Listen == "" || c.AdminListen == "" {
-		fault("listen and admin_listen must be addresses such as :8000")
-	}
-	if c.Data == "" {
-		fault("data is empty")
-	}
-	if _, err := parseLevel(c.LogLevel); err != nil {
-		fault("log_level must be debug, info, warn or error")
-	}
-	if c.LogFormat != "text" && c.LogFormat != "json" {
-		fault("log_format must be text or json")
-	}
-	switch c.WithoutHistory {
-	case exporter.IncludeCurrent, exporter.OmitChanged, exporter.Strict:
-	default:
-		fault("without_history must be include, omit or strict")
-	}
-	errs = append(errs, c.validateBucket()...)
-	return errors.Join(errs...)
-}
-
-func (c *config) validateBucket() []error {
-	var errs []error
-	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf("  bucket."+format, args...)) }
-	b := &c.Bucket
-	if prefix := strings.Trim(b.Prefix, "/"); prefix != "" {
-		if err := blob.ValidateName(prefix); err != nil {
-			fault("prefix: %w", err)
-		}
-	}
-	switch b.Kind {
-	case "folder":
-	case "s3":
-		if b.S3.Bucket == "" {
-			fault("s3.bucket is missing")
-		}
-		if (b.S3.AccessKeyID == "") != (b.S3.SecretAccessKey == "") {
-			fault("s3 needs both access_key_id and secret_access_key, or neither for the SDK's own chain")
-		}
-		if b.S3.Endpoint != "" {
-			if u, err := url.Parse(b.S3.Endpoint); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-				fault("s3.endpoint must be an address such as http://minio:9000")
-			}
-		}
-	case "gcs":
-		if b.GCS.Bucket == "" {
-			fault("gcs.bucket is missing")
-		}
-		if (b.GCS.ServiceAccountEmail == "") != (b.GCS.PrivateKey == "") {
-			fault("gcs needs both service_account_email and private_key, or neither")
-		}
-		if b.GCS.CredentialsFile != "" && b.GCS.PrivateKey != "" {
-			fault("gcs takes credentials_file or private_key, not both")
-		}
-	default:
-		fault("kind must be folder, s3 or gcs")
-	}
-	return errs
+	return errs, unset
 }
 
 // filesFolder is where the folder bucket keeps its files.

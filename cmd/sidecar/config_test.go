@@ -93,17 +93,17 @@ upstream_auth:
 		t.Fatal("no error")
 	}
 	for _, want := range []string{
-		"upstream: address must begin with http",
+		"line 3: upstream: address must begin with http",
 		"line 4: there is no setting workerz",
-		"line 6: cannot unmarshal !!str into int",
-		"retention is out of range",
+		"line 6: workers must be a whole number",
+		"line 7: retention must be from 1s to 8760h",
 		"line 8: the environment has no SIDECAR_TEST_IS_NOT_SET",
 		"line 12: there is no setting buckets",
 		"bucket.s3.bucket is missing",
-		"bucket.s3 needs both access_key_id and secret_access_key",
-		"public_url: address must begin with http",
-		`trusted_proxies: "10.0.0.1" is not a range`,
-		"upstream_auth.header needs both name and value",
+		"line 11: bucket.s3 needs both access_key_id and secret_access_key",
+		"line 14: public_url: address must begin with http",
+		`line 15: trusted_proxies: "10.0.0.1" is not a range`,
+		"line 17: upstream_auth.header needs both name and value",
 	} {
 		if !strings.Contains(err.Error(), "\n  "+want) {
 			t.Errorf("no line %q in:\n%v", want, err)
@@ -147,7 +147,7 @@ func TestConfigRefusesWhatIsNoYAML(t *testing.T) {
 	if _, err := load(t, "upstream: http://a/fhir\n---\nworkers: 2\n"); err == nil || !strings.Contains(err.Error(), "only one YAML document") {
 		t.Errorf("two documents: got %v", err)
 	}
-	if _, err := load(t, "upstream: http://a/fhir\nlisten: :1 'x\n"); err != nil {
+	if _, err := load(t, "upstream: http://a/fhir\ndata: ./x 'y\n"); err != nil {
 		t.Errorf("a quote within a value: %v", err)
 	}
 	if _, err := load(t, "- upstream\n"); err == nil {
@@ -163,7 +163,7 @@ func TestConfigTakesVariablesAsValues(t *testing.T) {
 	} {
 		c := defaultConfig()
 		c.UpstreamAuth.Basic.Password = "before"
-		err := c.decode([]byte("upstream_auth:\n  basic:\n    password: ${PASSWORD}\n    username: in-${PASSWORD}-out\n"), environ(map[string]string{"PASSWORD": value}))
+		err := decoded(c, []byte("upstream_auth:\n  basic:\n    password: ${PASSWORD}\n    username: in-${PASSWORD}-out\n"), environ(map[string]string{"PASSWORD": value}))
 		if err != nil {
 			t.Errorf("%q: %v", value, err)
 			continue
@@ -184,7 +184,7 @@ func TestConfigTakesNumbersFromVariables(t *testing.T) {
 	c := defaultConfig()
 	text := "workers: ${WORKERS}\nretention: ${HOURS}h\nintercept: ${INTERCEPT}\nforward_headers: [\"${HEADER}\"]\n"
 	values := map[string]string{"WORKERS": "7", "HOURS": "3", "INTERCEPT": "false", "HEADER": "X-Tenant"}
-	if err := c.decode([]byte(text), environ(values)); err != nil {
+	if err := decoded(c, []byte(text), environ(values)); err != nil {
 		t.Fatal(err)
 	}
 	if c.Workers != 7 || c.Retention != 3*time.Hour || c.Intercept || !slices.Equal(c.ForwardHeaders, []string{"X-Tenant"}) {
@@ -193,7 +193,7 @@ func TestConfigTakesNumbersFromVariables(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(values)) {
 		less := maps.Clone(values)
 		delete(less, name)
-		err := defaultConfig().decode([]byte(text), environ(less))
+		err := decoded(defaultConfig(), []byte(text), environ(less))
 		if err == nil || !strings.Contains(err.Error(), "the environment has no "+name) {
 			t.Errorf("without %s: got %v", name, err)
 		}
@@ -203,7 +203,7 @@ func TestConfigTakesNumbersFromVariables(t *testing.T) {
 // Ensure no way of printing a configuration shows what is secret in it.
 func TestConfigNeverPrintsSecrets(t *testing.T) {
 	c := defaultConfig()
-	err := c.decode([]byte(`
+	err := decoded(c, []byte(`
 upstream_auth: {header: {name: X-Key, value: hunter2}, basic: {username: u, password: hunter2}}
 bucket: {s3: {secret_access_key: hunter2, session_token: hunter2}, gcs: {private_key: hunter2}}
 accounts: [{private-key: hunter2, secret-access-key: hunter2}]
@@ -252,5 +252,51 @@ func TestConfigFlagsAskedForHelpOrWrong(t *testing.T) {
 	}
 	if _, err := loadConfig("serve", []string{"-config", filepath.Join(t.TempDir(), "none")}, io.Discard); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no file: got %v", err)
+	}
+}
+
+// decoded reads a file over what c holds, and returns what is wrong with it.
+func decoded(c *config, raw []byte, lookup func(string) (string, bool)) error {
+	found := newFaultList()
+	if err := c.decode(raw, lookup, found); err != nil {
+		return err
+	}
+	return errors.Join(found.errs...)
+}
+
+// validated returns what is wrong with the values of c.
+func validated(c *config) error {
+	found := newFaultList()
+	c.validate(found)
+	return errors.Join(found.errs...)
+}
+
+// Ensure a fault names its setting, its line and what is right, in words for people, and that nothing is said that is false.
+func TestConfigFaultsAreForPeople(t *testing.T) {
+	for text, want := range map[string]string{
+		"upstream: http://a/fhir\nsettle: 5\n":                                     "line 2: settle must be a time such as 5s, 10m or 24h",
+		"upstream: http://a/fhir\nretention: 1d\n":                                 "line 2: retention must be a time such as 5s, 10m or 24h",
+		"upstream: http://a/fhir\nretention: 9000h\n":                              "line 2: retention must be from 1s to 8760h",
+		"upstream: http://a/fhir\nmax_file_bytes: lots\n":                          "line 2: max_file_bytes must be a whole number",
+		"upstream: http://a/fhir\nmax_running: 0\n":                                "line 2: max_running must be from 1 to 100",
+		"upstream: http://a/fhir\nintercept: maybe\n":                              "line 2: intercept must be true or false",
+		"upstream: http://a/fhir\nforward_headers: X-Key\n":                        "line 2: forward_headers must be a list",
+		"upstream: http://a/fhir\nbucket: s3\n":                                    "line 2: bucket must be a group of settings",
+		"upstream: http://a/fhir\nbucket:\n  kind: s3\n  s3: {bucket: [x]}\n":      "line 4: bucket.s3.bucket must be a text",
+		"upstream: http://a/fhir\nworkers: 2\nupstream: http://b/fhir\n":           "line 3: upstream is said twice, first in line 1",
+		"upstream: ${SIDECAR_TEST_IS_NOT_SET}\n":                                   "line 1: the environment has no SIDECAR_TEST_IS_NOT_SET",
+		"upstream: http://a/fhir\nlisten: 99999999\n":                              "line 2: listen must be an address such as :8000 or 127.0.0.1:8000",
+		"upstream: http://a/fhir\nlisten: \":8000\"\nadmin_listen: nope\n":         "line 3: admin_listen must be an address such as :8000 or 127.0.0.1:8000",
+		"upstream: http://a/fhir\nstrategy: best\n":                                "line 2: strategy must be one of auto, crawl, lists, patients, compartment, has",
+		"upstream: http://a/fhir\nupstream_auth: {header: {value: \"${NOPE}\"}}\n": "line 2: the environment has no NOPE",
+	} {
+		_, err := load(t, text)
+		if err == nil {
+			t.Errorf("%q is taken", text)
+			continue
+		}
+		if _, got, _ := strings.Cut(err.Error(), "\n"); got != "  "+want {
+			t.Errorf("%q:\ngot  %q\nwant %q", text, got, "  "+want)
+		}
 	}
 }

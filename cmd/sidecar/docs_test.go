@@ -165,12 +165,12 @@ func TestDocumentedConfigurationsLoad(t *testing.T) {
 				continue
 			}
 			c := defaultConfig()
-			if err := c.decode([]byte(block), func(string) (string, bool) { return "x", true }); err != nil {
+			if err := decoded(c, []byte(block), func(string) (string, bool) { return "x", true }); err != nil {
 				t.Errorf("%s: %v\n%s", path, err, block)
 				continue
 			}
 			c.Upstream = "http://localhost/fhir"
-			if err := c.validate(); err != nil {
+			if err := validated(c); err != nil {
 				t.Errorf("%s: %v\n%s", path, err, block)
 			}
 		}
@@ -184,7 +184,7 @@ func TestExampleConfigurationIsTheDefault(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, want := defaultConfig(), defaultConfig()
-	if err := got.decode(raw, func(string) (string, bool) { return "x", true }); err != nil {
+	if err := decoded(got, raw, func(string) (string, bool) { return "x", true }); err != nil {
 		t.Fatal(err)
 	}
 	got.Upstream = want.Upstream // the only key that has a value and no default
@@ -192,7 +192,7 @@ func TestExampleConfigurationIsTheDefault(t *testing.T) {
 		t.Errorf("config.example.yaml differs from the defaults:\n%+v\n%+v", got, want)
 	}
 	examples := regexp.MustCompile(`(?m)^#(  .*)$`).ReplaceAll(bytes.Replace(raw, []byte("accounts: []"), []byte("accounts:"), 1), []byte("$1"))
-	if err := got.decode(examples, func(string) (string, bool) { return "x", true }); err != nil || len(got.Accounts) != 2 {
+	if err := decoded(got, examples, func(string) (string, bool) { return "x", true }); err != nil || len(got.Accounts) != 2 {
 		t.Errorf("the commented accounts: %d read, %v", len(got.Accounts), err)
 	}
 	for _, key := range configKeys(reflect.TypeFor[config]()) {

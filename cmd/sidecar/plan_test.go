@@ -5,8 +5,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"sidecar/exporter/fhir/fhirtest"
 )
@@ -18,11 +20,11 @@ func TestPlanShowsCostsAndWritesNothing(t *testing.T) {
 		args []string
 		want []string
 	}{
-		"system":  {nil, []string{"system export of Plain FHIR Server", "Observation", "keyset", "all", "minutes"}},
-		"patient": {[]string{"-level", "patient"}, []string{"patient export", "Observation"}},
+		"system":  {nil, []string{"system export of Plain FHIR Server", "Observation", "keyset: in time windows", "all", "minutes"}},
+		"patient": {[]string{"-level", "patient"}, []string{"patient export", "Observation", "refer to in Device"}},
 		"group":   {[]string{"-level", "group", "-group", "demo-group"}, []string{"members: ", "Patient"}},
-		"types":   {[]string{"-type", "Patient"}, []string{"Patient", "20", "0 types have no rows"}},
-		"since":   {[]string{"-since", "2090-01-01T00:00:00Z", "-type", "Patient"}, []string{"1 types have no rows"}},
+		"types":   {[]string{"-type", "Patient"}, []string{"Patient", "20"}},
+		"since":   {[]string{"-since", "2090-01-01T00:00:00Z", "-type", "Patient"}, []string{"1 type has no rows"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			sample.ResetRequests()
@@ -59,5 +61,82 @@ func TestPlanRefusesWhatDoesNotFit(t *testing.T) {
 		if err := run(t.Context(), args, io.Discard, io.Discard); err == nil {
 			t.Errorf("%v is taken", args)
 		}
+	}
+}
+
+// planned is what `sidecar plan` prints.
+func planned(t *testing.T, upstream string, args ...string) (string, error) {
+	t.Helper()
+	var out bytes.Buffer
+	err := run(t.Context(), append([]string{"plan", "-upstream", upstream, "-data", filepath.Join(t.TempDir(), "data")}, args...), &out, io.Discard)
+	return out.String(), err
+}
+
+// Ensure plan shows the remarks that an increment of a Group makes before its first page: who has left it.
+func TestPlanShowsWhoHasLeftTheGroup(t *testing.T) {
+	sample, upstream := newSample(t, fhirtest.Plain(), 5)
+	put := func(group string) {
+		if err := sample.Put([]byte(group)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(`{"resourceType":"Group","id":"g","type":"person","actual":true,"member":[{"entity":{"reference":"Patient/pat-00001"}},{"entity":{"reference":"Patient/pat-00002"}}]}`)
+	since := time.Now().UTC().Add(10 * time.Millisecond)
+	until(t, "the next version", func() bool { return time.Now().After(since.Add(10 * time.Millisecond)) })
+	put(`{"resourceType":"Group","id":"g","type":"person","actual":true,"member":[{"entity":{"reference":"Patient/pat-00001"}}]}`)
+	out, err := planned(t, upstream, "-level", "group", "-group", "g", "-since", since.Format("2006-01-02T15:04:05.000Z07:00"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(out, "members: 1\n") || !strings.Contains(out, "Remark: 1 patient has left the Group") {
+		t.Errorf("no word on who has left:\n%s", out)
+	}
+}
+
+// Ensure plan refuses what a kick-off refuses.
+func TestPlanChecksWhatAKickOffChecks(t *testing.T) {
+	_, upstream := newSample(t, fhirtest.Plain(), 2)
+	for want, args := range map[string][]string{
+		"does not know this Group":                     {"-level", "group", "-group", "nope"},
+		`no search of the type "Foo"`:                  {"-type", "Observation,Foo"},
+		"Organization in _type is not part of":         {"-level", "patient", "-type", "Organization"},
+		"name it beside a type that is":                {"-level", "patient", "-type", "Practitioner"},
+		"ValueSet in _type is not part of the Patient": {"-level", "group", "-group", "demo-group", "-type", "Patient,ValueSet"},
+	} {
+		if out, err := planned(t, upstream, args...); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: got %v, want %q; printed:\n%s", args, err, want, out)
+		}
+	}
+}
+
+// Ensure a type of which only what is referred to is exported does not stand in the table as if it were read whole.
+func TestPlanDoesNotCountReferencedTypesAsWhole(t *testing.T) {
+	_, upstream := newSample(t, fhirtest.Plain(), 5)
+	out, err := planned(t, upstream, "-level", "patient", "-type", "Patient,Practitioner")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(out, "\nPractitioner ") || !strings.Contains(out, "refer to in Practitioner goes along") {
+		t.Errorf("Practitioner is planned as a whole type:\n%s", out)
+	}
+}
+
+// Ensure plan does not say that an export costs nothing where the server does not count.
+func TestPlanOnAServerThatDoesNotCount(t *testing.T) {
+	for _, personality := range []fhirtest.Personality{fhirtest.Google(), fhirtest.Oracle()} {
+		t.Run(personality.Name, func(t *testing.T) {
+			_, upstream := newSample(t, personality, 12)
+			out, err := planned(t, upstream, "-level", "patient", "-type", "Observation,Immunization")
+			if err != nil {
+				t.Fatal(err)
+			}
+			all := regexp.MustCompile(`(?m)^all +\d+ +\? +at least [1-9]\d* +\? *$`)
+			if !all.MatchString(out) || strings.Contains(out, "0.0 minutes") || !strings.Contains(out, "lower bound") {
+				t.Errorf("the cost is said to be known:\n%s", out)
+			}
+			if personality.RequirePatient && !regexp.MustCompile(`(?m)^Immunization .* at least (1[2-9]|[2-9]\d) `).MatchString(out) {
+				t.Errorf("a search for each Patient is known to be needed:\n%s", out)
+			}
+		})
 	}
 }

@@ -112,11 +112,18 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 		writes = proxy.NewWrites()
 		inFlight = writes
 	}
+	ledger := filepath.Join(c.Data, "ledger")
+	if !c.Ledger { // it holds ids, and is of no use when exports have gone on without it
+		if err := os.RemoveAll(ledger); err != nil {
+			return nil, fmt.Errorf("remove ledger: %w", err)
+		}
+		ledger = ""
+	}
 	s.exporter, err = exporter.New(exporter.Config{
 		Client: client, Store: s.store, Bucket: bucket, Spool: filepath.Join(c.Data, "spool"),
 		Workers: c.Workers, QuietHours: hours, Strategy: c.Strategy, MaxRunning: c.MaxRunning, PageSize: c.PageSize, Settle: c.Settle,
 		MaxFileBytes: c.MaxFileBytes, Retention: c.Retention, GiveUp: c.GiveUp, Log: log, Metrics: engineMetrics,
-		Writes: inFlight, WithoutReferenced: !c.Referenced, AllowPartial: c.AllowPartial, WithoutHistory: c.WithoutHistory,
+		Writes: inFlight, WithoutReferenced: !c.Referenced, AllowPartial: c.AllowPartial, WithoutHistory: c.WithoutHistory, Ledger: ledger,
 	})
 	if err != nil {
 		return nil, err
@@ -141,14 +148,8 @@ func newProxy(
 	}
 	cfg := proxy.Config{
 		Upstream: upstream, UpstreamHost: c.UpstreamHost, ForwardHeaders: c.ForwardHeaders, Intercept: c.Intercept,
-		Client: client, Exports: engine, Jobs: store, Bucket: bucket, LinkLifetime: c.LinkLifetime, Writes: writes, Log: log, Metrics: metrics,
-		TypesOf: func(level state.Level, statement *fhir.CapabilityStatement) (types, beside []string, err error) {
-			types, err = exporter.Types(level, statement, true)
-			if c.Referenced {
-				beside = exporter.Referenced(level, statement)
-			}
-			return types, beside, err
-		},
+		Client: client, Exports: engine, Stages: engine, Jobs: store, Bucket: bucket, LinkLifetime: c.LinkLifetime, Writes: writes, Log: log, Metrics: metrics,
+		TypesOf: c.typesOf,
 	}
 	if c.PublicURL != "" {
 		if cfg.PublicBase, err = fhir.ParseBase(c.PublicURL); err != nil {
@@ -163,6 +164,15 @@ func newProxy(
 		cfg.TrustedProxies = append(cfg.TrustedProxies, prefix)
 	}
 	return proxy.New(cfg)
+}
+
+// typesOf returns the types that a kick-off may name, and those beside them.
+func (c *config) typesOf(level state.Level, statement *fhir.CapabilityStatement) (types, beside []string, err error) {
+	types, err = exporter.Types(level, statement, true)
+	if c.Referenced {
+		beside = exporter.Referenced(level, statement)
+	}
+	return types, beside, err
 }
 
 func newClient(c *config, observe func(int)) (*fhir.Client, error) {
@@ -206,13 +216,14 @@ func openBucket(ctx context.Context, c *config) (bucket blob.Bucket, err error) 
 
 func (s *server) listen(ctx context.Context) (err error) {
 	var config net.ListenConfig
+	var errs []error
 	if s.front, err = config.Listen(ctx, "tcp", s.config.Listen); err != nil {
-		return fmt.Errorf("listen for clients (setting listen): %w", err)
+		errs = append(errs, fmt.Errorf("listen for clients (setting listen): %w", err))
 	}
 	if s.back, err = config.Listen(ctx, "tcp", s.config.AdminListen); err != nil {
-		return fmt.Errorf("listen for operators (setting admin_listen): %w", err)
+		errs = append(errs, fmt.Errorf("listen for operators (setting admin_listen): %w", err))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // close releases what newServer took.

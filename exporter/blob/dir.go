@@ -17,6 +17,8 @@ const (
 	dirMode  = 0o700 // the files hold health data
 	fileMode = 0o600
 
+	copyBytes = 256 << 10
+
 	// A file in the making stands beside its place as ".<name>.part". The name is
 	// fixed, so that a Put after a crash takes over what the first one left.
 	partPrefix, partSuffix = ".", ".part"
@@ -80,7 +82,8 @@ func (d *Dir) put(ctx context.Context, path string, body io.ReadSeeker) (err err
 		}
 		d.release(part.Name())
 	}()
-	if _, err := io.Copy(part, &contextReader{ctx: ctx, r: body}); err != nil {
+	// The file's own ReadFrom would copy in pieces of 32 KiB.
+	if _, err := io.CopyBuffer(struct{ io.Writer }{part}, &contextReader{ctx: ctx, r: body}, make([]byte, copyBytes)); err != nil {
 		return err
 	}
 	if err := part.Sync(); err != nil {

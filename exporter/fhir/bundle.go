@@ -8,13 +8,14 @@ import (
 )
 
 // Page is one Bundle that is being read from the upstream. Whatever its size, reading it takes the same memory: 64 KiB,
-// and what a resource needs up to 1 MiB. A longer resource goes through a temporary file.
+// and what a resource needs up to 1 MiB. A longer resource goes through a temporary file. Only Buffer takes more.
 type Page struct {
 	client *Client
 	op     string
 	typ    string
 	kind   string
 	body   io.ReadCloser
+	whole  []byte // all of body, where Buffer holds it; nil from Each on
 
 	// Total is Bundle.total, -1 where there is none. Valid after Each.
 	Total int64
@@ -48,6 +49,7 @@ func (p *Page) Collect(c *Compartment, all bool) {
 // ends the reading and is returned as it is. The body is closed in any case.
 func (p *Page) Each(fn func(*Entry) error) (err error) {
 	defer func() { err = errors.Join(err, p.body.Close()) }()
+	p.whole = nil // the buffer is another page's when this one is closed
 	p.scanner = newScanner(p.body)
 	defer func() { err = errors.Join(err, p.release()); p.scanner = nil }()
 	p.kept.dir = p.client.spill

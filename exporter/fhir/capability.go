@@ -22,6 +22,8 @@ type CapabilityStatement struct {
 	Types []string
 	// SearchParams are the declared search parameters of each type.
 	SearchParams map[string][]string
+	// RevIncludes are the types whose searches are declared to bring along what refers to them, with the declared values.
+	RevIncludes map[string][]string
 	// Export tells that the server declares an $export of its own.
 	Export bool
 }
@@ -35,6 +37,11 @@ func (s *CapabilityStatement) Offers(typ string) bool {
 // HasParam tells whether the server declares the search parameter for the type.
 func (s *CapabilityStatement) HasParam(typ, param string) bool {
 	return slices.Contains(s.SearchParams[typ], param)
+}
+
+// HasRevInclude tells whether the server declares the value of _revinclude for searches of the type.
+func (s *CapabilityStatement) HasRevInclude(typ, value string) bool {
+	return slices.Contains(s.RevIncludes[typ], value)
 }
 
 // IsHAPI tells whether the server is a HAPI FHIR server, which has a dialect of its own.
@@ -54,6 +61,7 @@ type wireStatement struct {
 			Type        string
 			Interaction []struct{ Code string }
 			SearchParam []struct{ Name string }
+			RevIncludes []string `json:"searchRevInclude"`
 			Operation   []struct{ Name, Definition string }
 		}
 	}
@@ -90,6 +98,7 @@ func (w *wireStatement) statement() *CapabilityStatement {
 		Software:     w.Software.Name,
 		Version:      w.Software.Version,
 		SearchParams: map[string][]string{},
+		RevIncludes:  map[string][]string{},
 	}
 	for _, rest := range w.Rest {
 		if rest.Mode != "server" {
@@ -107,6 +116,7 @@ func (w *wireStatement) statement() *CapabilityStatement {
 					s.Types = append(s.Types, resource.Type)
 				}
 			}
+			s.RevIncludes[resource.Type] = append(s.RevIncludes[resource.Type], resource.RevIncludes...)
 			for _, param := range resource.SearchParam {
 				s.SearchParams[resource.Type] = append(s.SearchParams[resource.Type], param.Name)
 			}

@@ -22,7 +22,7 @@ import (
 const (
 	// headerTimeout is how long the upstream may think about one answer.
 	headerTimeout = 120 * time.Second
-	// stallTimeout is how long a body may stand still between two reads.
+	// stallTimeout is how long a read of a body may stand still.
 	stallTimeout = 60 * time.Second
 	// smallBody bounds in bytes what is read as a whole: outcomes, statements, Groups.
 	smallBody = 64 << 20
@@ -309,6 +309,10 @@ func (c *Client) forwarded(header http.Header) {
 	}
 	header.Set("X-Forwarded-Proto", public.Scheme)
 	header.Set("X-Forwarded-Host", public.Host)
+	prefix, below := strings.CutSuffix(strings.TrimRight(public.Path, "/"), c.base.Path)
+	if below && prefix != "" { // what the public path has in front of the upstream's own
+		header.Set("X-Forwarded-Prefix", prefix)
+	}
 }
 
 func (c *Client) refusal(op string, response *resty.Response, body io.Reader) error {
@@ -340,13 +344,15 @@ func newStallReader(body io.ReadCloser, cancel context.CancelFunc) *stallReader 
 		r.stalled.Store(true)
 		cancel()
 	})
+	r.timer.Stop()
 	return r
 }
 
-// Read reads and gives the body another stallTimeout.
+// Read reads and gives the body stallTimeout. Between two reads the clock stands: then it is we who are slow.
 func (r *stallReader) Read(p []byte) (int, error) {
 	r.timer.Reset(stallTimeout)
 	n, err := r.body.Read(p)
+	r.timer.Stop()
 	if err != nil && r.stalled.Load() {
 		err = errStalled // not the caller's cancellation, for which it would be taken
 	}

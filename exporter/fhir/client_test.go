@@ -69,6 +69,7 @@ func TestSearchSendsTheSidecarsOwnHeaders(t *testing.T) {
 	for name, want := range map[string]string{
 		"Accept": "application/fhir+json", "Authorization": "Bearer own", "Cache-Control": "no-cache",
 		"Prefer": "handling=strict", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "public.example",
+		"X-Forwarded-Prefix": "",
 	} {
 		if got := (*last).Header.Get(name); got != want {
 			t.Errorf("%s: %q, want %q", name, got, want)

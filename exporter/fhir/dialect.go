@@ -60,7 +60,7 @@ func (c *Client) Count(ctx context.Context, q Query) (int64, error) {
 }
 
 func (c *Client) countBy(ctx context.Context, q Query, method CountMethod) (int64, error) {
-	q.Count, q.Sort = 0, ""
+	q.Count, q.Sort, q.IDsOnly = 0, "", false
 	how := QueryParam{"_summary", "count"}
 	if method == CountTotal { // max-results would cut this total
 		q.Count, q.ServerPages, how = 1, true, QueryParam{"_total", "accurate"}

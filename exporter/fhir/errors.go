@@ -81,6 +81,12 @@ func TimedOut(err error) bool {
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
+// Broken tells whether a request ended without a whole answer, and not by its sender: refused, reset, cut, late.
+func Broken(err error) bool {
+	var connection *connectionError
+	return errors.As(err, &connection) && !errors.Is(err, context.Canceled)
+}
+
 // unreachable hides the text of a network error, which may hold a URL with search values, behind its kind.
 func unreachable(op string, err error) error { return &connectionError{op: op, err: err} }
 
@@ -141,6 +147,9 @@ func retryAfter(header http.Header, now time.Time) time.Duration {
 		if n, err := strconv.ParseInt(header.Get(row.name), 10, 64); err == nil && n > 0 {
 			return time.Duration(min(n, int64(maxRetryAfter/row.unit))) * row.unit
 		}
+	}
+	if date, err := http.ParseTime(header.Get("Date")); err == nil {
+		now = date // the clock that the server counts by
 	}
 	if at, err := http.ParseTime(header.Get("Retry-After")); err == nil && at.After(now) {
 		return min(at.Sub(now), maxRetryAfter)

@@ -127,6 +127,7 @@ func TestRetryAfterIsReadInAllItsForms(t *testing.T) {
 		{"seconds", http.Header{"Retry-After": {"7"}}, 7 * time.Second, 7 * time.Second},
 		{"date", http.Header{"Retry-After": {date(time.Minute)}}, 50 * time.Second, time.Minute},
 		{"date in the past", http.Header{"Retry-After": {date(-time.Minute)}}, 0, 0},
+		{"date by a clock that is an hour behind", http.Header{"Date": {date(-time.Hour)}, "Retry-After": {date(-59 * time.Minute)}}, 59 * time.Second, 61 * time.Second},
 		{"zero", http.Header{"Retry-After": {"0"}}, 0, 0},
 		{"negative", http.Header{"Retry-After": {"-5"}}, 0, 0},
 		{"text", http.Header{"Retry-After": {"soon"}}, 0, 0},

@@ -60,7 +60,10 @@ func (p *Profile) rowFindings() []Finding {
 	case CountTotal:
 		counting.Answer = "by _total=accurate"
 	}
-	const paged = "types are read through the server's own pages, slower, and verified by counting where it counts"
+	paged := "types are read through the server's own pages, slower"
+	if p.Counts {
+		paged += ", and verified by counting"
+	}
 	bounds := either("P3", "honours two bounds", p.Bounds, "types are cut into time windows", paged)
 	if p.InclusiveLT {
 		bounds.Answer = "yes, lt includes its end"
@@ -68,6 +71,9 @@ func (p *Profile) rowFindings() []Finding {
 	}
 	millis := optional(either("P4", "compares milliseconds", p.Milliseconds,
 		"a second with many rows is read by milliseconds", "windows are whole seconds; a second with many rows is read in one piece"))
+	if !p.Bounds {
+		millis.Follows = "it makes no difference: there are no time windows"
+	}
 	pages := Finding{"P6", "rows in a page", fmt.Sprintf("up to %d", p.PageSize), "pages are asked for in this size", true}
 	return []Finding{
 		counting,
@@ -85,9 +91,9 @@ func (p *Profile) rowFindings() []Finding {
 func (p *Profile) historyFindings() []Finding {
 	return []Finding{
 		either("P8", "history of a type", p.TypeHistory, "exports are exact as of the transaction time while data change; deletions can be found",
-			"no type history: deletions cannot be reported, and what changes while an export runs may be missing from it; export at quiet hours"),
+			"deletions cannot be reported, and what changes while an export runs is not as of the transaction time: see without_history; export at quiet hours"),
 		either("P8", "history of a resource", p.InstanceHistory, "the version as of the transaction time can be found",
-			"a row that changes while an export runs may be missing from it"),
+			"the version as of the transaction time cannot be found where the type's history does not hold it"),
 		optional(either("P8", "history of the server", p.SystemHistory, "it is not needed", "types are asked one by one")),
 		optional(either("P8", "reads one version", p.VRead, "it is not needed: versions are taken from histories", "versions are taken from histories")),
 	}
@@ -109,11 +115,14 @@ func (p *Profile) patientFindings() []Finding {
 	case SpelledSubject:
 		lists.Answer = "as subject=Patient/a"
 	}
+	if p.Bounds && !p.Counts && p.PatientLists {
+		lists.Follows = "it makes no difference: what is not counted is read whole"
+	}
 	return []Finding{
 		optional(lists),
 		optional(either("P9", "takes :missing", p.MissingModifier, "lists can be shown to be complete", "lists cannot be shown to be complete")),
-		optional(either("P9", "finds members of a Group", p.HasGroupMember, "it is not needed: members are read from the Group itself", "members are read from the Group itself")),
-		optional(either("P9", "searches in a compartment", p.CompartmentSearch, "it is not needed", "it is not needed")),
+		optional(either("P9", "finds members of a Group", p.HasGroupMember, "members are read from the Group itself; strategy: has may be forced", "members are read from the Group itself; strategy: has cannot be forced")),
+		optional(either("P9", "searches in a compartment", p.CompartmentSearch, "not used unless strategy: compartment is forced", "it is not needed; strategy: compartment cannot be forced")),
 		optional(either("P10", "searches by POST", p.PostSearch, "lists may be longer than an address", "lists are kept as short as an address")),
 	}
 }

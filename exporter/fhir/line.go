@@ -34,7 +34,8 @@ func (l *line) add(span []byte) error {
 			}
 		}
 		if size = len(l.buf) + len(span); size > cap(l.buf) {
-			grown := make([]byte, len(l.buf), min(max(2*cap(l.buf), size, scanBuffer), longResource))
+			// What it grows out of is garbage at the peak: doubling would leave three times as much.
+			grown := make([]byte, len(l.buf), min(max(4*cap(l.buf), size, scanBuffer), longResource))
 			copy(grown, l.buf)
 			l.buf = grown
 		}

@@ -18,6 +18,9 @@ func (p *probe) counts(ctx context.Context) error {
 		}
 		if got == yes {
 			p.profile.CountMethod, p.profile.Counts = method, true
+			if strings.Contains(strings.ToLower(p.statement.Software), "medplum") {
+				p.profile.CountsUpTo = medplumExact
+			}
 			return p.idLists(ctx)
 		}
 	}
@@ -49,6 +52,9 @@ func (p *probe) countsBy(ctx context.Context, s *sample, method CountMethod) (an
 	}
 	return yes, nil
 }
+
+// medplumExact is the number of rows above which Medplum estimates, whatever it is asked for (its source, getCount).
+const medplumExact = 1_000_000
 
 // totalsAreExact asks for two rows on pages of one: some servers only estimate the total until the last page.
 func (p *probe) totalsAreExact(ctx context.Context, s *sample) (answer, error) {

@@ -17,6 +17,8 @@ type Profile struct {
 	// CountMethod is how rows are counted, and Counts that they can be: with totals that honour filters (P1).
 	CountMethod CountMethod `json:"count_method"`
 	Counts      bool        `json:"counts"`
+	// CountsUpTo is the largest count that is not an estimate; 0 means that all are exact.
+	CountsUpTo int64 `json:"counts_up_to,omitempty"`
 	// IDLists: _id takes a list of ids.
 	IDLists bool `json:"id_lists"`
 	// Filter: a bound of _lastUpdated is honoured (P2). Bounds: so are two together (P3).

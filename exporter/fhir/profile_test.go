@@ -248,7 +248,7 @@ func TestProfileIsStoredAndExplained(t *testing.T) {
 	}
 	lines := strings.Join(profile.Lines(), "\n") + "\n"
 	for _, want := range []string{
-		"P1 ", "P2 ", "P3 ", "P4 ", "P5 ", "P6 ", "P7 ", "P8 ", "P9 ", "P10 ", "P11 ", "P12 ", "no type history: deletions cannot be reported",
+		"P1 ", "P2 ", "P3 ", "P4 ", "P5 ", "P6 ", "P7 ", "P8 ", "P9 ", "P10 ", "P11 ", "P12 ", "deletions cannot be reported",
 		"by _summary=count",
 	} {
 		if !strings.Contains(lines, want) {

@@ -29,6 +29,8 @@ type Query struct {
 	Post bool
 	// ServerPages asks the server for next links, where the dialect would otherwise do without.
 	ServerPages bool
+	// IDsOnly asks for resources that hold no more than id and meta. A server that does not know that gives whole ones.
+	IDsOnly bool
 
 	// inclusive is set for a server whose "lt" holds the second, or millisecond, that it names.
 	inclusive bool
@@ -75,6 +77,9 @@ func (q Query) encode(extra ...QueryParam) string {
 	}
 	if q.Sort != "" {
 		add("_sort", q.Sort)
+	}
+	if q.IDsOnly {
+		add("_elements", "id,meta")
 	}
 	if q.Count > 0 {
 		add("_count", strconv.Itoa(q.Count))

@@ -144,6 +144,9 @@ func (s *Server) writeEntries(b *bundleWriter, c *call, p *page) {
 		resource, request, response := s.historyParts(r)
 		b.entry(first, names, full, resource, request, response)
 	}
+	if p.kind == searchset && c.values.Get("_revinclude") != "" && s.p.RevIncludes {
+		s.writeProvenance(b, c, p)
+	}
 	b.line(1)
 	b.text("]")
 }

@@ -23,6 +23,7 @@ type capabilityResource struct {
 	ReadHistory       bool              `json:"readHistory"`
 	UpdateCreate      bool              `json:"updateCreate"`
 	ConditionalDelete string            `json:"conditionalDelete"`
+	SearchRevInclude  []string          `json:"searchRevInclude,omitempty"`
 	SearchParam       []capabilityParam `json:"searchParam"`
 }
 
@@ -87,6 +88,9 @@ func (s *Server) capabilityOf(typ string) capabilityResource {
 		Type: typ, Versioning: "versioned", ReadHistory: true, UpdateCreate: true, ConditionalDelete: "not-supported",
 		Interaction: codes("read", "create", "update", "delete", "search-type"),
 		SearchParam: []capabilityParam{{"_id", "token"}},
+	}
+	if s.p.RevIncludes {
+		r.SearchRevInclude = []string{revInclude}
 	}
 	if !s.p.NoLastUpdated {
 		r.SearchParam = append(r.SearchParam, capabilityParam{"_lastUpdated", "date"})

@@ -90,6 +90,10 @@ type Personality struct {
 	// RequirePatient answers 400 to a search of any type but Patient that has none of patient, subject and _id (Epic,
 	// Oracle Millennium).
 	RequirePatient bool
+	// ProvenanceByTarget lets a search of Provenance by its target alone pass RequirePatient (Oracle Millennium).
+	ProvenanceByTarget bool
+	// RevIncludes offers `_revinclude=Provenance:target`, which is otherwise an unknown parameter.
+	RevIncludes bool
 	// NoHas makes `_has`, also in a chain, an unknown parameter; NoMissing answers 400 to the modifier `:missing`.
 	NoHas, NoMissing bool
 	// NoLastUpdated makes `_lastUpdated` an unknown parameter, and so `_sort` by it (Epic).

@@ -118,6 +118,7 @@ func Oracle() Personality {
 		Name: "oracle", Software: "Oracle Health Millennium", Version: "1.0.0",
 		DefaultCount: 50, MaxCount: 200, Paging: KeysetPages, PageParam: "pageContext", ByTime: true,
 		RequirePatient: true, NoHas: true, NoMissing: true, NoSummaryCount: true, NoPostSearch: true, NoHistory: true,
+		ProvenanceByTarget: true, RevIncludes: true,
 	}
 }
 
@@ -152,6 +153,7 @@ func Epic() Personality {
 		Name: "epic", Software: "Epic", Version: "November 2024",
 		DefaultCount: 20, MaxCount: 1000, Paging: CachedPages, PagesLive: 10 * time.Minute, PatientCap: 100,
 		RequirePatient: true, NoLastUpdated: true, NoHas: true, NoMissing: true, NoSummaryCount: true, NoHistory: true,
+		RevIncludes: true,
 	}
 }
 

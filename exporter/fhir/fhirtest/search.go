@@ -102,7 +102,7 @@ func (s *Server) checkLimits(c *call, typ string) error {
 			}
 		}
 	}
-	if !s.p.RequirePatient || typ == "Patient" {
+	if !s.p.RequirePatient || typ == "Patient" || s.p.ProvenanceByTarget && typ == "Provenance" && c.values.Get("target") != "" {
 		return nil
 	}
 	for _, name := range []string{"patient", "subject", "_id"} {
@@ -149,6 +149,8 @@ func (s *Server) parseParam(c *call, q *query, name, value string) (bool, error)
 		return s.p.Cursors, nil
 	case shiftParam:
 		return s.p.ShiftWarning, nil
+	case "_revinclude":
+		return s.p.RevIncludes && value == revInclude, nil
 	case "_elements":
 		q.elements = strings.Split(value, ",")
 		return true, nil

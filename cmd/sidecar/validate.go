@@ -1,0 +1,167 @@
+package main
+
+import (
+	"net"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"sidecar/exporter"
+	"sidecar/exporter/blob"
+	"sidecar/exporter/fhir"
+)
+
+// validate finds all faults, a line each.
+func (c *config) validate(found *faultList) {
+	if c.Upstream == "" {
+		found.add("upstream", " is missing: say -upstream http://my-fhir-server:8080/fhir")
+	} else if _, err := fhir.ParseBase(c.Upstream); err != nil {
+		found.add("upstream", ": %w", err)
+	}
+	if c.PublicURL != "" {
+		if _, err := fhir.ParseBase(c.PublicURL); err != nil {
+			found.add("public_url", ": %w", err)
+		}
+	}
+	for _, hop := range c.TrustedProxies {
+		if _, err := netip.ParsePrefix(hop); err != nil {
+			found.add("trusted_proxies", ": %q is not a range of addresses such as 10.0.0.0/8", hop)
+		}
+	}
+	for key, address := range map[string]string{"listen": c.Listen, "admin_listen": c.AdminListen} {
+		if !isAddress(address) {
+			found.add(key, " must be an address such as :8000 or 127.0.0.1:8000")
+		}
+	}
+	if c.Data == "" {
+		found.add("data", " is empty")
+	}
+	c.validateAuth(found)
+	c.validateNumbers(found)
+	c.validateChoices(found)
+	c.validateBucket(found)
+}
+
+// isAddress tells whether a port can be opened at the address, as far as its form goes.
+func isAddress(address string) bool {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	number, err := strconv.Atoi(port)
+	return err == nil && number >= 0 && number <= 65535
+}
+
+func (c *config) validateAuth(found *faultList) {
+	header, basic := &c.UpstreamAuth.Header, &c.UpstreamAuth.Basic
+	switch {
+	case found.found("upstream_auth.header.name") || found.found("upstream_auth.header.value"):
+	case (header.Name == "") != (header.Value == ""):
+		found.add("upstream_auth.header", " needs both name and value")
+	}
+	if basic.Username == "" && basic.Password != "" && !found.found("upstream_auth.basic.username") {
+		found.add("upstream_auth.basic", " has a password but no username")
+	}
+	if basic.Username != "" && strings.EqualFold(header.Name, "Authorization") {
+		found.add("upstream_auth", ": basic and an Authorization header exclude each other")
+	}
+}
+
+func (c *config) validateNumbers(found *faultList) {
+	for _, number := range []struct {
+		key         string
+		value       int64
+		least, most int64
+	}{
+		{"max_running", int64(c.MaxRunning), 1, 100},
+		{"workers", int64(c.Workers), 1, 64},
+		{"page_size", int64(c.PageSize), 0, 10000},
+		{"max_file_bytes", c.MaxFileBytes, 1 << 10, 2 << 30},
+	} {
+		if number.value < number.least || number.value > number.most {
+			found.add(number.key, " must be from %d to %d", number.least, number.most)
+		}
+	}
+	for _, span := range []struct {
+		key         string
+		value       time.Duration
+		least, most time.Duration
+	}{
+		{"settle", c.Settle, 0, time.Hour},
+		{"link_lifetime", c.LinkLifetime, time.Second, 7 * 24 * time.Hour},
+		{"retention", c.Retention, time.Second, 365 * 24 * time.Hour},
+		{"give_up", c.GiveUp, time.Second, 24 * time.Hour},
+		{"shutdown_grace", c.ShutdownGrace, 0, time.Hour},
+	} {
+		if span.value < span.least || span.value > span.most {
+			found.add(span.key, " must be from %s to %s", short(span.least), short(span.most))
+		}
+	}
+}
+
+// short writes a time without its zeros: 24h, not 24h0m0s.
+func short(span time.Duration) string {
+	if span > 0 && span%time.Hour == 0 {
+		return strconv.Itoa(int(span/time.Hour)) + "h"
+	}
+	return span.String()
+}
+
+func (c *config) validateChoices(found *faultList) {
+	if _, err := exporter.ParseHours(c.QuietHours); err != nil {
+		found.add("quiet_hours", ": %w", err)
+	}
+	if !slices.Contains(exporter.Strategies(), c.Strategy) {
+		found.add("strategy", " must be one of %s", strings.Join(exporter.Strategies(), ", "))
+	}
+	if _, err := parseLevel(c.LogLevel); err != nil {
+		found.add("log_level", " must be debug, info, warn or error")
+	}
+	if c.LogFormat != "text" && c.LogFormat != "json" {
+		found.add("log_format", " must be text or json")
+	}
+	switch c.WithoutHistory {
+	case exporter.IncludeCurrent, exporter.OmitChanged, exporter.Strict:
+	default:
+		found.add("without_history", " must be include, omit or strict")
+	}
+}
+
+func (c *config) validateBucket(found *faultList) {
+	b := &c.Bucket
+	if prefix := strings.Trim(b.Prefix, "/"); prefix != "" {
+		if err := blob.ValidateName(prefix); err != nil {
+			found.add("bucket.prefix", ": %w", err)
+		}
+	}
+	switch b.Kind {
+	case "folder":
+	case "s3":
+		if b.S3.Bucket == "" {
+			found.add("bucket.s3.bucket", " is missing")
+		}
+		if (b.S3.AccessKeyID == "") != (b.S3.SecretAccessKey == "") {
+			found.add("bucket.s3", " needs both access_key_id and secret_access_key, or neither for the SDK's own chain")
+		}
+		if b.S3.Endpoint != "" {
+			if u, err := url.Parse(b.S3.Endpoint); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+				found.add("bucket.s3.endpoint", " must be an address such as http://minio:9000")
+			}
+		}
+	case "gcs":
+		if b.GCS.Bucket == "" {
+			found.add("bucket.gcs.bucket", " is missing")
+		}
+		if (b.GCS.ServiceAccountEmail == "") != (b.GCS.PrivateKey == "") {
+			found.add("bucket.gcs", " needs both service_account_email and private_key, or neither")
+		}
+		if b.GCS.CredentialsFile != "" && b.GCS.PrivateKey != "" {
+			found.add("bucket.gcs", " takes credentials_file or private_key, not both")
+		}
+	default:
+		found.add("bucket.kind", " must be folder, s3 or gcs")
+	}
+}
