@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -23,6 +24,7 @@ type altered struct {
 	before func(http.ResponseWriter, *http.Request) bool
 	// after changes the Bundle of a search of rows and returns a status to answer instead, 0 for none. May be nil.
 	after func(*http.Request, *bundle) int
+	mu    sync.Mutex // of after: pages are asked for side by side
 }
 
 type bundle map[string]any
@@ -57,7 +59,10 @@ func (a *altered) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body := answer.Body.Bytes()
 	var b bundle
 	if a.after != nil && answer.Code == http.StatusOK && json.Unmarshal(body, &b) == nil && b["type"] == "searchset" {
-		if status := a.after(r, &b); status != 0 {
+		a.mu.Lock()
+		status := a.after(r, &b)
+		a.mu.Unlock()
+		if status != 0 {
 			refuse(w, status)
 			return
 		}

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -103,7 +104,10 @@ func TestNextPageIsAskedForBeforeThisOneIsRead(t *testing.T) {
 			return 0
 		}}
 		seen := 0
+		var mu sync.Mutex // a page that was guessed is asked for beside the reads
 		b.link.hook = func(r *http.Request) {
+			mu.Lock()
+			defer mu.Unlock()
 			switch {
 			case strings.Contains(r.URL.Path, "/Observation/o"):
 				reads++
