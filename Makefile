@@ -48,7 +48,7 @@ image: ## the container image, with the image builder at hand (IMAGE=name:tag, V
 	exit 1
 
 lint: ## the linters over both modules
-	@lint=$(LINT) && $$lint run ./... && cd e2e && $$lint run -c ../.golangci.yml ./...
+	@lint=$(LINT) && $$lint run --build-tags figures ./... && cd e2e && $$lint run -c ../.golangci.yml --build-tags figures ./...
 
 fmt: ## format both modules
 	@lint=$(LINT) && $$lint fmt

@@ -19,8 +19,7 @@ import (
 	"time"
 )
 
-// memory is what the processes run with: the image's GOGC, and three quarters of a memory limit of 64 MiB, as the manifests
-// take three quarters of theirs.
+// memory is what the processes run with: the image's GOGC, and the GOMEMLIMIT of the manifests.
 var memory = []string{"GOGC=50", "GOMEMLIMIT=48MiB"}
 
 // sidecar is a process of the built binary.
@@ -104,8 +103,11 @@ func freeAddress(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer listener.Close()
-	return listener.Addr().String()
+	address := listener.Addr().String()
+	if err := listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return address
 }
 
 func (s *sidecar) stop(t *testing.T) {
@@ -149,8 +151,7 @@ func (s *sidecar) export(t *testing.T, want int64) time.Duration {
 	}
 	request.Header.Set("Accept", "application/fhir+json")
 	request.Header.Set("Prefer", "respond-async")
-	response, _ := ask(t, request, http.StatusAccepted)
-	status := response.Header.Get("Content-Location")
+	status := ask(t, request, http.StatusAccepted).header.Get("Content-Location")
 	got := s.await(t, status)
 	if got != want {
 		t.Fatalf("%d resources exported, want %d:\n%s", got, want, s.log.all())
@@ -171,10 +172,10 @@ func (s *sidecar) await(t *testing.T, status string) (resources int64) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		response, body := ask(t, request, http.StatusAccepted, http.StatusOK)
-		if response.StatusCode == http.StatusOK {
+		answer := ask(t, request, http.StatusAccepted, http.StatusOK)
+		if answer.status == http.StatusOK {
 			var manifest struct{ Output []struct{ Count int64 } }
-			if err := json.Unmarshal(body, &manifest); err != nil {
+			if err := json.Unmarshal(answer.body, &manifest); err != nil {
 				t.Fatal(err)
 			}
 			for _, file := range manifest.Output {
@@ -186,7 +187,14 @@ func (s *sidecar) await(t *testing.T, status string) (resources int64) {
 	}
 }
 
-func ask(t *testing.T, request *http.Request, want ...int) (*http.Response, []byte) {
+// answer is a response that was read to its end.
+type answer struct {
+	status int
+	header http.Header
+	body   []byte
+}
+
+func ask(t *testing.T, request *http.Request, want ...int) answer {
 	t.Helper()
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
@@ -199,11 +207,11 @@ func ask(t *testing.T, request *http.Request, want ...int) (*http.Response, []by
 	}
 	for _, status := range want {
 		if response.StatusCode == status {
-			return response, body.Bytes()
+			return answer{response.StatusCode, response.Header, body.Bytes()}
 		}
 	}
 	t.Fatalf("status %d:\n%s", response.StatusCode, body.Bytes())
-	return nil, nil
+	return answer{}
 }
 
 // stages adds up the times that the log tells of the stages of an export, and prints them.

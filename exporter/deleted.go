@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"sidecar/exporter/fhir"
 	"sidecar/state"
@@ -33,6 +34,11 @@ func (d *deletions) add(ctx context.Context, w *walk, id string, c *change) erro
 	if since.IsZero() || !c.updated.After(since) {
 		return nil
 	}
+	if c.guessed != "" && c.guessed == c.version {
+		if later, err := d.isSince(ctx, id, c.version); err != nil || !later {
+			return err
+		}
+	}
 	member, err := d.wasMember(ctx, w.filter, id)
 	if err != nil || !member {
 		return err
@@ -54,6 +60,19 @@ func (d *deletions) report(id string) (err error) {
 		return nil
 	}
 	return d.flush()
+}
+
+// isSince asks the resource's own history whether a version without a time is newer than _since.
+func (d *deletions) isSince(ctx context.Context, id, version string) (bool, error) {
+	listed := false
+	err := d.history(ctx, d.typ, id, d.job.Kickoff.Since.Add(time.Millisecond), func(row *fhir.Entry) error {
+		listed = listed || row.Version == version
+		return nil
+	})
+	if gone(err) {
+		return false, nil
+	}
+	return listed, err
 }
 
 // wasMember tells whether the last version of a deleted resource, or the one as of _since, was in the compartment of the export.

@@ -39,6 +39,8 @@ type change struct {
 	body    []byte // nil where it was not kept
 	// undated: a deletion was seen of which neither a time nor its neighbours tell on which side of T it is.
 	undated bool
+	// guessed is the version of a deletion without a time that got that of a later entry: it may be older than _since.
+	guessed string
 
 	// The newest version of all.
 	top        bool
@@ -68,6 +70,9 @@ type changes struct {
 	newer  time.Time
 	open   []*change
 	placed map[string]bool // deletions without a time, by id and version: a shifted page shows them again
+	// guesses are the deletions since the last dated entry that got its time: the next one after _since vouches for them.
+	guesses []*change
+	after   time.Time // _since
 }
 
 // changes reads the type's history. The pages shift under writes and show versions twice, which does no harm here.
@@ -76,6 +81,7 @@ func (r *run) changes(ctx context.Context, typ string) (*changes, error) {
 	h := &changes{
 		until: r.job.TransactionTime,
 		span:  r.job.TransactionTime.Add(-span),
+		after: r.job.Kickoff.Since,
 		byID:  map[string]*change{}, old: map[string]*change{}, placed: map[string]bool{},
 		strangers: r.newStrangers(typ),
 	}
@@ -164,12 +170,24 @@ func (h *changes) seeOld(row *fhir.Entry, undated bool) error {
 	}
 	if c := h.byID[row.ID]; c != nil {
 		c.raise(row, h.until)
+		if undated {
+			h.guess(c, row)
+		}
 		return h.keep(c, row)
 	}
-	if c := h.old[row.ID]; row.Deleted && c == nil {
-		h.old[row.ID] = &change{known: true, version: row.Version, updated: row.LastUpdated, deleted: true}
+	c := h.old[row.ID]
+	if c == nil {
+		if !row.Deleted {
+			return nil
+		}
+		c = &change{}
+		h.old[row.ID] = c
 	}
-	return nil
+	if undated {
+		h.guess(c, row)
+	}
+	_, err := c.see(row, h.until, 0) // a version that came late may have an earlier time than the deletion before it
+	return err
 }
 
 // place finds out on which side of T a deletion without a time is, and tells whether that is known now: whatever is older
@@ -183,14 +201,28 @@ func (h *changes) place(c *change, row *fhir.Entry) bool {
 		h.open = append(h.open, c)
 		return false
 	case again: // on a page that has shifted the entry before is not the neighbour
+		h.guess(c, row)
 		return false
 	}
 	row.LastUpdated = h.newer
+	h.guess(c, row)
 	return true
+}
+
+// guess remembers that a deletion has the time of a later entry.
+func (h *changes) guess(c *change, row *fhir.Entry) {
+	c.guessed = row.Version
+	h.guesses = append(h.guesses, c)
 }
 
 // date passes a dated entry: the open deletions before it are later.
 func (h *changes) date(at time.Time) {
+	if at.After(h.after) {
+		for _, c := range h.guesses {
+			c.guessed = ""
+		}
+	}
+	h.guesses = h.guesses[:0]
 	if at.After(h.until) {
 		h.open = h.open[:0]
 	} else {
@@ -286,6 +318,9 @@ func (r *run) asOf(ctx context.Context, typ, id string, until time.Time, c *chan
 			undated[i].LastUpdated = until
 			if _, err := c.see(&undated[i], until, 0); err != nil {
 				return err
+			}
+			if c.version == undated[i].Version {
+				c.guessed = c.version
 			}
 		}
 	}

@@ -39,9 +39,18 @@ func (l *ledger) written(holds func(fhirtest.LogEntry) bool) map[string]bool {
 	return keys
 }
 
-// shownAfter lists the resources with a version of t or earlier that became visible after a moment.
-func (l *ledger) shownAfter(t, moment time.Time) map[string]bool {
-	return l.written(func(v fhirtest.LogEntry) bool { return !v.Updated.After(t) && v.Visible.After(moment) })
+// real checks that each row is a version that there was.
+func (l *ledger) real(t *testing.T, rows map[string]string) {
+	t.Helper()
+	bodies := map[string]bool{}
+	for _, v := range l.sample.Log() {
+		bodies[string(v.Body)] = true
+	}
+	for key, body := range rows {
+		if !bodies[body] {
+			t.Errorf("%s never was like this: %s", key, body)
+		}
+	}
 }
 
 // story tells the versions of a resource, as seconds from t: when each was stamped and when it was seen.
@@ -102,32 +111,59 @@ func (l *ledger) expected(t *testing.T, job *state.Job, patients []string) map[s
 		}
 	}
 	maps.DeleteFunc(rows, func(key, body string) bool {
-		typ, id, _ := strings.Cut(key, "/")
-		if len(kickoff.Types) > 0 && !slices.Contains(kickoff.Types, typ) {
-			return true
+		if updated(t, body).After(kickoff.Since) {
+			return !belongs(t, kickoff, key, body, patients)
 		}
-		patients := patients
-		if !updated(t, body).After(kickoff.Since) {
-			if len(newcomers) == 0 {
-				return true
-			}
-			patients = newcomers
-		}
-		switch {
-		case kickoff.Level == state.System:
-			return false
-		case typ == "Patient":
-			return !slices.Contains(patients, id)
-		case typ == "Organization", typ == "Group" && kickoff.Level == state.Group:
-			return true
-		}
-		var tree any
-		if err := json.Unmarshal([]byte(body), &tree); err != nil {
-			t.Fatal(err)
-		}
-		return !names(tree, patients)
+		return len(newcomers) == 0 || !belongs(t, kickoff, key, body, newcomers)
 	})
 	return rows
+}
+
+// belongs tells whether a resource belongs to an export of some patients, whenever it was written.
+func belongs(t *testing.T, kickoff state.Kickoff, key, body string, patients []string) bool {
+	t.Helper()
+	typ, id, _ := strings.Cut(key, "/")
+	switch {
+	case len(kickoff.Types) > 0 && !slices.Contains(kickoff.Types, typ):
+		return false
+	case kickoff.Level == state.System:
+		return true
+	case typ == "Patient":
+		return slices.Contains(patients, id)
+	case typ == "Organization", typ == "Group" && kickoff.Level == state.Group:
+		return false
+	}
+	var tree any
+	if err := json.Unmarshal([]byte(body), &tree); err != nil {
+		t.Fatal(err)
+	}
+	return names(tree, patients)
+}
+
+// deletedSince lists what an increment has to name as deleted: what was there once, is not at T, and belonged to the export by
+// its last version. A full export names nothing.
+func (l *ledger) deletedSince(t *testing.T, job *state.Job, patients []string) map[string]bool {
+	t.Helper()
+	kickoff, gone := job.Kickoff, map[string]bool{}
+	if kickoff.Since.IsZero() {
+		return gone
+	}
+	if kickoff.Level == state.Group {
+		patients = membersOf(t, l.asOf(job.TransactionTime), kickoff.Group)
+	}
+	bodies := map[string]string{}
+	for _, v := range l.sample.Log() {
+		key := v.Type + "/" + v.ID
+		if v.Updated.After(job.TransactionTime) {
+			continue
+		}
+		if delete(gone, key); !v.Deleted {
+			bodies[key] = string(v.Body)
+		} else if v.Updated.After(kickoff.Since) && belongs(t, kickoff, key, bodies[key], patients) {
+			gone[key] = true
+		}
+	}
+	return gone
 }
 
 // membersOf follows a Group and the Groups in it.

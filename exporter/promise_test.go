@@ -2,6 +2,7 @@ package exporter_test
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -87,6 +88,7 @@ func (p *product) judge(t *testing.T, e *engine, truth *ledger, job *state.Job, 
 			t.Errorf("the remarks are %+v, want one that the server %s", job.Issues, p.says)
 		}
 		if strings.Contains(fmt.Sprint(job.Issues), "its members are taken as they are now") {
+			truth.real(t, got)
 			return
 		}
 		p.leaveOut(t, truth, job, late)
@@ -96,10 +98,47 @@ func (p *product) judge(t *testing.T, e *engine, truth *ledger, job *state.Job, 
 		delete(want, key)
 	}
 	same(t, got, want)
+	if p.promise == exact {
+		p.audit(t, e, truth, job, late)
+	}
 	for key := range truth.newest() {
 		if got[key] != want[key] {
 			t.Logf("%s: %s", key, truth.story(key, job.TransactionTime))
 		}
+	}
+}
+
+// audit checks what else an exact export says: its proof, that its account fits its files, and what it names as deleted.
+func (p *product) audit(t *testing.T, e *engine, truth *ledger, job *state.Job, late map[string]bool) {
+	t.Helper()
+	account, found := map[string]int{}, map[string]int{}
+	for _, proof := range job.Proof {
+		if proof.Verdict != state.Proved && proof.Verdict != state.Paged {
+			t.Errorf("%s is only %s: %+v", proof.Type, proof.Verdict, proof)
+		}
+		account[proof.Type] += int(proof.Exported)
+		account[proof.Type+", deleted"] += int(proof.Deleted)
+	}
+	for key := range e.rows(job) {
+		typ, _, _ := strings.Cut(key, "/")
+		found[typ]++
+	}
+	gone, want := map[string]bool{}, truth.deletedSince(t, job, everybody())
+	for _, key := range e.deleted(job) {
+		gone[key] = true
+		typ, _, _ := strings.Cut(key, "/")
+		found[typ+", deleted"]++
+	}
+	maps.DeleteFunc(account, func(_ string, n int) bool { return n == 0 })
+	if !maps.Equal(account, found) {
+		t.Errorf("the account says %v, the files hold %v", account, found)
+	}
+	for key := range late {
+		delete(gone, key)
+		delete(want, key)
+	}
+	if !maps.Equal(gone, want) {
+		t.Errorf("named as deleted are %v, want %v", slices.Sorted(maps.Keys(gone)), slices.Sorted(maps.Keys(want)))
 	}
 }
 

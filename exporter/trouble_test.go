@@ -167,8 +167,8 @@ func lateIsTakenOut(t *testing.T, b *bubble, job *state.Job) {
 		t.Errorf("the remarks are %+v, want one that names settle", job.Issues)
 	}
 	for _, proof := range job.Proof {
-		if proof.Type == "Observation" && (proof.Replaced != 1 || proof.Verdict != state.Proved) {
-			t.Errorf("the account is %+v, want one row replaced and the type proved", proof)
+		if proof.Type == "Observation" && (proof.Replaced != 1 || proof.Verdict != state.Proved || proof.Exported != int64(len(b.rows(job)))) {
+			t.Errorf("the account is %+v, want one row replaced, the others exported and the type proved", proof)
 		}
 	}
 }

@@ -40,8 +40,10 @@ type writer struct {
 	mu     sync.Mutex // of random and n
 	random *rand.Rand
 	n      int
-	// lastPage is when a row was asked for last, in nanoseconds since 1970.
+	// lastPage is when a row was asked for last, in nanoseconds since 1970. told is when each type's history was asked for
+	// first after the last page of the type.
 	lastPage atomic.Int64
+	told     map[string]time.Time
 	work     sync.WaitGroup
 }
 
@@ -60,7 +62,7 @@ func everybody() []string {
 }
 
 func newWriter(t *testing.T, sample *fhirtest.Server, random *rand.Rand, k knobs) *writer {
-	return &writer{t: t, ledger: &ledger{sample: sample}, random: random, knobs: k}
+	return &writer{t: t, ledger: &ledger{sample: sample}, random: random, knobs: k, told: map[string]time.Time{}}
 }
 
 // fill puts some hundred rows in clumps over two days: apart by hours, by seconds, within a second, in one instant.
@@ -266,9 +268,45 @@ func (w *writer) transaction(writes []writing) {
 	}
 }
 
+// note remembers when the history of a type was asked for.
+func (w *writer) note(r *http.Request) {
+	parts := strings.Split(r.URL.Path, "/")
+	typ := parts[len(parts)-1]
+	if typ == "_search" {
+		typ = parts[len(parts)-2]
+	}
+	query := r.URL.Query()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case len(parts) == 4 && typ == "_history": // /fhir/Type/_history
+		if w.told[parts[2]].IsZero() {
+			w.told[parts[2]] = time.Now()
+		}
+	case query.Get("_summary") != "count" && !query.Has("_total"):
+		delete(w.told, typ)
+	}
+}
+
+// unknowable lists the resources of which nobody can know whether their last version up to t was seen: it became visible
+// after their type's history was asked for, or, where that was not asked for, after the last row was.
+func (w *writer) unknowable(t time.Time) map[string]bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	last := time.Unix(0, w.lastPage.Load())
+	return w.written(func(v fhirtest.LogEntry) bool {
+		seen, asked := w.told[v.Type]
+		if !asked {
+			seen = last
+		}
+		return !v.Updated.After(t) && v.Visible.After(seen)
+	})
+}
+
 // overtake is called before each request is answered: now and then a row that a page would show is changed first.
 func (w *writer) overtake(r *http.Request) {
 	query := r.URL.Query()
+	w.note(r)
 	if strings.Contains(r.URL.Path, "_history") || strings.HasSuffix(r.URL.Path, "/metadata") || query.Get("_summary") == "count" {
 		return
 	}
