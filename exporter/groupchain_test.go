@@ -78,8 +78,12 @@ func (l *ledger) checkMembers(t *testing.T, job *state.Job) {
 	for _, id := range membersOf(t, l.asOf(job.TransactionTime), job.Kickoff.Group) {
 		delete(left, id)
 	}
-	said, want := fmt.Sprint(job.Issues), fmt.Sprintf("%d patients have left the Group", len(left))
-	if strings.Contains(said, want) != (len(left) > 0) || len(left) == 0 && strings.Contains(said, "have left") {
+	want := fmt.Sprintf("%d patients have left the Group", len(left))
+	if len(left) == 1 {
+		want = "1 patient has left the Group"
+	}
+	said := fmt.Sprint(job.Issues)
+	if strings.Contains(said, want) != (len(left) > 0) || len(left) == 0 && strings.Contains(said, "left the Group") {
 		t.Errorf("%d members have left, the remarks are %s", len(left), said)
 	}
 }

@@ -141,15 +141,18 @@ func belongs(t *testing.T, kickoff state.Kickoff, key, body string, patients []s
 }
 
 // deletedSince lists what an increment has to name as deleted: what was there once, is not at T, and belonged to the export by
-// its last version. A full export names nothing.
+// its last version, or by that of _since and a Patient who still belongs to it. A full export names nothing.
 func (l *ledger) deletedSince(t *testing.T, job *state.Job, patients []string) map[string]bool {
 	t.Helper()
 	kickoff, gone := job.Kickoff, map[string]bool{}
 	if kickoff.Since.IsZero() {
 		return gone
 	}
+	before, stayed := l.asOf(kickoff.Since), patients
 	if kickoff.Level == state.Group {
 		patients = membersOf(t, l.asOf(job.TransactionTime), kickoff.Group)
+		stayed = membersOf(t, before, kickoff.Group)
+		stayed = slices.DeleteFunc(stayed, func(id string) bool { return !slices.Contains(patients, id) })
 	}
 	bodies := map[string]string{}
 	for _, v := range l.sample.Log() {
@@ -159,10 +162,12 @@ func (l *ledger) deletedSince(t *testing.T, job *state.Job, patients []string) m
 		}
 		if delete(gone, key); !v.Deleted {
 			bodies[key] = string(v.Body)
-		} else if v.Updated.After(kickoff.Since) && belongs(t, kickoff, key, bodies[key], patients) {
-			gone[key] = true
+		} else if v.Updated.After(kickoff.Since) {
+			belonged := before[key] != "" && belongs(t, kickoff, key, before[key], stayed)
+			gone[key] = belonged || belongs(t, kickoff, key, bodies[key], patients)
 		}
 	}
+	maps.DeleteFunc(gone, func(_ string, belonged bool) bool { return !belonged })
 	return gone
 }
 
