@@ -43,11 +43,52 @@ type Kickoff struct {
 	Types []string `json:"types,omitempty"`
 	// Since is the exclusive lower bound of _since, with the client's own precision; zero means none.
 	Since time.Time `json:"since,omitzero"`
+	// Until is the exclusive upper bound of _until, with the client's own precision; zero means none.
+	Until time.Time `json:"until,omitzero"`
+	// Patients are the ids of the parameter patient, sorted and without repeats; empty means every Patient of the level.
+	Patients []string `json:"patients,omitempty"`
+	// Filters are the values of _typeFilter, without repeats. Several of one type are alternatives.
+	Filters []TypeFilter `json:"filters,omitempty"`
+	// Elements are the values of _elements, "Type.element" or "element"; empty means all elements.
+	Elements []string `json:"elements,omitempty"`
+	// Associated are the values of includeAssociatedData.
+	Associated []string `json:"associated,omitempty"`
+	// OrganizeBy is the resource type of organizeOutputBy; empty means files of one type each.
+	OrganizeBy string `json:"organizeBy,omitempty"`
+	// PartialManifests is allowPartialManifests.
+	PartialManifests bool `json:"partialManifests,omitempty"`
+	// MinFileBytes and MaxFileBytes are _minimumFileSize and _maximumFileSize in bytes; 0 leaves it to the configuration.
+	MinFileBytes int64 `json:"minFileBytes,omitempty"`
+	MaxFileBytes int64 `json:"maxFileBytes,omitempty"`
+	// Gzip tells that _outputFormat asked for compressed files.
+	Gzip bool `json:"gzip,omitempty"`
+	// Shape is the release of the guide whose manifest the client is answered with; empty means Shape3.
+	Shape Shape `json:"shape,omitempty"`
+	// SeparateStatus tells that the client prefers separate-export-status.
+	SeparateStatus bool `json:"separateStatus,omitempty"`
+	// Ignored are the remarks on parameters that were ignored because the client prefers handling=lenient.
+	Ignored []Issue `json:"ignored,omitempty"`
 	// Request is the public URL of the kick-off with its query, as the manifest repeats it.
 	Request string `json:"request"`
 	// Base is the public FHIR base of the kick-off, without a slash at its end.
 	Base string `json:"base"`
 }
+
+// TypeFilter is one value of _typeFilter: only resources of the type that match the query belong to the output.
+type TypeFilter struct {
+	Type string `json:"type"`
+	// Query is the part after the question mark, in the client's own encoding.
+	Query string `json:"query"`
+}
+
+// Shape is the form of a manifest, named by the release of the Bulk Data guide that defines it.
+type Shape string
+
+// The two forms that are spoken.
+const (
+	Shape3 Shape = "3.0"
+	Shape4 Shape = "4.0"
+)
 
 // Failure says why a job failed, in words that a client may see.
 type Failure struct {
