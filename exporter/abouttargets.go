@@ -56,13 +56,14 @@ func includeQuery(typ string, ids []string) fhir.Query {
 // remarkTargets says which Provenance is not found where it cannot be searched as a whole.
 func (r *run) remarkTargets(ctx context.Context, slice *state.Slice) error {
 	text := ""
-	switch narrow := len(r.job.Kickoff.Types) > 0 || !r.job.Kickoff.Since.IsZero(); {
+	kickoff := &r.job.Kickoff
+	switch narrow := len(kickoff.Types) > 0 || !kickoff.Since.IsZero() || !kickoff.Until.IsZero(); {
 	case !r.last(slice.Type) || len(slice.Lists) == 0:
 		return nil
 	case !byTargets(slice):
 		text = "the server gives Provenance of Patients only: that of their other resources is missing"
 	case narrow:
-		text = "the server gives Provenance only by what it is about: that of resources which this export does not hold, as older than _since " +
+		text = "the server gives Provenance only by what it is about: that of resources which this export does not hold, by _since or _until " +
 			"or of types that _type does not name, is missing"
 	default:
 		return nil

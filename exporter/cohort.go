@@ -17,8 +17,8 @@ import (
 	"sidecar/state/failpoint"
 )
 
-// cohort is the membership of a Group at the transaction time: one snapshot, kept beside the spool, so that a restart
-// goes on with the same members.
+// cohort is the membership of a Group at the transaction time, or what the parameter patient names of it or of all Patients:
+// one snapshot, kept beside the spool, so that a restart goes on with the same members.
 type cohort struct {
 	patients []string // sorted ids
 	groups   []string // sorted ids of the requested Group and the nested ones
@@ -46,9 +46,9 @@ func (c *cohort) hasGroup(id string) bool {
 	return found
 }
 
-// loadCohort reads the members of the job's Group, once per job.
+// loadCohort reads the members of the job's Group, or checks the Patients that are named, once per job.
 func (r *run) loadCohort(ctx context.Context) error {
-	if r.job.Kickoff.Level != state.Group {
+	if r.job.Kickoff.Level != state.Group && len(r.job.Kickoff.Patients) == 0 {
 		return nil
 	}
 	path := filepath.Join(r.dir, "members")
@@ -56,13 +56,26 @@ func (r *run) loadCohort(ctx context.Context) error {
 	if r.cohort, err = readCohort(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if r.cohort, err = r.resolve(ctx, r.job.TransactionTime, r.groupAsOf); err != nil {
-		return err
+	if r.job.Kickoff.Level == state.Group {
+		err = r.loadMembers(ctx)
+	} else {
+		err = r.loadPatients(ctx)
 	}
-	if err := r.compareMembers(ctx); err != nil {
+	if err != nil {
 		return err
 	}
 	return local(writeCohort(path, r.cohort))
+}
+
+// loadMembers reads the members of the job's Group.
+func (r *run) loadMembers(ctx context.Context) (err error) {
+	if r.cohort, err = r.resolve(ctx, r.job.TransactionTime, r.groupAsOf); err != nil {
+		return err
+	}
+	if err := r.narrowMembers(); err != nil {
+		return err
+	}
+	return r.compareMembers(ctx)
 }
 
 // compareMembers finds who has come and who has gone since _since, by the Group's version as of then. Where the server has
@@ -87,7 +100,7 @@ func (r *run) compareMembers(ctx context.Context) error {
 	}
 	gone := 0
 	for _, id := range then.patients {
-		if !r.cohort.hasPatient(id) {
+		if !r.cohort.hasPatient(id) && len(r.job.Kickoff.Patients) == 0 { // who is named has not gone
 			gone++
 		}
 	}

@@ -48,7 +48,7 @@ func (r *run) byMembers(ctx context.Context, whole state.Slice) ([]state.Slice, 
 	switch {
 	case r.Strategy == StrategyCrawl, r.job.Kickoff.Level == state.System:
 		return nil, nil
-	case r.job.Kickoff.Level == state.Patient && !r.forced():
+	case r.cohort == nil && !r.forced():
 		return nil, nil // nearly every row of a compartment type is kept
 	}
 	offers, err := r.offers(ctx, whole)
@@ -73,7 +73,7 @@ func (r *run) byMembers(ctx context.Context, whole state.Slice) ([]state.Slice, 
 			return []state.Slice{offer.slice}, nil
 		}
 	}
-	if !r.forced() || r.alwaysCrawled(whole.Type) {
+	if !r.forced() || r.alwaysCrawled(whole.Type) || r.Strategy == StrategyHas && len(r.job.Kickoff.Patients) > 0 {
 		return nil, nil
 	}
 	return nil, fmt.Errorf("%s by %s, which the server was not seen to do: %w", whole.Type, r.Strategy, errForced)
@@ -84,7 +84,7 @@ func (r *run) forced() bool { return r.Strategy != "" && r.Strategy != StrategyA
 
 // alwaysCrawled tells whether a type has nothing that could be asked for members: Groups are chosen by their own id, Provenance by its targets.
 func (r *run) alwaysCrawled(typ string) bool {
-	return typ == "Group" || typ == provenance || typ == "Patient" && r.job.Kickoff.Level == state.Patient
+	return typ == "Group" || typ == provenance || typ == "Patient" && r.cohort == nil
 }
 
 // offers are the ways in which a type can be asked for members, proved or not.
@@ -117,7 +117,7 @@ func (r *run) offers(ctx context.Context, whole state.Slice) ([]offer, error) {
 		compartment.slice.Lists = []string{compartmentSearch}
 	}
 	offers = append(offers, compartment)
-	if r.job.Kickoff.Level == state.Group {
+	if r.job.Kickoff.Level == state.Group && len(r.job.Kickoff.Patients) == 0 {
 		has := by(StrategyHas, len(members.patients), false)
 		has.slice.Lists = nil
 		for _, param := range params {

@@ -39,6 +39,9 @@ func (d *deletions) add(ctx context.Context, w *walk, id string, c *change) erro
 			return err
 		}
 	}
+	if early, err := d.isBeforeUntil(ctx, id, c); err != nil || !early {
+		return err
+	}
 	member, err := d.wasMember(ctx, w.filter, id)
 	if err != nil || !member {
 		return err
@@ -62,10 +65,26 @@ func (d *deletions) report(id string) (err error) {
 	return d.flush()
 }
 
+// isBeforeUntil tells whether a deletion is older than _until. One without a time has that of a later entry at most, so that
+// its own history decides.
+func (d *deletions) isBeforeUntil(ctx context.Context, id string, c *change) (bool, error) {
+	until := d.job.Kickoff.Until
+	if until.IsZero() || c.updated.Before(until) || c.loose != c.version {
+		return until.IsZero() || c.updated.Before(until), nil
+	}
+	later, err := d.isListed(ctx, id, c.version, until)
+	return !later, err
+}
+
 // isSince asks the resource's own history whether a version without a time is newer than _since.
 func (d *deletions) isSince(ctx context.Context, id, version string) (bool, error) {
+	return d.isListed(ctx, id, version, d.job.Kickoff.Since.Add(time.Millisecond))
+}
+
+// isListed asks the resource's own history whether it lists a version among those since a moment.
+func (d *deletions) isListed(ctx context.Context, id, version string, since time.Time) (bool, error) {
 	listed := false
-	err := d.history(ctx, d.typ, id, d.job.Kickoff.Since.Add(time.Millisecond), func(row *fhir.Entry) error {
+	err := d.history(ctx, d.typ, id, since, func(row *fhir.Entry) error {
 		listed = listed || row.Version == version
 		return nil
 	})

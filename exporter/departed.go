@@ -30,9 +30,10 @@ func (r *run) canDepart(typ string) bool {
 	return !kickoff.Since.IsZero() && kickoff.Level != state.System && typ != "Patient" && (typ != "Group" || kickoff.Level != state.Group)
 }
 
-// newStrangers returns nil where nothing can leave, and for Provenance, whose membership hangs on the versions of others.
+// newStrangers returns nil where nothing can leave, for Provenance, whose membership hangs on the versions of others, and with
+// _until, after which nobody looks.
 func (r *run) newStrangers(typ string) *strangers {
-	if !r.canDepart(typ) || r.last(typ) {
+	if !r.canDepart(typ) || r.last(typ) || !r.job.Kickoff.Until.IsZero() {
 		return nil
 	}
 	return &strangers{filter: r.filter(typ), ids: map[string]struct{}{}}

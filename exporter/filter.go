@@ -13,6 +13,7 @@ type filter struct {
 	typ         string
 	since       time.Time // exclusive, zero for none
 	until       time.Time // inclusive: the transaction time
+	before      time.Time // exclusive: _until, zero for none
 	level       state.Level
 	compartment *fhir.Compartment
 	cohort      *cohort
@@ -28,6 +29,9 @@ type filter struct {
 // keep tells whether the row is in the export. A row without lastUpdated is: the guide allows to include it always.
 func (f *filter) keep(row *fhir.Entry) (bool, error) {
 	if row.Type != f.typ || row.LastUpdated.After(f.until) {
+		return false, nil
+	}
+	if !f.all && !f.before.IsZero() && !row.LastUpdated.IsZero() && !row.LastUpdated.Before(f.before) {
 		return false, nil
 	}
 	if !f.all && !f.since.IsZero() && !row.LastUpdated.IsZero() && !row.LastUpdated.After(f.since) {
@@ -57,7 +61,7 @@ func (f *filter) member(row *fhir.Entry) (bool, error) {
 	case f.level == state.System || f.all:
 		return true, nil
 	case f.typ == "Patient": // by its own id: Patient.link would pull in others
-		return f.level == state.Patient || f.cohort.hasPatient(row.ID), nil
+		return f.hasPatient(row.ID), nil
 	case f.typ == "Group" && f.level == state.Group: // by reference it would be other cohorts
 		return f.cohort.hasGroup(row.ID), nil
 	}
@@ -67,11 +71,14 @@ func (f *filter) member(row *fhir.Entry) (bool, error) {
 	found := false
 	err := row.References(f.compartment, func(_, reference string) bool {
 		id, local := fhir.LocalReference("Patient", reference, f.bases)
-		found = local && (f.level == state.Patient || f.cohort.hasPatient(id))
+		found = local && f.hasPatient(id)
 		return !found
 	})
 	return found, err
 }
+
+// hasPatient tells whether a Patient belongs to the export: each one does where no Group and no parameter patient narrows it.
+func (f *filter) hasPatient(id string) bool { return f.cohort == nil || f.cohort.hasPatient(id) }
 
 // anyTarget tells whether a target of a Provenance is a Patient of the export, or a resource that belongs to it.
 func (f *filter) anyTarget(row *fhir.Entry) (found bool, err error) {
@@ -81,7 +88,7 @@ func (f *filter) anyTarget(row *fhir.Entry) (found bool, err error) {
 		switch {
 		case !local:
 		case typ == "Patient":
-			found = f.level == state.Patient || f.cohort.hasPatient(id)
+			found = f.hasPatient(id)
 		default:
 			found, failed = f.hasTarget(typ, id, f.newcomers)
 		}

@@ -41,6 +41,8 @@ type change struct {
 	undated bool
 	// guessed is the version of a deletion without a time that got that of a later entry: it may be older than _since.
 	guessed string
+	// loose is the version of a deletion without a time, which is not later than that of the entry above it.
+	loose string
 
 	// The newest version of all.
 	top        bool
@@ -211,7 +213,7 @@ func (h *changes) place(c *change, row *fhir.Entry) bool {
 
 // guess remembers that a deletion has the time of a later entry.
 func (h *changes) guess(c *change, row *fhir.Entry) {
-	c.guessed = row.Version
+	c.guessed, c.loose = row.Version, row.Version
 	h.guesses = append(h.guesses, c)
 }
 
@@ -320,7 +322,7 @@ func (r *run) asOf(ctx context.Context, typ, id string, until time.Time, c *chan
 				return err
 			}
 			if c.version == undated[i].Version {
-				c.guessed = c.version
+				c.guessed, c.loose = c.version, c.version
 			}
 		}
 	}

@@ -14,7 +14,8 @@ import (
 	"time"
 )
 
-// ledger holds the ids that a client has of one type after the last export of a scope: level, Group and type. It is what
+// ledger holds the ids that a client has of one type after the last export of a scope: level, Group, type and the Patients
+// that are named. It is what
 // deletions are found by on a server without history. The file's first line is the transaction time of that export, each
 // further line an id, ascending. Only the export that goes on from that time can use it: by an earlier one deletions before
 // the ledger would be missed, by a later one those of resources that came after it, and others would be reported anew.
@@ -29,7 +30,8 @@ const ledgerSuffix = ".ledger"
 // ledgerName is the file's name for a scope. The ids of another server mean something else.
 func (r *run) ledgerName(typ string) string {
 	kickoff := &r.job.Kickoff
-	sum := sha256.Sum256([]byte(strings.Join([]string{r.Client.Base(), string(kickoff.Level), kickoff.Group, typ}, "\n")))
+	scope := append([]string{r.Client.Base(), string(kickoff.Level), kickoff.Group, typ}, kickoff.Patients...)
+	sum := sha256.Sum256([]byte(strings.Join(scope, "\n")))
 	return hex.EncodeToString(sum[:]) + ledgerSuffix
 }
 

@@ -103,20 +103,47 @@ func (l *ledger) expected(t *testing.T, job *state.Job, patients []string) map[s
 	t.Helper()
 	kickoff, rows := job.Kickoff, l.asOf(job.TransactionTime)
 	var newcomers []string
-	if kickoff.Level == state.Group {
-		patients = membersOf(t, rows, kickoff.Group)
+	if patients = named(kickoff, patients); kickoff.Level == state.Group {
+		patients = named(kickoff, membersOf(t, rows, kickoff.Group))
 		if !kickoff.Since.IsZero() { // the whole record of who has come since belongs to the increment
 			then := membersOf(t, l.asOf(kickoff.Since), kickoff.Group)
 			newcomers = slices.DeleteFunc(slices.Clone(patients), func(id string) bool { return slices.Contains(then, id) })
 		}
 	}
 	maps.DeleteFunc(rows, func(key, body string) bool {
+		if !kickoff.Until.IsZero() && !updated(t, body).Before(kickoff.Until) {
+			return true
+		}
 		if updated(t, body).After(kickoff.Since) {
 			return !belongs(t, kickoff, key, body, patients)
 		}
 		return len(newcomers) == 0 || !belongs(t, kickoff, key, body, newcomers)
 	})
 	return rows
+}
+
+// named leaves of some patients those that the parameter patient names.
+func named(kickoff state.Kickoff, patients []string) []string {
+	if len(kickoff.Patients) == 0 {
+		return patients
+	}
+	return slices.DeleteFunc(slices.Clone(patients), func(id string) bool { return !slices.Contains(kickoff.Patients, id) })
+}
+
+// strangers lists whom the parameter patient names although the export cannot hold them: who is no member of the Group at T,
+// or at Patient level does not exist then, nor at _since.
+func (l *ledger) strangers(t *testing.T, job *state.Job) []string {
+	t.Helper()
+	kickoff, rows := job.Kickoff, l.asOf(job.TransactionTime)
+	var members []string
+	if kickoff.Level == state.Group {
+		members = membersOf(t, rows, kickoff.Group)
+	} else if !kickoff.Since.IsZero() {
+		maps.Copy(rows, l.asOf(kickoff.Since))
+	}
+	return slices.DeleteFunc(slices.Clone(kickoff.Patients), func(id string) bool {
+		return slices.Contains(members, id) || kickoff.Level == state.Patient && rows["Patient/"+id] != ""
+	})
 }
 
 // belongs tells whether a resource belongs to an export of some patients, whenever it was written.
@@ -148,9 +175,10 @@ func (l *ledger) deletedSince(t *testing.T, job *state.Job, patients []string) m
 	if kickoff.Since.IsZero() {
 		return gone
 	}
+	patients = named(kickoff, patients)
 	before, stayed := l.asOf(kickoff.Since), patients
 	if kickoff.Level == state.Group {
-		patients = membersOf(t, l.asOf(job.TransactionTime), kickoff.Group)
+		patients = named(kickoff, membersOf(t, l.asOf(job.TransactionTime), kickoff.Group))
 		stayed = membersOf(t, before, kickoff.Group)
 		stayed = slices.DeleteFunc(stayed, func(id string) bool { return !slices.Contains(patients, id) })
 	}
@@ -162,7 +190,7 @@ func (l *ledger) deletedSince(t *testing.T, job *state.Job, patients []string) m
 		}
 		if delete(gone, key); !v.Deleted {
 			bodies[key] = string(v.Body)
-		} else if v.Updated.After(kickoff.Since) {
+		} else if v.Updated.After(kickoff.Since) && (kickoff.Until.IsZero() || v.Updated.Before(kickoff.Until)) {
 			belonged := before[key] != "" && belongs(t, kickoff, key, before[key], stayed)
 			gone[key] = belonged || belongs(t, kickoff, key, bodies[key], patients)
 		}

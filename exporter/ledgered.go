@@ -22,11 +22,18 @@ const ledgerBatch = 256
 // goes on from. w has the repair of the type, gone takes the deletions.
 func (t *typeRepair) keepLedger(ctx context.Context, w *walk, gone *deletions) (err error) {
 	increment := !t.job.Kickoff.Since.IsZero()
-	if t.Ledger == "" {
+	why := ""
+	switch {
+	case t.Ledger == "":
+		why = "the setting ledger is off"
+	case !t.job.Kickoff.Until.IsZero(): // what the client holds is older than T
+		why = "an export with _until has no ledger"
+	}
+	if why != "" {
 		if !increment {
 			return nil
 		}
-		return t.untold(ctx, "the setting ledger is off")
+		return t.untold(ctx, why)
 	}
 	c := &comparison{
 		typeRepair: t, w: w, gone: gone,

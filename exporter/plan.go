@@ -142,14 +142,11 @@ func (r *run) planType(ctx context.Context, typ string) ([]state.Slice, error) {
 		return r.planOpen(ctx, open)
 	}
 	whole := open
-	if whole.Strategy, whole.To = state.Bisect, r.windowEnd(); r.profile.Keyset {
+	if whole.Strategy = state.Bisect; r.profile.Keyset {
 		whole.Strategy = state.Keyset
 	}
-	if since := r.job.Kickoff.Since; !since.IsZero() {
-		whole.From = since.Truncate(time.Second)
-		if !whole.From.Before(whole.To) {
-			return nil, nil
-		}
+	if whole.From, whole.To = r.window(); !whole.From.Before(whole.To) {
+		return nil, nil
 	}
 	slices, err := r.planWindow(ctx, whole)
 	if err == nil && r.cohort != nil && len(r.cohort.newcomers) > 0 && !whole.From.IsZero() {

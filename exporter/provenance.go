@@ -128,9 +128,9 @@ func (r *run) hasTarget(ctx context.Context, typ, id string, newcomers bool) (bo
 	return belongs, nil
 }
 
-// exportsAll tells whether the output holds every resource of the type that belongs to the export.
+// exportsAll tells whether the output holds every resource of the type that is in the compartment of its Patients.
 func (r *run) exportsAll(typ string) bool {
-	if !r.job.Kickoff.Since.IsZero() {
+	if !r.job.Kickoff.Since.IsZero() || !r.job.Kickoff.Until.IsZero() {
 		return false
 	}
 	for _, read := range r.job.Types {

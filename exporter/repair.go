@@ -64,7 +64,7 @@ func (r *run) repair(ctx context.Context, chosen func(typ string) bool) error {
 func (r *run) noHistory(typ string) state.Issue {
 	what := strings.TrimSpace(typ + " resources")
 	text := "the server gives no history, so " + what
-	if r.profile.Keyset && r.WithoutHistory == IncludeCurrent {
+	if r.profile.Keyset && r.WithoutHistory == IncludeCurrent && !r.asOfAlone(typ) {
 		text += " that were deleted while the export ran may be missing, and those that were changed are as they are now"
 	} else {
 		text += " that were changed or deleted while the export ran may be missing"

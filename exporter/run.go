@@ -22,7 +22,8 @@ type run struct {
 	*Exporter
 	job     *state.Job
 	profile *fhir.Profile
-	// compartment and cohort decide membership; nil at System level.
+	// compartment and cohort decide membership; nil at System level. At Patient level cohort is nil where the parameter patient
+	// does not narrow the export.
 	compartment *fhir.Compartment
 	cohort      *cohort
 	dir         string
@@ -107,6 +108,10 @@ func failureOf(err error) *state.Failure {
 		failure.Text = "the export failed: its files could not be stored; the sidecar's log says more"
 	case errors.Is(err, errGaveUp):
 		failure.Code = "timeout"
+	case errors.Is(err, errUnknownPatient):
+		failure.Status, failure.Code = 400, "not-found"
+	case errors.Is(err, errNotMember):
+		failure.Status, failure.Code = 400, "invalid"
 	case errors.Is(err, errIncomplete):
 		failure.Code = "incomplete"
 	case status == 401 || status == 403 || errors.Is(err, errForbidden):
@@ -324,6 +329,7 @@ func (r *run) filter(typ string) *filter {
 		typ:         typ,
 		since:       r.job.Kickoff.Since,
 		until:       r.job.TransactionTime,
+		before:      r.job.Kickoff.Until,
 		level:       r.job.Kickoff.Level,
 		compartment: r.compartment,
 		cohort:      r.cohort,
@@ -341,6 +347,29 @@ func (r *run) filterIn(ctx context.Context, typ string) *filter {
 	}
 	return f
 }
+
+// window is the window of what an export holds: from _since up to T or _until. A bound between two of the server's granules is
+// moved outwards, and kept by the filter.
+func (r *run) window() (from, to time.Time) {
+	to = r.windowEnd()
+	granule := time.Second
+	if r.profile.Milliseconds {
+		granule = time.Millisecond
+	}
+	if until := r.job.Kickoff.Until; !until.IsZero() && until.Before(to) {
+		if to = until.Truncate(granule); to.Before(until) {
+			to = to.Add(granule)
+		}
+	}
+	if since := r.job.Kickoff.Since; !since.IsZero() {
+		from = since.Truncate(time.Second)
+	}
+	return from, to
+}
+
+// asOfAlone tells whether a resource's version as of T alone decides that it belongs to the export, so that no newer one may
+// stand for it.
+func (r *run) asOfAlone(string) bool { return !r.job.Kickoff.Until.IsZero() }
 
 // windowEnd is the exclusive end of the newest window. Rows up to and including T belong to the export; where only whole
 // seconds are compared, the rows of T's second that are later are dropped by the filter.

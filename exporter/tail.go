@@ -45,7 +45,7 @@ func (t *typeRepair) withoutHistory(ctx context.Context, w *walk) error {
 	}
 	text := ""
 	switch {
-	case len(changed) > 0 && t.WithoutHistory == IncludeCurrent:
+	case len(changed) > 0 && t.WithoutHistory == IncludeCurrent && !t.asOfAlone(t.typ):
 		if err := t.addCurrent(ctx, w, changed); err != nil {
 			return err
 		}
