@@ -57,13 +57,13 @@ func includeQuery(typ string, ids []string) fhir.Query {
 func (r *run) remarkTargets(ctx context.Context, slice *state.Slice) error {
 	text := ""
 	kickoff := &r.job.Kickoff
-	switch narrow := len(kickoff.Types) > 0 || !kickoff.Since.IsZero() || !kickoff.Until.IsZero(); {
+	switch narrow := len(kickoff.Types) > 0 || !kickoff.Since.IsZero() || !kickoff.Until.IsZero() || len(kickoff.Filters) > 0; {
 	case !r.last(slice.Type) || len(slice.Lists) == 0:
 		return nil
 	case !byTargets(slice):
 		text = "the server gives Provenance of Patients only: that of their other resources is missing"
 	case narrow:
-		text = "the server gives Provenance only by what it is about: that of resources which this export does not hold, by _since or _until " +
+		text = "the server gives Provenance only by what it is about: that of resources which this export does not hold, by _since, _until or _typeFilter " +
 			"or of types that _type does not name, is missing"
 	default:
 		return nil

@@ -56,7 +56,7 @@ func earlier(end, window time.Time) time.Time {
 func (w *walk) firstPart(window fhir.Query) time.Time {
 	from := w.part(window).From
 	left := w.slice.Counted - w.slice.Met
-	if from.IsZero() || len(w.slice.Lists) > 0 || left <= int64(w.pageRows()) {
+	if from.IsZero() || several(w.slice) || left <= int64(w.pageRows()) {
 		return time.Time{}
 	}
 	pages := left/int64(w.pageRows()) + 1

@@ -58,6 +58,9 @@ func (r *run) byMembers(ctx context.Context, whole state.Slice) ([]state.Slice, 
 	crawl := r.crawlCost(whole)
 	slices.SortStableFunc(offers, func(a, b offer) int { return int(a.requests - b.requests) })
 	for _, offer := range offers {
+		if !fitsFilters(&offer.slice) {
+			continue
+		}
 		if !r.forced() {
 			if offer.requests >= crawl || offer.name == StrategyCompartment || offer.name == StrategyHas {
 				continue
@@ -108,7 +111,7 @@ func (r *run) offers(ctx context.Context, whole state.Slice) ([]offer, error) {
 		return offer{name, slice, lists + pages + int64(probesPerParam*len(params))}
 	}
 	offers := []offer{by(StrategyLists, members.listSize(), false), by(StrategyPatients, 1, false)}
-	if r.profile.PostSearch {
+	if r.profile.PostSearch && len(whole.Filters) == 0 { // the self link of a form may not name the filter
 		offers = append(offers, by(StrategyLists, postListIDs, true))
 	}
 	compartment := by(StrategyCompartment, members.listSize(), false)

@@ -30,10 +30,10 @@ func (r *run) canDepart(typ string) bool {
 	return !kickoff.Since.IsZero() && kickoff.Level != state.System && typ != "Patient" && (typ != "Group" || kickoff.Level != state.Group)
 }
 
-// newStrangers returns nil where nothing can leave, for Provenance, whose membership hangs on the versions of others, and with
-// _until, after which nobody looks.
+// newStrangers returns nil where nothing can leave, for Provenance, whose membership hangs on the versions of others, and where
+// the version as of T does not stand in the output although it is a member's.
 func (r *run) newStrangers(typ string) *strangers {
-	if !r.canDepart(typ) || r.last(typ) || !r.job.Kickoff.Until.IsZero() {
+	if !r.canDepart(typ) || r.last(typ) || r.asOfAlone(typ) {
 		return nil
 	}
 	return &strangers{filter: r.filter(typ), ids: map[string]struct{}{}}

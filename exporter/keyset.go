@@ -156,11 +156,11 @@ func (w *walk) advance(ctx context.Context, q fhir.Query, page *outcome) (done b
 
 // metAll tells whether as many rows were met as were counted when the slice was planned.
 func (w *walk) metAll() bool {
-	return len(w.slice.Lists) == 0 && w.slice.Counted > 0 && w.slice.Met >= w.slice.Counted
+	return !several(w.slice) && w.slice.Counted > 0 && w.slice.Met >= w.slice.Counted
 }
 
-// metLess tells whether fewer rows were met than were counted. Lists have no count of their own.
-func (w *walk) metLess() bool { return len(w.slice.Lists) == 0 && w.slice.Met < w.slice.Counted }
+// metLess tells whether fewer rows were met than were counted. Of several queries none has a count of its own.
+func (w *walk) metLess() bool { return !several(w.slice) && w.slice.Met < w.slice.Counted }
 
 // moveCursor sets the cursor to the last row's time. It is a whole second as long as that is cheap, because servers
 // misread fractions; in a crowded second it is a millisecond.

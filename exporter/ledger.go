@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// ledger holds the ids that a client has of one type after the last export of a scope: level, Group, type and the Patients
-// that are named. It is what
+// ledger holds the ids that a client has of one type after the last export of a scope: level, Group, type, the Patients
+// that are named and the type's filters. It is what
 // deletions are found by on a server without history. The file's first line is the transaction time of that export, each
 // further line an id, ascending. Only the export that goes on from that time can use it: by an earlier one deletions before
 // the ledger would be missed, by a later one those of resources that came after it, and others would be reported anew.
@@ -31,6 +31,7 @@ const ledgerSuffix = ".ledger"
 func (r *run) ledgerName(typ string) string {
 	kickoff := &r.job.Kickoff
 	scope := append([]string{r.Client.Base(), string(kickoff.Level), kickoff.Group, typ}, kickoff.Patients...)
+	scope = append(scope, r.filtersOf(typ)...)
 	sum := sha256.Sum256([]byte(strings.Join(scope, "\n")))
 	return hex.EncodeToString(sum[:]) + ledgerSuffix
 }

@@ -106,7 +106,7 @@ const fewIDs = 10
 // when the server takes no list at all, the type is read whole.
 func (w *walk) shorterLists(ctx context.Context) {
 	switch {
-	case !w.slice.Post && w.profile.PostSearch && w.slice.ListSize <= fewIDs:
+	case !w.slice.Post && w.profile.PostSearch && len(w.slice.Filters) == 0 && w.slice.ListSize <= fewIDs:
 		w.slice.Post = true
 	case w.slice.ListSize > 1:
 		w.slice.ListSize /= 2

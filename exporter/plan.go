@@ -138,6 +138,9 @@ func (r *run) capabilities(ctx context.Context) (statement *fhir.CapabilityState
 // planType cuts one type.
 func (r *run) planType(ctx context.Context, typ string) ([]state.Slice, error) {
 	open := state.Slice{Type: typ, Strategy: state.Paging, Counted: -1}
+	if err := r.filterBy(ctx, &open); err != nil {
+		return nil, err
+	}
 	if !r.profile.Bounds {
 		return r.planOpen(ctx, open)
 	}
@@ -187,7 +190,7 @@ func (r *run) planWindow(ctx context.Context, whole state.Slice) ([]state.Slice,
 	if !r.profile.Counts {
 		return r.uncounted(ctx, whole)
 	}
-	total, err := r.count(ctx, fhir.Query{Type: whole.Type, From: whole.From, To: whole.To})
+	total, err := r.countWindow(ctx, &whole)
 	if err != nil || total == 0 {
 		return nil, err
 	}
@@ -206,7 +209,7 @@ func (r *run) planWindow(ctx context.Context, whole state.Slice) ([]state.Slice,
 func (r *run) planOpen(ctx context.Context, whole state.Slice) ([]state.Slice, error) {
 	var err error
 	if r.profile.Counts {
-		whole.Counted, err = r.count(ctx, fhir.Query{Type: whole.Type})
+		whole.Counted, err = r.countWindow(ctx, &whole)
 	}
 	if whole.Counted < 0 || err != nil {
 		whole.Counted = -1
@@ -245,6 +248,19 @@ func (r *run) uncounted(ctx context.Context, whole state.Slice) ([]state.Slice, 
 	return []state.Slice{whole}, nil
 }
 
+// countWindow counts the rows of a slice's window, without its lists. A row that matches two filters counts twice, as it is
+// met.
+func (r *run) countWindow(ctx context.Context, slice *state.Slice) (total int64, err error) {
+	for _, q := range windowQueries(slice) {
+		n, err := r.count(ctx, q)
+		if err != nil {
+			return 0, err
+		}
+		total += n
+	}
+	return total, nil
+}
+
 func (r *run) count(ctx context.Context, q fhir.Query) (n int64, err error) {
 	err = r.pace.do(ctx, func() error {
 		n, err = r.Client.Count(ctx, q)
@@ -278,10 +294,10 @@ func (r *run) cut(ctx context.Context, whole state.Slice) ([]state.Slice, error)
 			}
 			return nil
 		}
-		budget--
+		budget -= max(1, len(whole.Filters))
 		left, right := part, part
 		left.To, right.From = middle, middle
-		left.Counted, err = r.count(ctx, fhir.Query{Type: part.Type, From: left.From, To: left.To})
+		left.Counted, err = r.countWindow(ctx, &left)
 		if err != nil {
 			return err
 		}
@@ -323,8 +339,8 @@ func (r *run) edges(ctx context.Context, whole state.Slice) (first, last time.Ti
 		}
 		return first, whole.To, nil
 	}
-	ask := func(sort string) (at time.Time, err error) {
-		q := fhir.Query{Type: whole.Type, From: whole.From, To: whole.To, Sort: sort, Count: 1}
+	ask := func(q fhir.Query, sort string) (at time.Time, err error) {
+		q.Sort, q.Count = sort, 1
 		err = r.pace.do(ctx, func() error {
 			page, err := r.Client.Search(ctx, q)
 			if err != nil {
@@ -339,9 +355,21 @@ func (r *run) edges(ctx context.Context, whole state.Slice) (first, last time.Ti
 		})
 		return at, err
 	}
-	if first, err = ask("_lastUpdated"); err != nil {
-		return first, last, err
+	for _, q := range windowQueries(&whole) {
+		from, err := ask(q, "_lastUpdated")
+		if err != nil {
+			return first, last, err
+		}
+		to, err := ask(q, "-_lastUpdated")
+		if err != nil {
+			return first, last, err
+		}
+		if !from.IsZero() && (first.IsZero() || from.Before(first)) {
+			first = from
+		}
+		if to.After(last) {
+			last = to
+		}
 	}
-	last, err = ask("-_lastUpdated")
-	return first, last.Add(time.Second), err
+	return first, last.Add(time.Second), nil
 }

@@ -128,7 +128,7 @@ func (r *run) account(ctx context.Context, slice *state.Slice, h *changes) (int6
 	if err != nil {
 		return 0, err
 	}
-	least := slice.Met - after.left + min(before.came, after.came)
+	least := slice.Met - after.left - after.unsure + min(before.came, after.came)
 	most := slice.Met - before.left + max(before.came, after.came)
 	if count < least { // more has left than the history says: it was expunged, or the count lags
 		slice.Verdict = state.Counted
@@ -174,6 +174,8 @@ func (r *run) countSlice(ctx context.Context, slice *state.Slice) (int64, error)
 type movement struct {
 	left int64 // met, and in the window no more
 	came int64 // in the window now and not met: a late write; the repair adds it
+	// unsure are met and still in the window, where a late write may have made them match no filter any more.
+	unsure int64
 }
 
 // moved looks the changed rows up among those that the slice met.
@@ -196,6 +198,8 @@ func (r *run) moved(slice *state.Slice, h *changes) (movement, error) {
 		switch {
 		case c.left(slice.To):
 			m.left += times // from several lists a row is met, and counted, more than once
+		case len(slice.Filters) > 0: // what was not met may just not match: a late write that does is met when it is read again
+			m.unsure += times
 		case times == 0 && len(slice.Lists) == 0 && c.in(slice.From, slice.To):
 			m.came++
 		}

@@ -130,7 +130,7 @@ func (r *run) hasTarget(ctx context.Context, typ, id string, newcomers bool) (bo
 
 // exportsAll tells whether the output holds every resource of the type that is in the compartment of its Patients.
 func (r *run) exportsAll(typ string) bool {
-	if !r.job.Kickoff.Since.IsZero() || !r.job.Kickoff.Until.IsZero() {
+	if !r.job.Kickoff.Since.IsZero() || r.asOfAlone(typ) {
 		return false
 	}
 	for _, read := range r.job.Types {

@@ -102,7 +102,9 @@ type typeRepair struct {
 	// number gives the next free number of a slice.
 	number  func() int
 	changes *changes // nil where there is no history
-	stale   int64    // rows that were taken out again
+	// open are changed resources of a type that is filtered: whether they match is still to be asked.
+	open  []string
+	stale int64 // rows that were taken out again
 }
 
 func (t *typeRepair) do(ctx context.Context) error {
@@ -215,11 +217,15 @@ func (t *typeRepair) reconcile(ctx context.Context, w *walk, gone *deletions) er
 			t.changes.strangers.drop(id)
 		}
 	}
+	t.open = nil
 	for id, c := range t.changes.byID {
 		t.drop(c, places[id])
 		if err := t.correct(ctx, w, gone, id, c); err != nil {
 			return err
 		}
+	}
+	if err := t.addMatching(ctx, w); err != nil {
+		return err
 	}
 	for _, part := range t.crawled {
 		slices.Sort(part.Dropped)
@@ -241,8 +247,16 @@ func (t *typeRepair) correct(ctx context.Context, w *walk, gone *deletions, id s
 		t.changes.strangers.drop(id)
 		return gone.add(ctx, w, id, c)
 	}
+	row := &fhir.Entry{Type: t.typ, ID: id, Version: c.version, LastUpdated: c.updated, Resource: c.body}
+	if len(t.filtersOf(t.typ)) > 0 {
+		keep, err := w.filter.keep(row)
+		if keep {
+			t.open = append(t.open, id)
+		}
+		return err
+	}
 	before := w.slice.Written
-	err := w.emit(&fhir.Entry{Type: t.typ, ID: id, Version: c.version, LastUpdated: c.updated, Resource: c.body})
+	err := w.emit(row)
 	if w.slice.Written > before {
 		t.changes.strangers.drop(id)
 	}

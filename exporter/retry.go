@@ -150,7 +150,7 @@ func classify(err error) verdict {
 	switch {
 	case errors.Is(err, errIncomplete), errors.Is(err, errStrategy), errors.Is(err, errSuperset), errors.Is(err, errLocal), errors.Is(err, fhir.ErrSpill):
 		return final
-	case errors.Is(err, fhir.ErrForeignLink):
+	case errors.Is(err, fhir.ErrForeignLink), errors.Is(err, fhir.ErrNotApplied):
 		return final
 	case errors.Is(err, fhir.ErrMalformed), errors.As(err, &partial):
 		return unsure

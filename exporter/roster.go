@@ -22,7 +22,7 @@ func (r *run) byPatient(ctx context.Context, whole state.Slice) ([]state.Slice, 
 	if r.job.Kickoff.Level == state.System || r.Strategy == StrategyCrawl {
 		return []state.Slice{whole}, nil
 	}
-	if r.last(whole.Type) {
+	if r.last(whole.Type) && len(whole.Filters) == 0 {
 		if way, err := r.targetSearch(ctx); err != nil || way != "" {
 			whole.Lists = []string{way}
 			return []state.Slice{whole}, err
@@ -55,8 +55,11 @@ func (r *run) byPatient(ctx context.Context, whole state.Slice) ([]state.Slice, 
 	if len(members.patients) == 0 {
 		return nil, nil
 	}
-	whole.Lists, whole.ListSize = params, 1
-	return []state.Slice{whole}, nil
+	by := whole
+	if by.Lists, by.ListSize = params, 1; !fitsFilters(&by) {
+		return []state.Slice{whole}, nil
+	}
+	return []state.Slice{by}, nil
 }
 
 // emptyForNobody tells whether a search by the parameter is answered, and finds nothing for a Patient who does not exist.

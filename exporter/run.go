@@ -108,6 +108,8 @@ func failureOf(err error) *state.Failure {
 		failure.Text = "the export failed: its files could not be stored; the sidecar's log says more"
 	case errors.Is(err, errGaveUp):
 		failure.Code = "timeout"
+	case errors.Is(err, errFilter), errors.Is(err, fhir.ErrNotApplied):
+		failure.Status, failure.Code = 400, "not-supported"
 	case errors.Is(err, errUnknownPatient):
 		failure.Status, failure.Code = 400, "not-found"
 	case errors.Is(err, errNotMember):
@@ -366,10 +368,6 @@ func (r *run) window() (from, to time.Time) {
 	}
 	return from, to
 }
-
-// asOfAlone tells whether a resource's version as of T alone decides that it belongs to the export, so that no newer one may
-// stand for it.
-func (r *run) asOfAlone(string) bool { return !r.job.Kickoff.Until.IsZero() }
 
 // windowEnd is the exclusive end of the newest window. Rows up to and including T belong to the export; where only whole
 // seconds are compared, the rows of T's second that are later are dropped by the filter.

@@ -89,7 +89,7 @@ func (r *run) read(ctx context.Context, slice *state.Slice, anew bool) (err erro
 		return err
 	}
 	w.loadBoundary()
-	if len(slice.Lists) > 0 || slice.Strategy != state.Keyset || slice.Reread {
+	if several(slice) || slice.Strategy != state.Keyset || slice.Reread {
 		if err := w.loadWritten(); err != nil {
 			return err
 		}
@@ -192,11 +192,15 @@ func (w *walk) again(ctx context.Context) error {
 
 // queries is how many searches the slice consists of, one after another.
 func (w *walk) queries() int {
-	if len(w.slice.Lists) == 0 {
-		return 1
+	lists := 1
+	if len(w.slice.Lists) > 0 {
+		lists = len(w.slice.Lists) * w.members.lists(w.slice.ListSize)
 	}
-	return len(w.slice.Lists) * w.members.lists(w.slice.ListSize)
+	return max(1, len(w.slice.Filters)) * lists
 }
+
+// several tells whether a slice consists of several searches, which may find the same rows.
+func several(slice *state.Slice) bool { return len(slice.Lists) > 0 || len(slice.Filters) > 1 }
 
 // query is the search that is being read, without its page.
 func (w *walk) query() fhir.Query { return w.queryAt(w.slice.Query) }
@@ -205,6 +209,9 @@ func (w *walk) queryAt(n int) fhir.Query {
 	q := fhir.Query{Type: w.slice.Type, From: w.slice.From, To: w.slice.To, Post: w.slice.Post, IDsOnly: w.idsOnly}
 	if w.slice.Open {
 		q.From, q.To = time.Time{}, time.Time{}
+	}
+	if each := w.queries() / max(1, len(w.slice.Filters)); len(w.slice.Filters) > 0 {
+		q.Filter, n = fhir.ParseCriteria(w.slice.Filters[n/each]), n%each
 	}
 	if len(w.slice.Lists) == 0 {
 		return q

@@ -228,10 +228,10 @@ func (w *walk) readOrMiss(ctx context.Context) error {
 	}
 	w.Log.ErrorContext(ctx, "part of a type is missing", "job", w.job.ID, "type", w.slice.Type, "slice", w.slice.Seq, "error", err)
 	hole := state.Hole{Type: w.slice.Type, From: w.slice.From, To: w.slice.To, Rows: -1, Reason: reason}
-	if w.slice.Strategy != state.Paging && len(w.slice.Lists) == 0 && !w.slice.Cursor.IsZero() {
+	if w.slice.Strategy != state.Paging && !several(w.slice) && !w.slice.Cursor.IsZero() {
 		hole.From = w.slice.Cursor
 	}
-	if missing := w.slice.Counted - w.slice.Met; missing > 0 && len(w.slice.Lists) == 0 { // else nobody knows how many
+	if missing := w.slice.Counted - w.slice.Met; missing > 0 && !several(w.slice) { // else nobody knows how many
 		hole.Rows = missing
 	}
 	w.slice.Holes = append(w.slice.Holes, hole)
@@ -244,7 +244,7 @@ func holeReason(err error) (string, bool) {
 	var response *fhir.ResponseError
 	var partial *partialError
 	switch {
-	case errors.Is(err, errLocal), errors.Is(err, errGaveUp):
+	case errors.Is(err, errLocal), errors.Is(err, errGaveUp), errors.Is(err, fhir.ErrNotApplied):
 		return "", false
 	case errors.As(err, &partial):
 		return partial.code, true

@@ -224,6 +224,8 @@ type Slice struct {
 	// Lists are the reference parameters that are asked for lists of members, one after another; empty means that the
 	// type is searched without them. "_id" asks for the Patients themselves.
 	Lists []string `json:"lists,omitempty"`
+	// Filters are the queries of _typeFilter for the type, which are asked one after another as well: a row has to match one.
+	Filters []string `json:"filters,omitempty"`
 	// Newcomers tells that the slice reads what is older than _since, of the members who have come since then.
 	Newcomers bool `json:"newcomers,omitempty"`
 	// ListSize is the number of members in one list.

@@ -22,6 +22,9 @@ type Page struct {
 	// Entries is the number of entries seen, of whatever mode. Valid after Each.
 	Entries int
 
+	// filter has to be named by the self link.
+	filter []QueryParam
+
 	next, self string
 	isBundle   bool
 	hasKind    bool
@@ -45,7 +48,7 @@ func (p *Page) Collect(c *Compartment, all bool) {
 
 // Each reads the page to its end and hands each entry to fn, in order. It fails with ErrMalformed, wrapped, when the
 // answer is not a whole Bundle of the expected kind; fn may have seen entries by then, which the caller has to take
-// back. It fails with ErrSpill, wrapped, when the temporary file of a long resource cannot be written. An error of fn
+// back. It fails with ErrNotApplied, wrapped, when the server did not apply Query.Filter. It fails with ErrSpill, wrapped, when the temporary file of a long resource cannot be written. An error of fn
 // ends the reading and is returned as it is. The body is closed in any case.
 func (p *Page) Each(fn func(*Entry) error) (err error) {
 	defer func() { err = errors.Join(err, p.body.Close()) }()
@@ -60,6 +63,9 @@ func (p *Page) Each(fn func(*Entry) error) (err error) {
 	}
 	if !p.isBundle || !p.hasKind {
 		return fmt.Errorf("%s: not a %s Bundle: %w", p.op, p.kind, ErrMalformed)
+	}
+	if !names(p.self, p.filter) {
+		return fmt.Errorf("%s: %w", p.op, ErrNotApplied)
 	}
 	return nil
 }

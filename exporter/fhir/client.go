@@ -144,7 +144,11 @@ func (c *Client) Search(ctx context.Context, q Query) (*Page, error) {
 
 func (c *Client) search(ctx context.Context, q Query) (*Page, error) {
 	extra, header := c.dialect(q)
-	return c.ask(ctx, "search", q, extra, header)
+	page, err := c.ask(ctx, "search", q, extra, header)
+	if err == nil {
+		page.filter = q.Filter
+	}
+	return page, err
 }
 
 // ask sends a search by GET, or by POST with nothing in the address: servers that find a query there ignore the form.

@@ -18,6 +18,10 @@ import (
 // kind, JSON that is cut. It says nothing about the data, so the request may be repeated.
 var ErrMalformed = errors.New("malformed answer")
 
+// ErrNotApplied is returned when the self link of a page lacks a parameter of Query.Filter: the server tells by it which
+// parameters it has applied (FHIR, section "Self link"), so that its rows are more than was asked for.
+var ErrNotApplied = errors.New("search parameter was not applied")
+
 // ErrForeignLink is returned when a next link leaves the server. It is never followed.
 var ErrForeignLink = errors.New("next link leaves the server")
 

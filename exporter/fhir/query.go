@@ -17,6 +17,9 @@ type Query struct {
 	Type string
 	// Criteria are sent as they are, in order.
 	Criteria []QueryParam
+	// Filter are further criteria, which somebody else chose: the page of a Search with them fails with ErrNotApplied when its
+	// self link does not name each.
+	Filter []QueryParam
 	// From and To bound lastUpdated, [From, To); a zero time leaves that side open.
 	From, To time.Time
 	// Sort is the value of _sort, empty for the server's own order.
@@ -67,6 +70,9 @@ func (q Query) encode(extra ...QueryParam) string {
 		b.WriteString(escape(value))
 	}
 	for _, p := range q.Criteria {
+		add(p.Name, p.Value)
+	}
+	for _, p := range q.Filter {
 		add(p.Name, p.Value)
 	}
 	if !q.From.IsZero() {

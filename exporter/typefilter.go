@@ -1,0 +1,231 @@
+package exporter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"sidecar/exporter/fhir"
+	"sidecar/state"
+)
+
+// errFilter ends a job with a _typeFilter that the server does not evaluate: without it the export would hold more than was
+// asked for.
+var errFilter = errors.New("the FHIR server does not evaluate a _typeFilter")
+
+// filtersOf are the queries of _typeFilter for a type, of which a resource has to match one; none where it is not filtered.
+func (r *run) filtersOf(typ string) []string {
+	var queries []string
+	for _, filter := range r.job.Kickoff.Filters {
+		if filter.Type == typ {
+			queries = append(queries, filter.Query)
+		}
+	}
+	return queries
+}
+
+// asOfAlone tells whether a resource's version as of T alone decides that it belongs to the export, so that no newer one may
+// stand for it.
+func (r *run) asOfAlone(typ string) bool {
+	return !r.job.Kickoff.Until.IsZero() || len(r.filtersOf(typ)) > 0
+}
+
+// filterBy puts the type's filters into a slice, after a look at how the server takes each of them.
+func (r *run) filterBy(ctx context.Context, slice *state.Slice) error {
+	slice.Filters = r.filtersOf(slice.Type)
+	for _, query := range slice.Filters {
+		slice.Post = slice.Post || len(query) > maxListBytes && r.profile.PostSearch
+	}
+	if len(slice.Filters) == 0 {
+		return nil
+	}
+	if err := r.selfLinkIsHonest(ctx, slice.Type); err != nil {
+		return err
+	}
+	for _, q := range windowQueries(slice) {
+		if err := r.evaluates(ctx, q); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// evaluates asks for one row that matches a filter. A server that refuses the type without the filter too wants something
+// else, such as a Patient.
+func (r *run) evaluates(ctx context.Context, q fhir.Query) error {
+	q.From, q.To, q.Count = time.Time{}, time.Time{}, 1
+	err := r.firstPage(ctx, q)
+	if status := fhir.StatusOf(err); status != http.StatusBadRequest && status != http.StatusUnprocessableEntity {
+		return err
+	}
+	q.Filter = nil
+	if without := r.firstPage(ctx, q); without != nil {
+		return notAnswered(without)
+	}
+	return fmt.Errorf("%w: it refuses one of %s (status %d)", errFilter, q.Type, fhir.StatusOf(err))
+}
+
+// selfLinkIsHonest tells whether the server's self links lack a parameter that it does not know, or its searches refuse one.
+// Where a link repeats whatever was asked it says nothing about what was applied.
+func (r *run) selfLinkIsHonest(ctx context.Context, typ string) error {
+	if r.profile.StrictHandling {
+		return nil
+	}
+	unknown := []fhir.QueryParam{{Name: "no-such-param-x", Value: "1"}}
+	err := r.firstPage(ctx, fhir.Query{Type: typ, Count: 1, Filter: unknown})
+	switch {
+	case err == nil:
+		return fmt.Errorf("%w: its self links repeat what it ignores", errFilter)
+	case errors.Is(err, fhir.ErrNotApplied):
+		return nil
+	}
+	return notAnswered(err)
+}
+
+// firstPage asks for a page of which only the answer is of interest.
+func (r *run) firstPage(ctx context.Context, q fhir.Query) error {
+	return r.pace.do(ctx, func() error {
+		page, err := r.Client.Search(ctx, q)
+		if err != nil {
+			return err
+		}
+		return eachRow(page, func(*fhir.Entry) error { return nil })
+	})
+}
+
+// windowQueries are the searches of a slice's window without its lists: one for each filter.
+func windowQueries(slice *state.Slice) []fhir.Query {
+	q := fhir.Query{Type: slice.Type, From: slice.From, To: slice.To, Post: slice.Post}
+	if len(slice.Filters) == 0 {
+		return []fhir.Query{q}
+	}
+	queries := make([]fhir.Query, len(slice.Filters))
+	for i, filter := range slice.Filters {
+		queries[i] = q
+		queries[i].Filter = fhir.ParseCriteria(filter)
+	}
+	return queries
+}
+
+// fitsFilters tells whether a slice's lists ask by other parameters than its filters: of the same one twice some servers take
+// one only.
+func fitsFilters(slice *state.Slice) bool {
+	for _, filter := range slice.Filters {
+		for _, criterion := range fhir.ParseCriteria(filter) {
+			name, _, _ := strings.Cut(criterion.Name, ":")
+			name, _, _ = strings.Cut(name, ".")
+			if slices.ContainsFunc(slice.Lists, func(list string) bool { return strings.TrimPrefix(list, hasPrefix) == name }) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// addMatching adds what the crawl of a filtered type may have missed: resources that were written shortly before T, if they
+// match now. Of what was changed after T nobody knows whether it matched: it is left out, and said.
+func (t *typeRepair) addMatching(ctx context.Context, w *walk) error {
+	if len(t.open) == 0 {
+		return nil
+	}
+	slices.Sort(t.open)
+	var still []string
+	left := 0
+	for _, id := range t.open {
+		if c := t.changes.byID[id]; c.topVersion == c.version {
+			still = append(still, id)
+		} else {
+			left++
+		}
+	}
+	size := 1
+	if t.profile.IDLists {
+		size = min(maxListIDs, t.pageSize())
+	}
+	for part := range slices.Chunk(still, size) {
+		changed, err := t.addIfMatching(ctx, w, part)
+		if err != nil {
+			return fmt.Errorf("ask which changed resources match _typeFilter: %w", err)
+		}
+		left += changed
+	}
+	if left == 0 {
+		return nil
+	}
+	return t.remark(ctx, state.Issue{
+		Severity: "warning", Code: "incomplete",
+		Text: numbered(left, t.typ+" resource was", t.typ+" resources were") + " changed after the transaction time and before being read: those " +
+			"that matched _typeFilter at the transaction time are missing, since a server only tells what matches now",
+	})
+}
+
+// addIfMatching asks for some resources with each of the type's filters, and writes those that match as they were at T. It
+// returns how many were changed meanwhile.
+func (t *typeRepair) addIfMatching(ctx context.Context, w *walk, ids []string) (changed int, err error) {
+	whole := &state.Slice{Type: t.typ, Filters: t.filtersOf(t.typ)}
+	found := map[string]string{}
+	for _, q := range windowQueries(whole) {
+		q.Count, q.ServerPages = len(ids), true
+		q = q.With(fhir.QueryParam{Name: "_id", Value: strings.Join(ids, ",")})
+		err := t.eachPage(ctx, q, func(row *fhir.Entry) error {
+			if row.Type == t.typ {
+				found[row.ID] = row.Version
+			}
+			return nil
+		})
+		if err != nil {
+			return 0, err
+		}
+	}
+	for _, id := range ids {
+		c := t.changes.byID[id]
+		switch version, matches := found[id]; {
+		case !matches:
+		case version != c.version:
+			changed++
+		default:
+			if err := w.emit(&fhir.Entry{Type: t.typ, ID: id, Version: c.version, LastUpdated: c.updated, Resource: c.body}); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return changed, nil
+}
+
+// eachPage hands the rows of a search to fn, over all its pages.
+func (r *run) eachPage(ctx context.Context, q fhir.Query, fn func(*fhir.Entry) error) error {
+	link, followed := "", map[string]bool{}
+	for {
+		next := ""
+		err := r.pace.do(ctx, func() error {
+			page, err := r.pageOf(ctx, q, link)
+			if err != nil {
+				return err
+			}
+			if err := eachRow(page, fn); err != nil {
+				return err
+			}
+			next, err = page.Next()
+			return err
+		})
+		if err != nil || next == "" {
+			return err
+		}
+		if followed[next] {
+			return fmt.Errorf("the server's next links do not end: %w", errIncomplete)
+		}
+		followed[next], link = true, next
+	}
+}
+
+// pageOf asks for the first page of a search, or the one behind link.
+func (r *run) pageOf(ctx context.Context, q fhir.Query, link string) (*fhir.Page, error) {
+	if link != "" {
+		return r.Client.Follow(ctx, q.Type, "searchset", link)
+	}
+	return r.Client.Search(ctx, q)
+}
