@@ -95,6 +95,18 @@ func (c *chaos) narrow() {
 			c.kickoff.Since = time.Time{}
 		}
 	}
+	for range []int{0, 0, 0, 1, 1, 2}[c.random.IntN(6)] {
+		c.kickoff.Filters = append(c.kickoff.Filters, []state.TypeFilter{
+			{Type: "Observation", Query: "status=final"},
+			{Type: "Observation", Query: "status=final,amended"},
+			{Type: "Observation", Query: "subject=Patient/p1,Patient/p2"},
+			{Type: "Encounter", Query: "status=cancelled"},
+			{Type: "Patient", Query: "gender=female"},
+		}[c.random.IntN(5)])
+	}
+	if named := c.kickoff.Types; len(named) > 0 {
+		c.kickoff.Filters = slices.DeleteFunc(c.kickoff.Filters, func(f state.TypeFilter) bool { return !slices.Contains(named, f.Type) })
+	}
 	if c.kickoff.Level != state.System && c.random.IntN(4) == 0 {
 		for range 1 + c.random.IntN(3) {
 			c.kickoff.Patients = append(c.kickoff.Patients, fmt.Sprintf("p%d", c.random.IntN(population-2)))

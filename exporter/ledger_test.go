@@ -111,7 +111,7 @@ func (l *ledger) expected(t *testing.T, job *state.Job, patients []string) map[s
 		}
 	}
 	maps.DeleteFunc(rows, func(key, body string) bool {
-		if !kickoff.Until.IsZero() && !updated(t, body).Before(kickoff.Until) {
+		if !kickoff.Until.IsZero() && !updated(t, body).Before(kickoff.Until) || !matches(t, kickoff.Filters, key, body) {
 			return true
 		}
 		if updated(t, body).After(kickoff.Since) {
@@ -144,6 +144,32 @@ func (l *ledger) strangers(t *testing.T, job *state.Job) []string {
 	return slices.DeleteFunc(slices.Clone(kickoff.Patients), func(id string) bool {
 		return slices.Contains(members, id) || kickoff.Level == state.Patient && rows["Patient/"+id] != ""
 	})
+}
+
+// matches tells whether a resource matches one of its type's filters, which are lists of codes of one root element, or a
+// reference. One without a filter does.
+func matches(t *testing.T, filters []state.TypeFilter, key, body string) bool {
+	t.Helper()
+	var resource map[string]any
+	if err := json.Unmarshal([]byte(body), &resource); err != nil {
+		t.Fatal(err)
+	}
+	filtered := false
+	for _, filter := range filters {
+		if typ, _, _ := strings.Cut(key, "/"); typ != filter.Type {
+			continue
+		}
+		filtered = true
+		name, list, _ := strings.Cut(filter.Query, "=")
+		value, _ := resource[name].(string)
+		if reference, ok := resource[name].(map[string]any); ok {
+			value, _ = reference["reference"].(string)
+		}
+		if slices.Contains(strings.Split(list, ","), value) {
+			return true
+		}
+	}
+	return !filtered
 }
 
 // belongs tells whether a resource belongs to an export of some patients, whenever it was written.

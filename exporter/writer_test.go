@@ -113,7 +113,10 @@ func (w *writer) body(key string) []byte {
 			members = append(members, member("Group/h"))
 		}
 		more = `,"type":"person","actual":true,"member":[` + strings.Join(members, ",") + `]`
+	case "Patient":
+		more = fmt.Sprintf(`,"gender":%q`, []string{"female", "male"}[w.random.IntN(2)])
 	case "Observation", "Condition", "Encounter", "Immunization":
+		more = fmt.Sprintf(`,"status":%q`, []string{"final", "amended", "cancelled"}[w.random.IntN(3)])
 		if w.random.IntN(8) == 0 {
 			break // of nobody
 		}
@@ -121,7 +124,7 @@ func (w *writer) body(key string) []byte {
 		if typ == "Immunization" {
 			name = "patient"
 		}
-		more = fmt.Sprintf(`,%q:{"reference":"Patient/p%d"}`, name, w.random.IntN(population))
+		more += fmt.Sprintf(`,%q:{"reference":"Patient/p%d"}`, name, w.random.IntN(population))
 	}
 	return fmt.Appendf(nil, `{"resourceType":%q,"id":%q,"language":"w%d"%s}`, typ, id, w.n, more)
 }

@@ -182,6 +182,9 @@ func (s *Server) parseParam(c *call, q *query, name, value string) (bool, error)
 	if rest, ok := strings.CutPrefix(name, "_has:"); ok && !s.p.NoHas {
 		return s.parseHas(q, rest, value)
 	}
+	if q.parseCode(name, value) {
+		return true, nil
+	}
 	return s.parseReference(c, q, name, value)
 }
 
