@@ -58,7 +58,7 @@ func (r *run) remarkTargets(ctx context.Context, slice *state.Slice) error {
 	text := ""
 	kickoff := &r.job.Kickoff
 	switch narrow := len(kickoff.Types) > 0 || !kickoff.Since.IsZero() || !kickoff.Until.IsZero() || len(kickoff.Filters) > 0; {
-	case !r.last(slice.Type) || len(slice.Lists) == 0:
+	case !r.last(slice.Type) || len(slice.Lists) == 0, byTargets(slice) && r.associates(slice.Type):
 		return nil
 	case !byTargets(slice):
 		text = "the server gives Provenance of Patients only: that of their other resources is missing"

@@ -42,7 +42,11 @@ func (d *deletions) add(ctx context.Context, w *walk, id string, c *change) erro
 	if early, err := d.isBeforeUntil(ctx, id, c); err != nil || !early {
 		return err
 	}
-	member, err := d.wasMember(ctx, w.filter, id)
+	f := w.filter
+	if f.exported { // what it was about may not have changed, and not stand in this output
+		f = d.filterByCompartment(ctx, d.typ)
+	}
+	member, err := d.wasMember(ctx, f, id)
 	if err != nil || !member {
 		return err
 	}

@@ -20,6 +20,8 @@ type filter struct {
 	bases       []string
 	// hasTarget tells of a Provenance's target whether it belongs to the export; nil for other types.
 	hasTarget func(typ, id string, newcomers bool) (bool, error)
+	// exported tells that a Provenance belongs to the export by what the output holds alone: hasTarget decides, of Patients too.
+	exported bool
 	// newcomers tells that cohort is of those who have come since _since.
 	newcomers bool
 	// all passes every resource that was there at T, for what is referred to.
@@ -58,6 +60,8 @@ func (f *filter) stayed() *filter {
 // member tells whether the row is in the compartment of one of the export's Patients.
 func (f *filter) member(row *fhir.Entry) (bool, error) {
 	switch {
+	case f.exported:
+		return f.anyTarget(row)
 	case f.level == state.System || f.all:
 		return true, nil
 	case f.typ == "Patient": // by its own id: Patient.link would pull in others
@@ -87,7 +91,7 @@ func (f *filter) anyTarget(row *fhir.Entry) (found bool, err error) {
 		typ, id, local := fhir.LocalTarget(reference, f.bases)
 		switch {
 		case !local:
-		case typ == "Patient":
+		case typ == "Patient" && !f.exported:
 			found = f.hasPatient(id)
 		default:
 			found, failed = f.hasTarget(typ, id, f.newcomers)

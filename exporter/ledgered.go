@@ -29,6 +29,9 @@ func (t *typeRepair) keepLedger(ctx context.Context, w *walk, gone *deletions) (
 	case !t.job.Kickoff.Until.IsZero(): // what the client holds is older than T
 		why = "an export with _until has no ledger"
 	}
+	if t.associates(t.typ) {
+		why = "which Provenance the client holds hangs on what else it does"
+	}
 	if why != "" {
 		if !increment {
 			return nil

@@ -118,13 +118,14 @@ func (r *run) types(ctx context.Context) ([]string, error) {
 		return nil, nil
 	}
 	if named := r.job.Kickoff.Types; len(named) > 0 {
-		return named, nil
+		return r.withAssociated(named), nil
 	}
 	statement, err := r.capabilities(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return Types(r.job.Kickoff.Level, statement, false)
+	types, err := Types(r.job.Kickoff.Level, statement, false)
+	return r.withAssociated(types), err
 }
 
 func (r *run) capabilities(ctx context.Context) (statement *fhir.CapabilityStatement, err error) {
@@ -148,7 +149,7 @@ func (r *run) planType(ctx context.Context, typ string) ([]state.Slice, error) {
 	if whole.Strategy = state.Bisect; r.profile.Keyset {
 		whole.Strategy = state.Keyset
 	}
-	if whole.From, whole.To = r.window(); !whole.From.Before(whole.To) {
+	if whole.From, whole.To = r.window(typ); !whole.From.Before(whole.To) {
 		return nil, nil
 	}
 	slices, err := r.planWindow(ctx, whole)

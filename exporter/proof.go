@@ -264,8 +264,9 @@ func sumUp(typ string, all []state.Slice) (state.Proof, []state.Hole) {
 			proof.Deleted += slice.Met
 			continue
 		case slice.Strategy == state.History:
-			proof.Repaired += slice.Written
-			proof.Exported += slice.Written
+			kept := slice.Written - int64(len(slice.Dropped))
+			proof.Repaired += kept
+			proof.Exported += kept
 			proof.Departed = slice.Departed
 			if holes = append(holes, slice.Holes...); len(slice.Holes) > 0 {
 				proof.Verdict = state.Incomplete
@@ -274,7 +275,7 @@ func sumUp(typ string, all []state.Slice) (state.Proof, []state.Hole) {
 		}
 		proof.Met += slice.Met
 		proof.Exported += slice.Written - int64(len(slice.Dropped))
-		proof.Replaced += int64(len(slice.Dropped))
+		proof.Replaced += int64(len(slice.Dropped)) - slice.Superseded
 		if slice.Expected < 0 || proof.Expected < 0 {
 			proof.Expected = -1
 		} else {

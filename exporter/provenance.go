@@ -18,7 +18,9 @@ const provenance = "Provenance"
 const maxAskedTargets = 100_000
 
 // last tells whether a type is read after the others.
-func (r *run) last(typ string) bool { return typ == provenance && r.job.Kickoff.Level != state.System }
+func (r *run) last(typ string) bool {
+	return typ == provenance && (r.job.Kickoff.Level != state.System || r.associates(typ))
+}
 
 func (r *run) notLast(typ string) bool { return !r.last(typ) }
 
@@ -28,7 +30,7 @@ func (r *run) readLast(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	pending := false
+	pending := r.associates(provenance)
 	for _, slice := range all {
 		pending = pending || r.last(slice.Type) && slice.Strategy != state.History && slice.Strategy != state.Deletions
 	}
@@ -41,7 +43,10 @@ func (r *run) readLast(ctx context.Context) (err error) {
 	if err := r.crawl(ctx, r.last); err != nil {
 		return err
 	}
-	return r.repair(ctx, r.last)
+	if err := r.repair(ctx, r.last); err != nil {
+		return err
+	}
+	return r.keepLatest(ctx)
 }
 
 // collectTargets gathers what the export holds.

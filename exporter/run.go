@@ -22,8 +22,8 @@ type run struct {
 	*Exporter
 	job     *state.Job
 	profile *fhir.Profile
-	// compartment and cohort decide membership; nil at System level. At Patient level cohort is nil where the parameter patient
-	// does not narrow the export.
+	// compartment and cohort decide membership; at System level both are nil, unless targets of Provenance are looked for. At
+	// Patient level cohort is nil where the parameter patient does not narrow the export.
 	compartment *fhir.Compartment
 	cohort      *cohort
 	dir         string
@@ -238,7 +238,7 @@ func (r *run) probe(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("probe the server: %w", err)
 	}
-	if r.job.Kickoff.Level == state.System {
+	if r.job.Kickoff.Level == state.System && len(r.job.Kickoff.Associated) == 0 {
 		return nil
 	}
 	if r.compartment, err = fhir.PatientCompartment(r.profile.FHIRVersion); err != nil {
@@ -341,8 +341,16 @@ func (r *run) filter(typ string) *filter {
 
 // filterIn is filter for a type whose membership may have to be asked for in ctx.
 func (r *run) filterIn(ctx context.Context, typ string) *filter {
+	if r.associates(typ) {
+		return r.filterByOutput(typ)
+	}
+	return r.filterByCompartment(ctx, typ)
+}
+
+// filterByCompartment is filterIn by the compartments alone, whatever includeAssociatedData says.
+func (r *run) filterByCompartment(ctx context.Context, typ string) *filter {
 	f := r.filter(typ)
-	if r.last(typ) {
+	if r.last(typ) && f.level != state.System {
 		f.hasTarget = func(typ, id string, newcomers bool) (bool, error) {
 			return r.hasTarget(inside(ctx), typ, id, newcomers)
 		}
@@ -352,8 +360,11 @@ func (r *run) filterIn(ctx context.Context, typ string) *filter {
 
 // window is the window of what an export holds: from _since up to T or _until. A bound between two of the server's granules is
 // moved outwards, and kept by the filter.
-func (r *run) window() (from, to time.Time) {
+func (r *run) window(typ string) (from, to time.Time) {
 	to = r.windowEnd()
+	if r.associates(typ) { // whenever it was written
+		return time.Time{}, to
+	}
 	granule := time.Second
 	if r.profile.Milliseconds {
 		granule = time.Millisecond

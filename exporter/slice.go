@@ -248,7 +248,7 @@ func (w *walk) emit(row *fhir.Entry) error {
 	if w.draft {
 		return w.spool.note(row)
 	}
-	if err := w.collect(row); err != nil {
+	if err := errors.Join(w.collect(row), w.noteTargets(row)); err != nil {
 		return err
 	}
 	return w.spool.write(row)

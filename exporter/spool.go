@@ -28,11 +28,12 @@ func local(err error) error {
 	return fmt.Errorf("%w: %w", errLocal, err)
 }
 
-// spool is the open file of a slice, and beside it three files that run over the whole slice: the index of the ids written,
-// one line "id<TAB>version" each, the rows met, also those that the filter kept out, as eight bytes of hash each, and the
-// resources that the rows written refer to, one line "Type/id" each.
+// spool is the open file of a slice, and beside it four files that run over the whole slice: the index of the ids written,
+// one line "id<TAB>version" each, the rows met, also those that the filter kept out, as eight bytes of hash each, the
+// resources that the rows written refer to, one line "Type/id" each, and where only the latest Provenance is wanted what each
+// is about.
 type spool struct {
-	rows, index, met, refs sink
+	rows, index, met, refs, about sink
 }
 
 // sink is an append-only file that can go back to an earlier size.
@@ -57,6 +58,7 @@ func openSpool(dir string, slice *state.Slice) (*spool, error) {
 		{&s.index, indexPath(dir, slice.Seq), slice.IndexSize},
 		{&s.met, metPath(dir, slice.Seq), slice.MetSize},
 		{&s.refs, refsPath(dir, slice.Seq), slice.RefsSize},
+		{&s.about, aboutPath(dir, slice.Seq), slice.AboutSize},
 	} {
 		opened, err := openSink(file.path, file.size)
 		if err != nil {
@@ -73,6 +75,8 @@ func indexPath(dir string, seq int) string { return filepath.Join(dir, strconv.I
 func metPath(dir string, seq int) string { return filepath.Join(dir, strconv.Itoa(seq)+".met") }
 
 func refsPath(dir string, seq int) string { return filepath.Join(dir, strconv.Itoa(seq)+".refs") }
+
+func aboutPath(dir string, seq int) string { return filepath.Join(dir, strconv.Itoa(seq)+".about") }
 
 // openSink opens a file and cuts it to its durable size. One of size 0 is made with the first write: most slices need only
 // some of their files.
@@ -191,30 +195,33 @@ func (s *spool) meet(id string) error {
 
 // cut goes back to what a slice was, as after a page that broke off.
 func (s *spool) cut(before *state.Slice) error {
-	return local(errors.Join(s.rows.cut(before.SpoolSize), s.index.cut(before.IndexSize), s.met.cut(before.MetSize), s.refs.cut(before.RefsSize)))
+	return local(errors.Join(
+		s.rows.cut(before.SpoolSize), s.index.cut(before.IndexSize), s.met.cut(before.MetSize), s.refs.cut(before.RefsSize), s.about.cut(before.AboutSize),
+	))
 }
 
 // measure sets the sizes of a slice to those of its files.
 func (s *spool) measure(slice *state.Slice) {
 	slice.SpoolSize, slice.IndexSize, slice.MetSize, slice.RefsSize = s.rows.size, s.index.size, s.met.size, s.refs.size
+	slice.AboutSize = s.about.size
 }
 
 // sync makes all that was written durable.
 func (s *spool) sync() error {
 	failpoint.Pass("before sync")
-	err := errors.Join(s.rows.sync(), s.index.sync(), s.met.sync(), s.refs.sync())
+	err := errors.Join(s.rows.sync(), s.index.sync(), s.met.sync(), s.refs.sync(), s.about.sync())
 	failpoint.Pass("after sync")
 	return local(err)
 }
 
 func (s *spool) close() error {
-	return local(errors.Join(s.rows.close(), s.index.close(), s.met.close(), s.refs.close()))
+	return local(errors.Join(s.rows.close(), s.index.close(), s.met.close(), s.refs.close(), s.about.close()))
 }
 
 // remove closes the files and deletes them.
 func (s *spool) remove() error {
 	err := s.close()
-	for _, file := range []*sink{&s.rows, &s.index, &s.met, &s.refs} {
+	for _, file := range []*sink{&s.rows, &s.index, &s.met, &s.refs, &s.about} {
 		if file.file != nil {
 			err = errors.Join(err, local(os.Remove(file.path)))
 		}

@@ -19,6 +19,9 @@ var errFilter = errors.New("the FHIR server does not evaluate a _typeFilter")
 
 // filtersOf are the queries of _typeFilter for a type, of which a resource has to match one; none where it is not filtered.
 func (r *run) filtersOf(typ string) []string {
+	if r.associates(typ) { // it is added behind the filters
+		return nil
+	}
 	var queries []string
 	for _, filter := range r.job.Kickoff.Filters {
 		if filter.Type == typ {
@@ -31,7 +34,7 @@ func (r *run) filtersOf(typ string) []string {
 // asOfAlone tells whether a resource's version as of T alone decides that it belongs to the export, so that no newer one may
 // stand for it.
 func (r *run) asOfAlone(typ string) bool {
-	return !r.job.Kickoff.Until.IsZero() || len(r.filtersOf(typ)) > 0
+	return !r.job.Kickoff.Until.IsZero() && !r.associates(typ) || len(r.filtersOf(typ)) > 0
 }
 
 // filterBy puts the type's filters into a slice, after a look at how the server takes each of them.

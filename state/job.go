@@ -261,6 +261,8 @@ type Slice struct {
 	MetSize int64 `json:"metSize,omitempty"`
 	// RefsSize is the durable size in bytes of the file of what the slice's rows refer to.
 	RefsSize int64 `json:"refsSize,omitempty"`
+	// AboutSize is the durable size in bytes of the file of what the slice's Provenance is about, where only the latest is wanted.
+	AboutSize int64 `json:"aboutSize,omitempty"`
 	// Left is how many met rows the history showed to have left the window, Expected the count of the proof with them.
 	Left     int64   `json:"left,omitempty"`
 	Expected int64   `json:"expected,omitempty"`
@@ -269,6 +271,8 @@ type Slice struct {
 	Holes []Hole `json:"holes,omitempty"`
 	// Dropped are rows that do not belong to the output after all, by their number in the slice's index, ascending.
 	Dropped []int64 `json:"dropped,omitempty"`
+	// Superseded is how many of Dropped are Provenance of which there is a later one.
+	Superseded int64 `json:"superseded,omitempty"`
 	// Departed is Proof.Departed, on the slice of strategy History.
 	Departed int64 `json:"departed,omitempty"`
 }
