@@ -325,4 +325,5 @@ var holeReasons = map[string]string{
 	"incomplete":    "the server has more resources than it gives",
 	"not-supported": "the server cannot be asked for them",
 	"structure":     "the server's answers are damaged",
+	"too-long":      "they, or the pages that hold them, are too large",
 }
