@@ -36,6 +36,7 @@ func TestResourceThatIsTooLarge(t *testing.T) {
 			inBubble(t, fhirtest.Plain(), edit, thirtyRows(t), func(t *testing.T, b *bubble) {
 				large := fmt.Sprintf(`{"resourceType":"Observation","id":"large","note":[{"text":%q}]}`, strings.Repeat("x", 50_000))
 				want := b.snapshot()
+				probeBefore(b)
 				must(t, b.sample.Put([]byte(large)))
 				b.limit(0, 40_000)
 				job := b.finish(b.kickOff(ofObservations()))

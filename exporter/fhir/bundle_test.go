@@ -226,18 +226,15 @@ func TestPageReturnsTheErrorOfItsCaller(t *testing.T) {
 	}
 }
 
-// Ensure a page or a resource without end is given up at its limit, by an error that names the type.
+// Ensure a page or a resource that does not end is given up at its limit, by an error that names the type.
 func TestWhatIsTooLargeIsGivenUp(t *testing.T) {
 	const most = 10 << 20
-	endless := func(begin, again string) io.Reader {
-		return io.MultiReader(strings.NewReader(begin), &repeated{text: again})
-	}
 	page := `{"resourceType":"Bundle","type":"searchset","entry":[`
 	for name, body := range map[string]io.Reader{
-		"page":        endless(page, `{"resource":{"resourceType":"Binary","id":"b"}},`),
-		"resource":    endless(page+`{"resource":{"resourceType":"Binary","id":"b","data":"`, "x"),
-		"white space": endless(page, " "),
-		"ids":         endless(page+`{"resource":{"resourceType":"Binary","id":"`, "x"),
+		"page":        repeated(page, `{"resource":{"resourceType":"Binary","id":"b"}}`, ",", 1<<20, ""),
+		"resource":    repeated(page+`{"resource":{"resourceType":"Binary","id":"b","data":"`, "x", "", 30<<20, ""),
+		"white space": repeated(page, " ", "", 30<<20, ""),
+		"ids":         repeated(page+`{"resource":{"resourceType":"Binary","id":"`, "x", "", 30<<20, ""),
 	} {
 		t.Run(name, func(t *testing.T) {
 			mock := httpmock.NewMockTransport()
@@ -261,19 +258,4 @@ func TestWhatIsTooLargeIsGivenUp(t *testing.T) {
 			}
 		})
 	}
-}
-
-// repeated is a text without end.
-type repeated struct {
-	text string
-	at   int
-}
-
-// Read goes on with the text.
-func (r *repeated) Read(p []byte) (int, error) {
-	for i := range p {
-		p[i] = r.text[r.at%len(r.text)]
-		r.at++
-	}
-	return len(p), nil
 }

@@ -29,7 +29,7 @@ func (l *line) reset() { l.buf, l.spilled = l.buf[:0], 0 }
 // add appends to the line. span is not longer than longResource.
 func (l *line) add(span []byte) error {
 	if l.spilled+int64(len(l.buf)+len(span)) > l.most {
-		return fmt.Errorf("resource of more than %d MiB: %w", l.most>>20, ErrTooLarge)
+		return fmt.Errorf("resource of more than %d bytes: %w", l.most, ErrTooLarge)
 	}
 	if size := len(l.buf) + len(span); size > cap(l.buf) {
 		if size > longResource {
