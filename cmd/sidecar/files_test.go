@@ -12,10 +12,10 @@ import (
 
 // Ensure the setting reaches the client and the pipelines that read the bucket.
 func TestManifestSettingChoosesTheShape(t *testing.T) {
-	sample, upstream := startSample(t, fhirtest.Plain(), 2)
+	sample, upstream := newSample(t, fhirtest.Plain(), 2)
 	s := startSidecar(t, upstream, func(c *config) { c.Manifest = "4.0" })
 	got := s.finish(s.kickOff("/$export"))
-	stored, err := filepath.Glob(filepath.Join(s.server.config.filesFolder(), "*", "manifest.json"))
+	stored, err := filepath.Glob(filepath.Join(s.config.filesFolder(), "*", "manifest.json"))
 	if err != nil || len(stored) != 1 {
 		t.Fatalf("stored manifests: %v, %v", stored, err)
 	}
