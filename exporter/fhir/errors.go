@@ -22,6 +22,9 @@ var ErrMalformed = errors.New("malformed answer")
 // parameters it has applied (FHIR, section "Self link"), so that its rows are more than was asked for.
 var ErrNotApplied = errors.New("search parameter was not applied")
 
+// ErrTooLarge is returned for a page or a resource above the limit of its size. The same request finds it again.
+var ErrTooLarge = errors.New("too large")
+
 // ErrForeignLink is returned when a next link leaves the server. It is never followed.
 var ErrForeignLink = errors.New("next link leaves the server")
 
