@@ -270,7 +270,7 @@ func (t *typeRepair) oldDeletions(ctx context.Context, w *walk, gone *deletions,
 		if t.changes.byID[id] != nil || len(places[id]) > 0 {
 			continue
 		}
-		if t.job.Kickoff.Level != state.System {
+		if t.job.Kickoff.Level != state.System || t.asOfAlone(t.typ) {
 			if err := t.asOf(ctx, t.typ, id, t.job.TransactionTime, c); err != nil {
 				return err
 			}

@@ -1,0 +1,171 @@
+package exporter_test
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"sidecar/exporter"
+	"sidecar/exporter/fhir/fhirtest"
+	"sidecar/state"
+)
+
+// filteredBy is the kick-off of a system export of Observations by filters.
+func filteredBy(queries ...string) state.Kickoff {
+	kickoff := kickoffOf(state.System, "Observation", "Condition")
+	for _, query := range queries {
+		kickoff.Filters = append(kickoff.Filters, state.TypeFilter{Type: "Observation", Query: query})
+	}
+	return kickoff
+}
+
+// readings puts sixty Observations, a third of them final, a third amended, and as many Conditions, by which nothing is filtered.
+func readings(t *testing.T) func(*fhirtest.Server) {
+	return func(s *fhirtest.Server) {
+		for p := range 2 {
+			must(t, s.PutAt(fmt.Appendf(nil, `{"resourceType":"Patient","id":"p%d"}`, p), time.Now().Add(-2*time.Hour)))
+		}
+		for i := range 60 {
+			at := time.Now().Add(-time.Hour + time.Duration(i)*7*time.Second)
+			status := []string{"final", "amended", "cancelled"}[i%3]
+			must(t, s.PutAt(fmt.Appendf(nil, `{"resourceType":"Observation","id":"o%02d","status":%q,"subject":{"reference":"Patient/p%d"}}`, i, status, i%2), at),
+				s.PutAt(fmt.Appendf(nil, `{"resourceType":"Condition","id":"c%02d"}`, i), at))
+		}
+	}
+}
+
+// overtakeOnce changes a row just before its type is read for the first time, and tells whether it did.
+func (b *bubble) overtakeOnce(t *testing.T, typ, id string) *bool {
+	changed := false
+	b.link.hook = func(r *http.Request) {
+		query := r.URL.Query()
+		if !changed && strings.HasSuffix(r.URL.Path, "/"+typ) && query.Get("_sort") == "_lastUpdated" && query.Get("_count") != "1" {
+			changed = true
+			must(t, b.sample.Put(fmt.Appendf(nil, `{"resourceType":%q,"id":%q,"status":"final","language":"later"}`, typ, id)))
+		}
+	}
+	return &changed
+}
+
+// saysOf checks the remarks of a job.
+func saysOf(t *testing.T, job *state.Job, text string) {
+	t.Helper()
+	if !strings.Contains(fmt.Sprint(job.Issues), text) {
+		t.Errorf("the remarks are %+v, want one that says: %s", job.Issues, text)
+	}
+}
+
+// Ensure filters of one type are alternatives whose common rows come once, that they are proved, and that other types stay whole.
+func TestTypeFilter(t *testing.T) {
+	for name, queries := range map[string][]string{
+		"one":              {"status=final"},
+		"alternatives":     {"status=final", "status=amended"},
+		"common rows":      {"status=final,amended", "status=amended,cancelled", "status=amended"},
+		"nothing matches":  {"status=unknown"},
+		"encoded":          {"status=final%2Camended"},
+		"a reference":      {"subject=Patient/p1"},
+		"longer than URLs": {"status=final," + strings.Repeat("x", 2000)},
+	} {
+		for _, server := range append(personalities(), fhirtest.Medplum(), with(fhirtest.Plain(), func(p *fhirtest.Personality) {
+			p.Name, p.IgnoreLastUpdated = "paged", true
+		}), with(fhirtest.Plain(), func(p *fhirtest.Personality) { p.Name, p.IgnoreSort = "unsorted", true })) {
+			t.Run(name+"/"+server.Name, func(t *testing.T) {
+				t.Parallel()
+				inBubble(t, server, func(c *exporter.Config) { c.PageSize, c.MaxFileBytes = 5, 900 }, readings(t), func(t *testing.T, b *bubble) {
+					kickoff := filteredBy(queries...)
+					job := b.finish(b.kickOff(kickoff))
+					want := b.snapshot()
+					for key, body := range want {
+						if strings.HasPrefix(key, "Patient/") {
+							delete(want, key)
+						}
+						if plain := strings.ReplaceAll(queries[0], "%2C", ","); !matches(t, append(filteredBy(plain).Filters, kickoff.Filters...), key, body) {
+							delete(want, key)
+						}
+					}
+					same(t, b.rows(job), want)
+					for _, proof := range job.Proof {
+						if proof.Verdict != state.Proved && proof.Verdict != state.Paged && server.Name != "paged" {
+							t.Errorf("the account is %+v", proof)
+						}
+					}
+				})
+			})
+		}
+	}
+}
+
+// Ensure a filter that the server refuses, or does not show to have applied, ends the job: nothing wider is ever stored.
+func TestTypeFilterThatIsNotEvaluated(t *testing.T) {
+	withoutSelf := func(r *http.Request, b *bundle) int {
+		if r.URL.Query().Has("status") {
+			delete(*b, "link")
+			(*b)["changed"] = true
+		}
+		return 0
+	}
+	for _, test := range []struct {
+		name, query string
+		server      fhirtest.Personality
+		after       func(*http.Request, *bundle) int
+	}{
+		{"refused", "no-such-parameter=1", fhirtest.HAPI(), nil},
+		{"refused without strict", "no-such-parameter=1", fhirtest.Plain(), nil},
+		{"no self link", "status=final", fhirtest.HAPI(), withoutSelf},
+		{"self link that repeats what is ignored", "status=final", with(fhirtest.Plain(), func(p *fhirtest.Personality) { p.IgnoreEverything = true }), nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			inBubble(t, test.server, smallPages, readings(t), func(t *testing.T, b *bubble) {
+				b.link.handler = &altered{sample: b.link.handler, after: test.after}
+				job := b.finish(b.kickOff(filteredBy(test.query)))
+				if job.Status != state.Failed || job.Failure.Status != 400 || job.Failure.Code != "not-supported" {
+					t.Errorf("the job ended %s: %+v", job.Status, job.Failure)
+				}
+				if job.Failure != nil && (strings.Contains(job.Failure.Text, "such") || strings.Contains(job.Failure.Text, "final")) {
+					t.Errorf("the failure repeats the filter: %s", job.Failure.Text)
+				}
+			})
+		})
+	}
+}
+
+// Ensure a row that is changed after T and before it is read is left out and counted, whether it matches now or not; that one
+// written late and before T is there if it matches; and that no late one comes in that does not.
+func TestTypeFilterWhileRowsChange(t *testing.T) {
+	for _, server := range personalities() {
+		t.Run(server.Name, func(t *testing.T) {
+			t.Parallel()
+			inBubble(t, server, smallPages, readings(t), func(t *testing.T, b *bubble) {
+				b.finish(b.kickOff(kickoffOf(state.System, "Patient"))) // the probes
+				overtaken, told := b.overtakeOnce(t, "Observation", "o57"), false
+				before := b.link.hook
+				b.link.hook = func(r *http.Request) {
+					before(r)
+					if !told && strings.HasSuffix(r.URL.Path, "/Observation/_history") {
+						told = true
+						b.sample.CatchUp()
+					}
+				}
+				stamp, late := time.Now(), time.Now().Add(time.Hour)
+				for id, status := range map[string]string{"late-1": "final", "late-2": "amended", "o00": "cancelled", "o01": "final"} {
+					must(t, b.sample.PutLate(fmt.Appendf(nil, `{"resourceType":"Observation","id":%q,"status":%q}`, id, status), stamp, late))
+				}
+				job := b.finish(b.kickOff(filteredBy("status=final")))
+				truth := (&ledger{b.sample}).asOf(job.TransactionTime)
+				for key, body := range truth {
+					if !matches(t, filteredBy("status=final").Filters, key, body) || key == "Observation/o57" || strings.HasPrefix(key, "Patient/") {
+						delete(truth, key)
+					}
+				}
+				same(t, b.rows(job), truth)
+				if !*overtaken {
+					t.Error("nothing was changed before it was read")
+				}
+				saysOf(t, job, "1 Observation resource was changed after the transaction time and before being read")
+			})
+		})
+	}
+}
