@@ -21,18 +21,19 @@ var errExpired = errors.New("next link has expired")
 
 // paging reads a whole slice by the server's next links.
 func (w *walk) paging(ctx context.Context) error {
-	for ; w.slice.Query < w.queries(); w.slice.Query++ {
-		q := w.query()
+	for w.slice.Query < w.queries() {
+		q, before := w.query(), w.slice.Met
 		if w.profile.Keyset && !w.slice.Open {
 			q.Sort = "_lastUpdated"
 		}
-		err := w.verified(ctx, q, w.wholePass(ctx))
+		err := w.verified(ctx, q, w.wholePass(ctx, before))
 		if poisoned(err) {
-			err = w.pagesAround(ctx, q, err)
+			err = w.pagesAround(ctx, q, before, err)
 		}
 		if err != nil {
 			return err
 		}
+		w.slice.Query++
 		if err := w.committed(ctx); err != nil {
 			return err
 		}
@@ -41,18 +42,19 @@ func (w *walk) paging(ctx context.Context) error {
 	return nil
 }
 
-// wholePass is a pass over a query of the slice, in which every row counts as met.
-func (w *walk) wholePass(ctx context.Context) func(fhir.Query) (int64, error) {
+// wholePass is a pass over a query of the slice, in which every row counts as met, beside those of the queries before.
+func (w *walk) wholePass(ctx context.Context, before int64) func(fhir.Query) (int64, error) {
 	return func(q fhir.Query) (int64, error) {
+		w.slice.Met = before // also when it is read again
 		unique, err := w.pass(ctx, q, w.emitInWindow, w.loadWritten)
-		w.slice.Met = unique
+		w.slice.Met = before + unique
 		return unique, err
 	}
 }
 
 // pagesAround reads a query again with ever smaller pages, because one of them cannot be had. Behind a broken row nothing
 // can be reached by links; what is missing then is a hole.
-func (w *walk) pagesAround(ctx context.Context, q fhir.Query, cause error) error {
+func (w *walk) pagesAround(ctx context.Context, q fhir.Query, already int64, cause error) error {
 	if alive := w.alive(ctx); alive != nil {
 		return errors.Join(cause, alive)
 	}
@@ -61,8 +63,8 @@ func (w *walk) pagesAround(ctx context.Context, q fhir.Query, cause error) error
 	met := int64(0)
 	for _, w.cap = range aroundPages {
 		w.tolerant, w.told = w.cap == 1, ""
-		err := w.verified(ctx, q, w.wholePass(ctx))
-		if met = max(met, w.slice.Met); err == nil && w.told == "" {
+		err := w.verified(ctx, q, w.wholePass(ctx, already))
+		if met = max(met, w.slice.Met-already); err == nil && w.told == "" {
 			return nil
 		}
 		if err != nil && !poisoned(err) {
@@ -78,7 +80,7 @@ func (w *walk) pagesAround(ctx context.Context, q fhir.Query, cause error) error
 	if w.profile.Counts && err == nil && counted > met {
 		hole.Rows = counted - met
 	}
-	w.slice.Met = met
+	w.slice.Met = already + met
 	return w.addHole(ctx, hole)
 }
 

@@ -87,6 +87,9 @@ func TestTypeFilter(t *testing.T) {
 					}
 					same(t, b.rows(job), want)
 					for _, proof := range job.Proof {
+						if proof.Met < proof.Exported {
+							t.Errorf("fewer rows were met than are exported: %+v", proof)
+						}
 						if proof.Verdict != state.Proved && proof.Verdict != state.Paged && server.Name != "paged" {
 							t.Errorf("the account is %+v", proof)
 						}
