@@ -88,7 +88,7 @@ func (p *product) judge(t *testing.T, e *engine, truth *ledger, job *state.Job, 
 			t.Errorf("the remarks are %+v, want one that the server %s", job.Issues, p.says)
 		}
 		if strings.Contains(fmt.Sprint(job.Issues), "its members are taken as they are now") {
-			truth.real(t, got)
+			truth.real(t, job.Kickoff, got)
 			return
 		}
 		p.leaveOut(t, truth, job, late)
