@@ -111,12 +111,10 @@ func TestOutputKeepsTheElementsThatWereAskedFor(t *testing.T) {
 			`{"resourceType":"Patient","meta":{"tag":[` + tag + `]},"photo":[{"url":"https://public.example/r4/Binary/1"}]}`,
 		},
 	} {
-		t.Run(test.name, func(t *testing.T) {
-			got := written(t, output(t, publicBase, strings.Split(test.elements, ",")...), test.typ, test.resource)
-			if got != test.want {
-				t.Errorf("\n got %s\nwant %s", got, test.want)
-			}
-		})
+		got := written(t, output(t, publicBase, strings.Split(test.elements, ",")...), test.typ, test.resource)
+		if got != test.want {
+			t.Errorf("%s:\n got %s\nwant %s", test.name, got, test.want)
+		}
 	}
 }
 
