@@ -54,6 +54,8 @@ type change struct {
 	// far as that was asked.
 	next time.Time
 	lost bool
+	// met is how often the crawl met a row that a search found changed after T.
+	met int
 
 	captured bool // the crawl wrote the version that belongs to the output
 }
@@ -295,6 +297,13 @@ func newer(version string, updated time.Time, than string, thanUpdated time.Time
 		return a > b
 	}
 	return updated.After(thanUpdated)
+}
+
+// follows tells whether a version comes right after another one, where they are numbered.
+func follows(version, than string) bool {
+	a, errA := strconv.ParseUint(version, 10, 64)
+	b, errB := strconv.ParseUint(than, 10, 64)
+	return errA == nil && errB == nil && a == b+1
 }
 
 // left tells whether the resource is not in a window any more that it was met in.

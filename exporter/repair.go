@@ -290,11 +290,10 @@ func (t *typeRepair) complete(ctx context.Context, places map[string][]place) er
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(t.Workers)
 	for id, c := range t.changes.byID {
-		written := len(places[id]) > 0
 		right := c.known && slices.ContainsFunc(places[id], func(p place) bool { return p.version == c.version })
 		switch {
 		case c.undated: // on either side of T
-		case !c.known && (!written || len(places[id]) > 1) && !c.born: // changed after T, and not captured or in two versions
+		case !c.known && !c.born && t.mayDiffer(c, places[id]): // changed after T
 		case c.known && !c.deleted && c.body == nil && !right:
 		default:
 			continue
@@ -304,6 +303,19 @@ func (t *typeRepair) complete(ctx context.Context, places map[string][]place) er
 		})
 	}
 	return group.Wait()
+}
+
+// mayDiffer tells whether a resource that was changed after T may have been another one at T than was written of it, or than
+// the filter kept out. The type's history would show that; a search only shows the newest version, so that one which showed
+// late may lie between.
+func (t *typeRepair) mayDiffer(c *change, places []place) bool {
+	switch {
+	case len(places) > 1:
+		return true
+	case len(places) == 0:
+		return c.met != 1
+	}
+	return t.changes.searched && !follows(c.topVersion, places[0].version)
 }
 
 // ask asks the resource's own history, or where it has none for the resource as it is, which may still be what it was.

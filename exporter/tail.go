@@ -58,35 +58,28 @@ func (t *typeRepair) searchChanges(ctx context.Context) error {
 		return err
 	}
 	t.changes = h
-	return t.forgetMet()
+	return t.countMet()
 }
 
-// forgetMet takes out what was changed after T and met before that, once, so that it was read as of T. What was met in two
-// windows showed late in the second, and is left to its own history.
-func (t *typeRepair) forgetMet() error {
-	later := map[uint64]string{}
+// countMet counts for each row that was changed after T how often the crawl met it before that.
+func (t *typeRepair) countMet() error {
+	later := map[uint64]*change{}
 	for id, c := range t.changes.byID {
 		if !c.known {
-			later[metKey(id)] = id
+			later[metKey(id)] = c
 		}
 	}
 	if len(later) == 0 {
 		return nil
 	}
-	times := map[string]int{}
 	for _, part := range t.crawled {
 		err := eachMet(t.dir, part.Seq, part.MetSize, func(key uint64) {
-			if id, changed := later[key]; changed {
-				times[id]++
+			if c := later[key]; c != nil {
+				c.met++
 			}
 		})
 		if err != nil {
 			return err
-		}
-	}
-	for id, n := range times {
-		if n == 1 {
-			delete(t.changes.byID, id)
 		}
 	}
 	return nil
@@ -99,7 +92,7 @@ func (t *typeRepair) sayMissing(ctx context.Context, w *walk) error {
 	found, left := 0, 0
 	for id, c := range t.changes.byID {
 		switch {
-		case c.captured || c.born:
+		case c.captured || c.born || !c.known && c.met > 0:
 		case !c.known && (!t.profile.InstanceHistory || c.lost):
 			changed[id] = struct{}{}
 		case c.known && !c.deleted && !c.next.IsZero():
@@ -134,7 +127,7 @@ func (t *typeRepair) sayMissing(ctx context.Context, w *walk) error {
 		return nil
 	}
 	return t.remark(ctx, state.Issue{
-		Severity: "warning", Code: "incomplete", Text: strings.Join(said, ", and ") + ": the server gives no history"+t.ofTypes(),
+		Severity: "warning", Code: "incomplete", Text: strings.Join(said, ", and ") + ": the server gives no history" + t.ofTypes(),
 	})
 }
 
