@@ -125,6 +125,35 @@ func TestRowWithoutItsHistory(t *testing.T) {
 	}
 }
 
+// Ensure a row that is changed in the second after T is as of T where windows end with that second: it is met in it, and not
+// written.
+func TestChangeInTheSecondAfterT(t *testing.T) {
+	for history, server := range histories() {
+		t.Run(history, func(t *testing.T) {
+			inBubble(t, server, smallPages, thirtyRows(t), func(t *testing.T, b *bubble) { // whole seconds, so no milliseconds are probed
+				probeBefore(b)
+				want := b.snapshot()
+				id := b.kickOff(ofObservations())
+				for job := (&state.Job{}); !time.Now().After(job.TransactionTime) || job.TransactionTime.IsZero(); <-time.After(100 * time.Millisecond) {
+					var err error
+					job, err = b.store.Get(t.Context(), id)
+					must(t, err)
+				}
+				must(t, b.sample.Put([]byte(`{"resourceType":"Observation","id":"Obs-29","language":"fr"}`)))
+				job := b.finish(id)
+				got := b.rows(job)
+				if history == "none" {
+					if !says(job, "1 Observation resources that were changed") || len(got) != 30 {
+						t.Errorf("%d rows, want 30 and a remark: %+v", len(got), job.Issues)
+					}
+					return
+				}
+				same(t, got, want)
+			})
+		})
+	}
+}
+
 // Ensure a row is changed once only where a commit shows after its old version was read, and its new one on a later page:
 // the crawl has both then.
 func TestLateCommitDoesNotDoubleARow(t *testing.T) {
