@@ -43,7 +43,7 @@ func (r *run) rewriteStored(ctx context.Context, all []state.Slice) error {
 		return err
 	}
 	for _, file := range files {
-		if file.Kind != state.Output || file.Rewritten || len(file.Slices) != 1 {
+		if file.Kind != state.Output || file.Sealed {
 			continue
 		}
 		n := slices.IndexFunc(all, func(s state.Slice) bool { return s.Seq == file.Slices[0] })
@@ -72,13 +72,7 @@ func (r *run) rewrite(ctx context.Context, file state.File, dropped []int64) err
 	if err != nil {
 		return local(fmt.Errorf("rewrite file: %w", err))
 	}
-	if copied.rows == 0 {
-		if err := r.bucketPace.do(ctx, func() error { return r.Bucket.Delete(ctx, r.job.Folder+"/"+file.Name) }); err != nil {
-			return local(fmt.Errorf("remove empty file: %w", err))
-		}
-		return r.Store.DropFile(ctx, r.job.ID, file.Name)
-	}
-	file.Count, file.Bytes, file.Rewritten, file.Stored = copied.rows, copied.size, true, false
+	file.Count, file.Bytes, file.Sealed, file.Rewritten, file.Stored = copied.rows, copied.size, true, true, false
 	if err := r.Store.PutFile(ctx, r.job.ID, file); err != nil {
 		return err
 	}
@@ -89,7 +83,14 @@ func (r *run) rewrittenPath(file state.File) string {
 	return filepath.Join(r.dir, file.Name+".rewritten")
 }
 
+// putRewritten puts the local copy of a file in its place. Where no row is left, there is no file any more.
 func (r *run) putRewritten(ctx context.Context, file state.File) error {
+	if file.Count == 0 {
+		if err := r.bucketPace.do(ctx, func() error { return r.Bucket.Delete(ctx, r.job.Folder+"/"+file.Name) }); err != nil {
+			return local(fmt.Errorf("remove empty file: %w", err))
+		}
+		return r.Store.DropFile(ctx, r.job.ID, file.Name)
+	}
 	return r.putContent(ctx, file, []string{r.rewrittenPath(file)}, []int64{file.Bytes}, nil)
 }
 
