@@ -100,20 +100,21 @@ func anyDropped(dropped []int64, from, to int64) bool {
 	return n < len(dropped) && dropped[n] < to
 }
 
-// copyKept copies the lines of in whose numbers, counted from first, are not among dropped. A line may have any length.
+// copyKept copies the lines of in whose numbers, counted from first, are not among dropped. A line may have any length. An
+// error of the copy is a local one, which no repetition of a request to the bucket mends.
 func copyKept(path string, in io.Reader, first int64, dropped []int64) (_ content, err error) {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
-		return content{}, err
+		return content{}, local(err)
 	}
-	defer func() { err = errors.Join(err, file.Close()) }()
+	defer func() { err = errors.Join(err, local(file.Close())) }()
 	lines, out := bufio.NewReaderSize(in, 64<<10), bufio.NewWriterSize(file, 64<<10)
 	c := content{path: path}
 	for row := first; ; row++ {
 		_, drop := slices.BinarySearch(dropped, row)
 		size, err := copyLine(out, lines, drop)
 		if errors.Is(err, io.EOF) {
-			return c, errors.Join(out.Flush(), file.Sync())
+			return c, local(errors.Join(out.Flush(), file.Sync()))
 		}
 		if err != nil {
 			return content{}, err
@@ -131,7 +132,7 @@ func copyLine(out *bufio.Writer, lines *bufio.Reader, drop bool) (size int64, er
 		size += int64(len(part))
 		if !drop {
 			if _, err := out.Write(part); err != nil {
-				return 0, err
+				return 0, local(err)
 			}
 		}
 		switch {

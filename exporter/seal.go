@@ -175,7 +175,10 @@ func (r *run) seal(ctx context.Context) error {
 	if err := r.publishLedgers(ctx, r.dir); err != nil { // the next increment says that it has none
 		r.Log.ErrorContext(ctx, "ledger not stored", "job", r.job.ID, "error", err)
 	}
-	return local(os.RemoveAll(r.dir))
+	if err := os.RemoveAll(r.dir); err != nil { // the next start removes it; the export is complete
+		r.Log.ErrorContext(ctx, "spool not removed", "job", r.job.ID, "error", err)
+	}
+	return nil
 }
 
 // join puts what the chosen slices still hold, several of them in one file.

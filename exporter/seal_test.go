@@ -2,7 +2,9 @@ package exporter_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -58,8 +60,8 @@ func (s *sealing) late(t *testing.T) {
 	s.sample.Now = clock
 }
 
-// run makes the export. Its process is ended at events of the sealing, each given by its number after the one before.
-func (s *sealing) run(t *testing.T, hard bool, deaths ...int) (rows map[string]string, rest string) {
+// begin kicks the export off.
+func (s *sealing) begin(t *testing.T) (id string) {
 	t.Helper()
 	s.link.hook = func(r *http.Request) {
 		if strings.HasSuffix(r.URL.Path, "/_history") {
@@ -68,19 +70,38 @@ func (s *sealing) run(t *testing.T, hard bool, deaths ...int) (rows map[string]s
 	}
 	kickoff := system()
 	kickoff.Since = time.Now().Add(-24 * time.Hour)
+	return s.kickOff(kickoff)
+}
+
+// freezeWhen freezes the process at an event of the sealing, whose name on gets without the job's folder.
+func (s *sealing) freezeWhen(on func(name string) bool) <-chan struct{} {
+	return s.events.freezeWhen(func(name string) bool {
+		when, object, ok := strings.Cut(name, "/")
+		if !s.begun || !ok || !strings.HasSuffix(object, "json") {
+			return false
+		}
+		name = when[:strings.LastIndexByte(when, ' ')+1] + object
+		s.passed = append(s.passed, name)
+		return on(name)
+	})
+}
+
+func (s *sealing) freezeAt(event string) <-chan struct{} {
+	return s.freezeWhen(func(name string) bool { return strings.HasPrefix(name, event) })
+}
+
+// run makes the export. Its process is ended at events of the sealing, each given by its number after the one before.
+func (s *sealing) run(t *testing.T, hard bool, deaths ...int) (rows map[string]string, rest string) {
+	t.Helper()
 	id := ""
-	for _, death := range append(deaths, 0) { // at last none
+	for _, death := range append(deaths, 0) { // the last process lives
 		n := 0
-		reached := s.bubble.events.freezeWhen(func(name string) bool {
-			if !s.begun || !strings.Contains(name, "son") || strings.HasPrefix(name, "GET") {
-				return false
-			}
-			s.passed = append(s.passed, name[:strings.LastIndexByte(name, ' ')]+" "+name[strings.LastIndexByte(name, '/')+1:])
+		reached := s.freezeWhen(func(string) bool {
 			n++
 			return n == death
 		})
 		if id == "" {
-			id = s.kickOff(kickoff)
+			id = s.begin(t)
 		}
 		if death == 0 {
 			break
@@ -124,6 +145,20 @@ func (s *sealing) rest(t *testing.T, job *state.Job) string {
 	return string(text)
 }
 
+// objects are the names of what the bucket holds of a job.
+func (s *sealing) objects(t *testing.T, job *state.Job) []string {
+	t.Helper()
+	entries, err := os.ReadDir(filepath.Join(s.folder, "files", job.Folder))
+	if !errors.Is(err, fs.ErrNotExist) {
+		must(t, err)
+	}
+	var names []string
+	for _, entry := range entries {
+		names = append(names, entry.Name())
+	}
+	return names
+}
+
 // Ensure an export is the undisturbed one wherever its process is ended while it seals, also twice, and although rows were
 // dropped that stand in files.
 func TestKilledWhileSealing(t *testing.T) {
@@ -157,14 +192,68 @@ func TestKilledWhileSealing(t *testing.T) {
 	}
 }
 
-// objects are the names of what the bucket holds of a job.
-func (s *sealing) objects(t *testing.T, job *state.Job) []string {
-	t.Helper()
-	entries, err := os.ReadDir(filepath.Join(s.folder, "files", job.Folder))
-	must(t, err)
-	var names []string
-	for _, entry := range entries {
-		names = append(names, entry.Name())
+// Ensure nothing is left of an export that is deleted while it seals.
+func TestDeletedWhileSealing(t *testing.T) {
+	for _, event := range []string{
+		"before delete Condition", "after delete Condition", "before put Condition.2", "after put Observation.1", "before put Patient",
+		"after put Patient", "after put Bundle", "before put manifest", "after put manifest",
+	} {
+		t.Run(event, func(t *testing.T) {
+			t.Parallel()
+			inSealing(t, func(t *testing.T, s *sealing) {
+				reached := s.freezeAt(event)
+				id := s.begin(t)
+				<-reached
+				job, err := s.store.Get(t.Context(), id)
+				must(t, err)
+				must(t, s.Cancel(t.Context(), id))
+				s.events.thaw()
+				<-time.After(5 * time.Minute)
+				if objects := s.objects(t, job); len(objects) > 0 {
+					t.Errorf("the bucket holds %v", objects)
+				}
+				if _, err := os.Stat(filepath.Join(s.folder, "spool", id)); !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("the spool is there: %v", err)
+				}
+				if files, err := s.store.Files(t.Context(), id); err != nil || len(files) > 0 {
+					t.Errorf("%d files are recorded: %v", len(files), err)
+				}
+			})
+		})
 	}
-	return names
+}
+
+// Ensure an export outlasts a disk that is full while it seals: where a stored file is copied without its dropped rows, and
+// where an open one is.
+func TestDiskFullWhileSealing(t *testing.T) {
+	for _, stored := range []bool{true, false} {
+		t.Run(fmt.Sprintf("stored=%v", stored), func(t *testing.T) {
+			t.Parallel()
+			inSealing(t, func(t *testing.T, s *sealing) {
+				reached := s.freezeAt("before delete Condition")
+				id := s.begin(t)
+				<-reached
+				name := "Condition.2.ndjson.rewritten"
+				if !stored {
+					all, err := s.store.Slices(t.Context(), id)
+					must(t, err)
+					n := slices.IndexFunc(all, func(slice state.Slice) bool { return slice.Type == "Patient" && len(slice.Dropped) > 0 })
+					name = fmt.Sprintf("%d.ndjson.kept", all[n].Seq)
+				}
+				path := filepath.Join(s.folder, "spool", id, name)
+				must(t, os.Symlink("/dev/full", path))
+				s.stop()
+				s.events.thaw()
+				s.start()
+				<-time.After(10 * time.Minute)
+				if job, err := s.store.Get(t.Context(), id); err != nil || job.Status != state.InProgress {
+					t.Fatalf("on a full disk the export is %+v, %v", job, err)
+				}
+				must(t, os.Remove(path))
+				job := s.finish(id)
+				same(t, s.rows(job), s.snapshot())
+				s.rest(t, job)
+			})
+		})
+	}
 }
