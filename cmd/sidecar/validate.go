@@ -12,6 +12,7 @@ import (
 	"sidecar/exporter"
 	"sidecar/exporter/blob"
 	"sidecar/exporter/fhir"
+	"sidecar/state"
 )
 
 // validate finds all faults, a line each.
@@ -122,6 +123,9 @@ func (c *config) validateChoices(found *faultList) {
 	}
 	if c.LogFormat != "text" && c.LogFormat != "json" {
 		found.add("log_format", " must be text or json")
+	}
+	if c.Manifest != state.Shape3 && c.Manifest != state.Shape4 {
+		found.add("manifest", ` must be "3.0" or "4.0"`)
 	}
 	switch c.WithoutHistory {
 	case exporter.IncludeCurrent, exporter.OmitChanged, exporter.Strict:
