@@ -362,9 +362,6 @@ func (e *Exporter) disown(id string, stop context.CancelCauseFunc) {
 	defer e.mu.Unlock()
 	delete(e.running, id)
 	e.stages.leave(id)
-	if len(e.running) == 0 {
-		e.limiter.idle()
-	}
 }
 
 // remove deletes the objects, the spool and then the record of a cancelled job. The record goes last, so that a crash or
