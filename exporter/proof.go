@@ -178,9 +178,9 @@ type movement struct {
 
 // moved looks the changed rows up among those that the slice met.
 func (r *run) moved(slice *state.Slice, h *changes) (movement, error) {
-	met := make(map[uint64]int64, len(h.byID))
+	met := make(map[uint64]int64, 2*len(h.byID))
 	for id := range h.byID {
-		met[metKey(id)] = 0
+		met[metKey(id)], met[metKey(laterThanT(id))] = 0, 0
 	}
 	var m movement
 	if len(met) == 0 {
@@ -192,7 +192,7 @@ func (r *run) moved(slice *state.Slice, h *changes) (movement, error) {
 		}
 	})
 	for id, c := range h.byID {
-		times := met[metKey(id)]
+		times := met[metKey(id)] + met[metKey(laterThanT(id))]
 		switch {
 		case c.left(slice.To):
 			m.left += times // from several lists a row is met, and counted, more than once

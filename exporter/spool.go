@@ -235,6 +235,9 @@ func metKey(id string) uint64 {
 	return key
 }
 
+// laterThanT is what a row is noted as that was met in a version newer than T. No id has a space.
+func laterThanT(id string) string { return id + " " }
+
 // eachMet reads the first size bytes of a slice's met rows.
 func eachMet(dir string, seq int, size int64, fn func(key uint64)) (err error) {
 	if size == 0 {
