@@ -173,15 +173,8 @@ func (t *typeRepair) store(ctx context.Context, w *walk, gone *deletions) error 
 		return err
 	}
 	t.Metrics.repaired.Add(float64(w.slice.Written))
-	if t.stale == 0 {
-		return nil
-	}
 	t.Metrics.late.Add(float64(t.stale))
-	return t.remark(ctx, state.Issue{
-		Severity: "information", Code: "informational",
-		Text: numbered(t.stale, t.typ+" resource was", t.typ+" resources were") + " written before the transaction time but showed only " +
-			"after the settle pause; the export has it as of the transaction time; raise the setting settle",
-	})
+	return nil
 }
 
 // place is where the crawl wrote a row.

@@ -293,7 +293,7 @@ func (w *walk) roll(ctx context.Context) error {
 	if err := w.checkpoint(ctx); err != nil {
 		return err
 	}
-	if err := w.putFile(ctx, state.Output, w.slice.Type, []state.Slice{*w.slice}); err != nil {
+	if err := w.putFile(ctx, state.File{Kind: state.Output, Type: w.slice.Type}, []state.Slice{*w.slice}); err != nil {
 		return err
 	}
 	w.slice.SpoolSize, w.slice.SpoolRows = 0, 0

@@ -22,8 +22,8 @@ import (
 var errLocal = errors.New("spool")
 
 func local(err error) error {
-	if err == nil {
-		return nil
+	if err == nil || errors.Is(err, errLocal) {
+		return err
 	}
 	return fmt.Errorf("%w: %w", errLocal, err)
 }
