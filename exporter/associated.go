@@ -136,7 +136,7 @@ func (r *run) keepLatest(ctx context.Context) (err error) {
 
 // latestRows tells by slice and number which rows are the latest Provenance of a resource.
 func (r *run) latestRows(all []state.Slice) (latest map[int][]bool, err error) {
-	sorter := newIDSorter(r.dir, "latest")
+	sorter := newSorter(r.dir, "latest")
 	defer func() { err = errors.Join(err, sorter.close()) }()
 	latest = map[int][]bool{}
 	for _, slice := range all {

@@ -138,18 +138,17 @@ func (r *run) capabilities(ctx context.Context) (statement *fhir.CapabilityState
 
 // planType cuts one type.
 func (r *run) planType(ctx context.Context, typ string) ([]state.Slice, error) {
-	open := state.Slice{Type: typ, Strategy: state.Paging, Counted: -1}
+	open := openSlice(typ)
 	if err := r.filterBy(ctx, &open); err != nil {
 		return nil, err
 	}
 	if !r.profile.Bounds {
 		return r.planOpen(ctx, open)
 	}
-	whole := open
-	if whole.Strategy = state.Bisect; r.profile.Keyset {
-		whole.Strategy = state.Keyset
-	}
-	if whole.From, whole.To = r.window(typ); !whole.From.Before(whole.To) {
+	from, to := r.window(typ)
+	whole := r.windowSlice(typ, to)
+	whole.From, whole.Filters, whole.Post = from, open.Filters, open.Post
+	if !from.Before(to) {
 		return nil, nil
 	}
 	slices, err := r.planWindow(ctx, whole)
@@ -171,19 +170,28 @@ func (r *run) planType(ctx context.Context, typ string) ([]state.Slice, error) {
 
 // planBefore cuts what a type has before a moment.
 func (r *run) planBefore(ctx context.Context, typ string, to time.Time) ([]state.Slice, error) {
-	open := state.Slice{Type: typ, Strategy: state.Paging, Counted: -1}
 	if !r.profile.Bounds {
-		return r.planOpen(ctx, open)
+		return r.planOpen(ctx, openSlice(typ))
 	}
-	whole := open
+	slices, err := r.planWindow(ctx, r.windowSlice(typ, to))
+	if fhir.StatusOf(err) == 400 { // as in planType
+		return r.planOpen(ctx, openSlice(typ))
+	}
+	return slices, err
+}
+
+// openSlice is a type without a window.
+func openSlice(typ string) state.Slice {
+	return state.Slice{Type: typ, Strategy: state.Paging, Counted: -1}
+}
+
+// windowSlice is all of a type before a moment, to be read in the best way that the server allows.
+func (r *run) windowSlice(typ string, to time.Time) state.Slice {
+	whole := openSlice(typ)
 	if whole.Strategy, whole.To = state.Bisect, to; r.profile.Keyset {
 		whole.Strategy = state.Keyset
 	}
-	slices, err := r.planWindow(ctx, whole)
-	if fhir.StatusOf(err) == 400 { // as in planType
-		return r.planOpen(ctx, open)
-	}
-	return slices, err
+	return whole
 }
 
 // planWindow cuts a type by time.

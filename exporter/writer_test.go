@@ -104,6 +104,8 @@ func (w *writer) body(key string) []byte {
 	typ, id, _ := strings.Cut(key, "/")
 	more := ""
 	switch typ {
+	case "Patient":
+		more = fmt.Sprintf(`,"photo":[{"url":"Binary/b%d"}],"gender":%q`, w.n, []string{"female", "male"}[w.random.IntN(2)])
 	case "Group":
 		var members []string
 		for range w.random.IntN(5) {
@@ -113,8 +115,6 @@ func (w *writer) body(key string) []byte {
 			members = append(members, member("Group/h"))
 		}
 		more = `,"type":"person","actual":true,"member":[` + strings.Join(members, ",") + `]`
-	case "Patient":
-		more = fmt.Sprintf(`,"gender":%q`, []string{"female", "male"}[w.random.IntN(2)])
 	case "Observation", "Condition", "Encounter", "Immunization":
 		more = fmt.Sprintf(`,"status":%q`, []string{"final", "amended", "cancelled"}[w.random.IntN(3)])
 		if w.random.IntN(8) == 0 {

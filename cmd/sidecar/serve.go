@@ -135,7 +135,7 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	registry.MustRegister(append(engineMetrics.Collectors(), frontMetrics.Collectors()...)...)
-	s.admin = admin.New(registry, s.exporter)
+	s.admin = admin.New(admin.Config{Metrics: registry, Server: s.exporter, Exports: s.store, Work: s.exporter, Token: string(c.AdminToken)})
 	return s, s.listen(ctx)
 }
 
