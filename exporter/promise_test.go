@@ -91,7 +91,7 @@ func (p *product) judge(t *testing.T, e *engine, truth *ledger, job *state.Job, 
 		return
 	}
 	unknown := truth.strangers(t, job)
-	if p.promise >= remarked {
+	if p.promise >= undeleted {
 		p.leaveOut(t, truth, job, late)
 	}
 	unsure := slices.ContainsFunc(job.Kickoff.Patients, func(id string) bool { return late["Patient/"+id] }) || late["Group/g"] || late["Group/h"]

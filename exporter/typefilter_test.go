@@ -164,6 +164,11 @@ func TestTypeFilterWhileRowsChange(t *testing.T) {
 					}
 				}
 				same(t, b.rows(job), truth)
+				for _, proof := range job.Proof {
+					if proof.Verdict != state.Proved {
+						t.Errorf("the account is %+v", proof)
+					}
+				}
 				if !*overtaken {
 					t.Error("nothing was changed before it was read")
 				}
@@ -171,4 +176,82 @@ func TestTypeFilterWhileRowsChange(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Ensure a late row that matches is found where no count can tell of it: nothing matched when the export was planned, or the
+// server does not count; and that one which does not match is not added.
+func TestTypeFilterOfLateRows(t *testing.T) {
+	for _, server := range append(personalities(), with(fhirtest.Plain(), func(p *fhirtest.Personality) { p.Name = "uncounted" })) {
+		t.Run(server.Name, func(t *testing.T) {
+			t.Parallel()
+			inBubble(t, server, smallPages, readings(t), func(t *testing.T, b *bubble) {
+				if server.Name == "uncounted" {
+					b.sample.Fail(fhirtest.Fault{Match: func(r *http.Request) bool {
+						return r.URL.Query().Has("_total") || r.URL.Query().Has("_summary")
+					}, Times: -1, Status: http.StatusBadRequest})
+				}
+				b.finish(b.kickOff(kickoffOf(state.System, "Patient"))) // the probes
+				stamp, late := time.Now(), time.Now().Add(time.Hour)
+				must(t, b.sample.PutLate([]byte(`{"resourceType":"Observation","id":"late-1","status":"rare"}`), stamp, late),
+					b.sample.PutLate([]byte(`{"resourceType":"Observation","id":"late-2","status":"final"}`), stamp, late))
+				told := false
+				b.link.hook = func(r *http.Request) {
+					if !told && strings.HasSuffix(r.URL.Path, "/Observation/_history") {
+						told = true
+						b.sample.CatchUp()
+					}
+				}
+				kickoff := filteredBy("status=rare")
+				kickoff.Types = []string{"Observation"}
+				rows := b.rows(b.finish(b.kickOff(kickoff)))
+				if len(rows) != 1 || rows["Observation/late-1"] == "" {
+					t.Errorf("%d rows are exported, want the late one that matches: %v", len(rows), rows)
+				}
+			})
+		})
+	}
+}
+
+// Ensure a type whose windows the server refuses is filtered all the same.
+func TestTypeFilterWithoutWindows(t *testing.T) {
+	inBubble(t, fhirtest.Plain(), smallPages, readings(t), func(t *testing.T, b *bubble) {
+		b.finish(b.kickOff(kickoffOf(state.System, "Patient"))) // the probes
+		b.sample.Fail(fhirtest.Fault{Match: func(r *http.Request) bool {
+			return strings.HasSuffix(r.URL.Path, "/Observation") && r.URL.Query().Has("_lastUpdated")
+		}, Times: -1, Status: http.StatusBadRequest})
+		kickoff := filteredBy("status=final")
+		kickoff.Types = []string{"Observation"}
+		want := b.snapshot()
+		for key, body := range want {
+			if !strings.HasPrefix(key, "Observation/") || !matches(t, kickoff.Filters, key, body) {
+				delete(want, key)
+			}
+		}
+		same(t, b.rows(b.finish(b.kickOff(kickoff))), want)
+	})
+}
+
+// Ensure a row that a late write has made match no more is taken out, and that the proof stays whole for it.
+func TestTypeFilterOfARowThatMatchesNoMore(t *testing.T) {
+	inBubble(t, fhirtest.HAPI(), smallPages, readings(t), func(t *testing.T, b *bubble) {
+		b.finish(b.kickOff(kickoffOf(state.System, "Patient"))) // the probes
+		must(t, b.sample.PutLate([]byte(`{"resourceType":"Observation","id":"o00","status":"cancelled"}`), time.Now(), time.Now().Add(time.Hour)))
+		told := false
+		b.link.hook = func(r *http.Request) {
+			if !told && strings.HasSuffix(r.URL.Path, "/Observation/_history") {
+				told = true
+				b.sample.CatchUp()
+			}
+		}
+		kickoff := filteredBy("status=final")
+		kickoff.Types = []string{"Observation"}
+		job := b.finish(b.kickOff(kickoff))
+		rows := b.rows(job)
+		if len(rows) != 19 || rows["Observation/o00"] != "" {
+			t.Errorf("%d rows are exported, want the 19 that match at T", len(rows))
+		}
+		if len(job.Proof) != 1 || job.Proof[0].Verdict != state.Proved {
+			t.Errorf("the account is %+v", job.Proof)
+		}
+	})
 }
