@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -94,6 +95,9 @@ func (r *run) remark(ctx context.Context, issues ...state.Issue) error {
 	return r.Store.Update(ctx, r.job.ID, add)
 }
 
+// repairBatch is how many changed resources are looked at together, so that few of their bodies are held.
+const repairBatch = 256
+
 // typeRepair is the repair of one type.
 type typeRepair struct {
 	*run
@@ -103,6 +107,11 @@ type typeRepair struct {
 	number  func() int
 	changes *changes // nil where there is no history
 	stale   int64    // rows that were taken out again
+
+	mu    sync.Mutex // over what follows, and changes.held
+	holes []state.Hole
+	// barren is how many histories of resources in a row the server did not give.
+	barren int
 }
 
 func (t *typeRepair) do(ctx context.Context) error {
@@ -148,7 +157,7 @@ func (t *typeRepair) store(ctx context.Context, w *walk, gone *deletions) error 
 		return err
 	}
 	w.spool.measure(w.slice)
-	w.slice.Done = true
+	w.slice.Done, w.slice.Holes = true, append(w.slice.Holes, t.holes...)
 	slices := append([]*state.Slice{w.slice}, t.crawled...)
 	deleted, err := gone.finish(ctx)
 	if err != nil {
@@ -207,18 +216,23 @@ func (t *typeRepair) reconcile(ctx context.Context, w *walk, gone *deletions) er
 	if err != nil {
 		return err
 	}
-	if err := t.complete(ctx, places); err != nil {
-		return err
-	}
 	for id, found := range places {
 		if len(found) > 0 && t.changes.byID[id] == nil {
 			t.changes.strangers.drop(id)
 		}
 	}
-	for id, c := range t.changes.byID {
-		t.drop(c, places[id])
-		if err := t.correct(ctx, w, gone, id, c); err != nil {
+	for ids := range slices.Chunk(slices.Collect(maps.Keys(t.changes.byID)), repairBatch) {
+		if err := t.complete(ctx, ids, places); err != nil {
 			return err
+		}
+		for _, id := range ids {
+			c := t.changes.byID[id]
+			t.drop(c, places[id])
+			if err := t.correct(ctx, w, gone, id, c); err != nil {
+				return err
+			}
+			t.changes.held -= len(c.body)
+			c.body = nil
 		}
 	}
 	for _, part := range t.crawled {
@@ -242,9 +256,32 @@ func (t *typeRepair) correct(ctx context.Context, w *walk, gone *deletions, id s
 		return gone.add(ctx, w, id, c)
 	}
 	before := w.slice.Written
-	err := w.emit(&fhir.Entry{Type: t.typ, ID: id, Version: c.version, LastUpdated: c.updated, Resource: c.body})
+	_, err := t.ask(ctx, func() error {
+		if c.body == nil {
+			return t.copyVersion(ctx, w, id, c)
+		}
+		return w.emit(&fhir.Entry{Type: t.typ, ID: id, Version: c.version, LastUpdated: c.updated, Resource: c.body})
+	})
 	if w.slice.Written > before {
 		t.changes.strangers.drop(id)
+	}
+	return err
+}
+
+// copyVersion writes a version that was too much to be kept, as its history is read again. What was expunged since is not there
+// any more.
+func (t *typeRepair) copyVersion(ctx context.Context, w *walk, id string, c *change) error {
+	done := false
+	err := t.history(ctx, t.typ, id, beginning, nil, func(row *fhir.Entry) error {
+		if done || row.Deleted || row.Version != c.version || !row.LastUpdated.Equal(c.updated) {
+			return nil
+		}
+		err := w.emit(row)
+		done = err == nil
+		return err
+	})
+	if gone(err) {
+		return t.expunged(ctx, t.typ, id)
 	}
 	return err
 }
@@ -257,7 +294,8 @@ func (t *typeRepair) oldDeletions(ctx context.Context, w *walk, gone *deletions,
 			continue
 		}
 		if t.job.Kickoff.Level != state.System {
-			if err := t.asOf(ctx, t.typ, id, t.job.TransactionTime, c); err != nil {
+			err := t.askAsOf(ctx, id, c, nil)
+			if err != nil {
 				return err
 			}
 		}
@@ -274,10 +312,11 @@ func (t *typeRepair) oldDeletions(ctx context.Context, w *walk, gone *deletions,
 
 // complete asks the resources' own histories for what the type's history left open: rows without a version since shortly
 // before T, deletions without a time, bodies that were not kept.
-func (t *typeRepair) complete(ctx context.Context, places map[string][]place) error {
+func (t *typeRepair) complete(ctx context.Context, ids []string, places map[string][]place) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(t.Workers)
-	for id, c := range t.changes.byID {
+	for _, id := range ids {
+		c := t.changes.byID[id]
 		written := len(places[id]) > 0
 		right := c.known && slices.ContainsFunc(places[id], func(p place) bool { return p.version == c.version })
 		switch {
@@ -288,10 +327,62 @@ func (t *typeRepair) complete(ctx context.Context, places map[string][]place) er
 			continue
 		}
 		group.Go(func() error {
-			return guarded(func() error { return t.asOf(ctx, t.typ, id, t.job.TransactionTime, c) })
+			return guarded(func() error {
+				return t.askAsOf(ctx, id, c, func(row *fhir.Entry) error {
+					t.mu.Lock()
+					defer t.mu.Unlock()
+					err := c.hold(row, heldBodies-t.changes.held)
+					t.changes.held += len(c.body)
+					return err
+				})
+			})
 		})
 	}
 	return group.Wait()
+}
+
+// askAsOf asks for a resource as of T. Of what is not known nothing is written, and nothing taken out.
+func (t *typeRepair) askAsOf(ctx context.Context, id string, c *change, take func(*fhir.Entry) error) error {
+	known, err := t.ask(ctx, func() error { return t.asOf(ctx, t.typ, id, t.job.TransactionTime, c, take) })
+	if !known {
+		c.known, c.body = false, nil
+	}
+	return err
+}
+
+// ask asks for what the history of a resource tells, and whether it does: what the server does not give is a hole of the type.
+// After many of them in a row it is not asked any more. An error that is not confined to the resource is returned.
+func (t *typeRepair) ask(ctx context.Context, fn func() error) (known bool, err error) {
+	t.mu.Lock()
+	ended := t.barren >= maxReferenced
+	if ended {
+		t.holes[len(t.holes)-1].Rows = -1
+	}
+	t.mu.Unlock()
+	if ended {
+		return false, nil
+	}
+	err = fn()
+	reason, ok := holeReason(err)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case err == nil:
+		t.barren = 0
+		return true, nil
+	case !ok || ctx.Err() != nil:
+		return false, err
+	}
+	t.Log.ErrorContext(ctx, "the history of a resource cannot be read", "job", t.job.ID, "type", t.typ, "error", err)
+	t.barren++
+	for i := range t.holes {
+		if hole := &t.holes[i]; hole.Reason == reason && hole.Rows >= 0 {
+			hole.Rows++
+			return false, nil
+		}
+	}
+	t.holes = append(t.holes, state.Hole{Type: t.typ, Rows: 1, Reason: reason, History: true})
+	return false, nil
 }
 
 // drop takes out what was written in another version than the one as of T, and keeps one line of that. Where the history
