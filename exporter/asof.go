@@ -18,8 +18,7 @@ func (r *run) asOf(ctx context.Context, typ, id string, until time.Time, c *chan
 	var line timeline
 	err := r.history(ctx, typ, id, beginning, &line, func(row *fhir.Entry) error {
 		if row.Deleted && row.LastUpdated.IsZero() {
-			d, again := c.deletion(row.Version)
-			line.bound(d, again)
+			line.bound(c.deletion(row.Version))
 			return nil
 		}
 		line.pass(row.LastUpdated)

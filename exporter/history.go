@@ -140,8 +140,7 @@ func (h *changes) see(row *fhir.Entry) error {
 	case c == nil:
 		return nil
 	case undated:
-		d, again := c.deletion(row.Version)
-		h.line.bound(d, again)
+		h.line.bound(c.deletion(row.Version))
 		return nil
 	}
 	c.raise(row, h.until)
@@ -194,16 +193,16 @@ func (h *changes) place() {
 	}
 }
 
-// deletion returns what is known of a deletion without a time, and whether it was seen before.
-func (c *change) deletion(version string) (d *deletion, again bool) {
+// deletion returns what is known of a deletion without a time.
+func (c *change) deletion(version string) *deletion {
 	for _, d := range c.deletions {
 		if d.version == version {
-			return d, true
+			return d
 		}
 	}
-	d = &deletion{version: version}
+	d := &deletion{version: version}
 	c.deletions = append(c.deletions, d)
-	return d, false
+	return d
 }
 
 // place takes the deletions without a time into account, and returns by how many bytes the body grew. In doubt their
@@ -319,7 +318,7 @@ func (r *run) historyPages(ctx context.Context, typ, id string, since time.Time,
 			if err != nil {
 				return err
 			}
-			line.begin(link == "")
+			line.begin()
 			if err := eachRow(page, fn); err != nil {
 				return err
 			}

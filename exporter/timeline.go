@@ -37,13 +37,10 @@ type deletion struct {
 	latest, earliest time.Time
 }
 
-// begin begins a page, maybe again. It may be called on nil, as end may.
-func (l *timeline) begin(first bool) {
+// begin begins a page, maybe again, maybe the first one again. It may be called on nil, as end may.
+func (l *timeline) begin() {
 	if l == nil {
 		return
-	}
-	if first {
-		l.turned = position{}
 	}
 	l.here = position{l.turned.above, slices.Clone(l.turned.waiting)}
 	l.inPage = false
@@ -56,7 +53,8 @@ func (l *timeline) end() {
 	}
 }
 
-// pass passes a dated entry. One that is not older than the last one of the page before tells that the pages have shifted.
+// pass passes a dated entry. Where pages have shifted, the first one of a page is not older than the last one of the page
+// before, which then says nothing of the deletions between.
 func (l *timeline) pass(at time.Time) {
 	if at.IsZero() {
 		return
@@ -71,13 +69,12 @@ func (l *timeline) pass(at time.Time) {
 	l.here.above, l.here.waiting, l.inPage = at, l.here.waiting[:0], true
 }
 
-// bound passes a deletion without a time. What ended the page before says nothing of one that is shown again.
-func (l *timeline) bound(d *deletion, again bool) {
+// bound passes a deletion without a time.
+func (l *timeline) bound(d *deletion) {
 	w := waiting{deletion: d}
-	switch {
-	case l.inPage:
+	if l.inPage {
 		d.latest = l.here.above
-	case !again:
+	} else {
 		w.latest = l.here.above
 	}
 	d.earliest = time.Time{}

@@ -19,9 +19,9 @@ type script string
 
 func (s script) read(t *testing.T, h *changes) {
 	t.Helper()
-	for n, page := range strings.Fields(string(s)) {
+	for _, page := range strings.Fields(string(s)) {
 		cut := strings.HasSuffix(page, "~")
-		h.line.begin(n == 0 || strings.HasPrefix(page, "!"))
+		h.line.begin()
 		for _, text := range strings.Split(strings.Trim(page, "!~"), ",") {
 			row := &fhir.Entry{Type: "Observation", ID: text[:1], Version: text[1:2], Deleted: text[2] == 'x'}
 			if !row.Deleted {
@@ -102,6 +102,7 @@ func TestUndatedDeletionIsDatedByItsNeighbours(t *testing.T) {
 		"new, among old ones":         {"b1-1,c1-99 a2x,b1-1,c1-99", "ask"},
 		"new when it begins anew":     {"b1-1,c1-99 !a2x,e1+1,b1-1,c1-99", "later or undone"},
 		"open when it begins anew":    {"b1+2,a2x !e1+3,b1+2,a2x,c1-1", "ask"},
+		"the oldest, begun anew":      {"b1+2,a2x !e1+3,b1+2,a2x", "ask"},
 		"begun anew above it":         {"b1-1,a2x !e1+3,b1-1,a2x c1-2", "since"},
 		"new when a page is cut":      {"b1-1,c1-99~ !a2x,e1+1,b1-1,c1-99", "later or undone"},
 		"new when page two is cut":    {"d1+9,e1+8 b1-1,c1-2~ f1+7,a2x,g1+6 b1-1,c1-2", "later or undone"},
@@ -171,7 +172,7 @@ func (d *drawnHistory) read(t *testing.T, h *changes, calm bool) {
 	t.Helper()
 	const size = 5
 	for at, anew := 0, 0; at < len(d.log); {
-		h.line.begin(at == 0)
+		h.line.begin()
 		to := min(at+size, len(d.log))
 		cut := !calm && d.random.IntN(6) == 0
 		if cut {
