@@ -326,7 +326,8 @@ func holeIssue(typ string, hole state.Hole) state.Issue {
 var holeReasons = map[string]string{
 	"exception":     "the server fails on them",
 	"forbidden":     "the server does not let the sidecar read them",
-	"incomplete":    "the server counts more resources than it gives",
+	"incomplete":    "the server has more resources than it gives",
 	"not-supported": "the server cannot be asked for them",
 	"structure":     "the server's answers are damaged",
+	"too-long":      "they, or the pages that hold them, are too large",
 }

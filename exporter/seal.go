@@ -245,12 +245,9 @@ func (r *run) putManifest(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	manifest := state.NewManifest(r.job, files, func(file state.File) string { return file.Name })
-	var body bytes.Buffer
-	encoder := json.NewEncoder(&body)
-	encoder.SetEscapeHTML(false) // the request's "&" stays one
-	if err := encoder.Encode(manifest); err != nil {
+	body, err := state.EncodeManifest(r.job, files, func(file state.File) string { return file.Name })
+	if err != nil {
 		return err
 	}
-	return r.put(ctx, manifestName, "application/json", bytes.NewReader(body.Bytes()))
+	return r.put(ctx, manifestName, "application/json", bytes.NewReader(body))
 }

@@ -48,6 +48,9 @@ type walk struct {
 	unsure int
 	// linked tells that the last pass over server pages had more than one.
 	linked bool
+	// passed are the ids that the last such pass met, first is the one that it met first.
+	passed *idSet
+	first  string
 	// added are the ids that the current server page put into the boundary.
 	added []string
 	// seenRows and seenBytes tell how large the rows of the slice are.
