@@ -22,6 +22,9 @@ func (r *run) asOf(ctx context.Context, typ, id string, until time.Time, c *chan
 			return nil
 		}
 		line.pass(row.LastUpdated)
+		if row.LastUpdated.After(until) && (c.next.IsZero() || row.LastUpdated.Before(c.next)) {
+			c.next = row.LastUpdated
+		}
 		before := *c
 		if !c.takes(row, until) || row.Deleted || take == nil {
 			return nil
@@ -33,7 +36,7 @@ func (r *run) asOf(ctx context.Context, typ, id string, until time.Time, c *chan
 		return err
 	})
 	if gone(err) {
-		c.known, c.deletions = false, nil
+		c.known, c.lost, c.deletions = false, true, nil
 		return r.expunged(ctx, typ, id)
 	}
 	if err != nil {

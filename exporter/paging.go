@@ -112,7 +112,7 @@ func (w *walk) takeOnce(q fhir.Query, seen *idSet) (take func(*fhir.Entry) error
 		}
 		w.added = append(w.added, row.ID)
 		w.boundary[row.ID] = struct{}{}
-		if err := w.countMet(row.ID); err != nil {
+		if err := w.countMet(row); err != nil {
 			return err
 		}
 		return w.emit(row)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -23,6 +24,7 @@ func (r *run) repair(ctx context.Context, chosen func(typ string) bool) error {
 	if err != nil {
 		return err
 	}
+	r.crawledAt = time.Now()
 	next := 1
 	crawled, done := map[string][]*state.Slice{}, map[string]bool{}
 	for i := range all {
@@ -64,8 +66,10 @@ func (r *run) repair(ctx context.Context, chosen func(typ string) bool) error {
 // many there were is said apart, where it can be known.
 func (r *run) noHistory(typ string) state.Issue {
 	what := strings.TrimSpace(typ + " resources")
-	text := "the server gives no history, so " + what
-	if r.profile.Keyset && r.WithoutHistory == IncludeCurrent {
+	text := "the server gives no history" + r.ofTypes() + ", so " + what
+	if r.profile.Keyset && r.profile.InstanceHistory {
+		text += " that were deleted while the export ran may be missing"
+	} else if r.profile.Keyset && r.WithoutHistory == IncludeCurrent {
 		text += " that were deleted while the export ran may be missing, and those that were changed are as they are now"
 	} else {
 		text += " that were changed or deleted while the export ran may be missing"
@@ -74,6 +78,14 @@ func (r *run) noHistory(typ string) state.Issue {
 		text += "; what was deleted since _since cannot be reported"
 	}
 	return state.Issue{Severity: "warning", Code: "incomplete", Text: text}
+}
+
+// ofTypes completes "no history", where single resources have one.
+func (r *run) ofTypes() string {
+	if r.profile.InstanceHistory {
+		return " of types"
+	}
+	return ""
 }
 
 // remark adds remarks to the job, each once. A dry run has no store: it keeps them for the Forecast.
@@ -134,7 +146,7 @@ func (t *typeRepair) do(ctx context.Context) error {
 		if t.canDepart(t.typ) {
 			repaired.Departed = -1
 		}
-		err = t.withoutHistory(ctx, w)
+		err = t.withoutHistory(ctx, w, gone)
 		if t.WithoutHistory == Strict && errors.Is(err, errIncomplete) {
 			err = fmt.Errorf("%w; without_history is strict: export when nobody writes, or set it to include or omit", err)
 		}
@@ -170,15 +182,8 @@ func (t *typeRepair) store(ctx context.Context, w *walk, gone *deletions) error 
 		return err
 	}
 	t.Metrics.repaired.Add(float64(w.slice.Written))
-	if t.stale == 0 {
-		return nil
-	}
 	t.Metrics.late.Add(float64(t.stale))
-	return t.remark(ctx, state.Issue{
-		Severity: "information", Code: "informational",
-		Text: numbered(t.stale, t.typ+" resource was", t.typ+" resources were") + " written before the transaction time but showed only " +
-			"after the settle pause; the export has it as of the transaction time; raise the setting settle",
-	})
+	return nil
 }
 
 // place is where the crawl wrote a row.
@@ -268,24 +273,6 @@ func (t *typeRepair) correct(ctx context.Context, w *walk, gone *deletions, id s
 	return err
 }
 
-// copyVersion writes a version that was too much to be kept, as its history is read again. What was expunged since is not there
-// any more.
-func (t *typeRepair) copyVersion(ctx context.Context, w *walk, id string, c *change) error {
-	done := false
-	err := t.history(ctx, t.typ, id, beginning, nil, func(row *fhir.Entry) error {
-		if done || row.Deleted || row.Version != c.version || !row.LastUpdated.Equal(c.updated) {
-			return nil
-		}
-		err := w.emit(row)
-		done = err == nil
-		return err
-	})
-	if gone(err) {
-		return t.expunged(ctx, t.typ, id)
-	}
-	return err
-}
-
 // oldDeletions takes up what was deleted before the span of repairs. What was made again before it, too, stands in the
 // output, or does not belong to it: then its own history tells.
 func (t *typeRepair) oldDeletions(ctx context.Context, w *walk, gone *deletions, places map[string][]place) error {
@@ -317,11 +304,10 @@ func (t *typeRepair) complete(ctx context.Context, ids []string, places map[stri
 	group.SetLimit(t.Workers)
 	for _, id := range ids {
 		c := t.changes.byID[id]
-		written := len(places[id]) > 0
 		right := c.known && slices.ContainsFunc(places[id], func(p place) bool { return p.version == c.version })
 		switch {
 		case c.undated: // on either side of T
-		case !c.known && !written && !c.born: // changed after T, and not captured
+		case !c.known && !c.born && t.mayDiffer(c, places[id]): // changed after T
 		case c.known && !c.deleted && c.body == nil && !right:
 		default:
 			continue
@@ -341,54 +327,24 @@ func (t *typeRepair) complete(ctx context.Context, ids []string, places map[stri
 	return group.Wait()
 }
 
-// askAsOf asks for a resource as of T. Of what is not known nothing is written, and nothing taken out.
-func (t *typeRepair) askAsOf(ctx context.Context, id string, c *change, take func(*fhir.Entry) error) error {
-	known, err := t.ask(ctx, func() error { return t.asOf(ctx, t.typ, id, t.job.TransactionTime, c, take) })
-	if !known {
-		c.known, c.body = false, nil
-	}
-	return err
-}
-
-// ask asks for what the history of a resource tells, and whether it does: what the server does not give is a hole of the type.
-// After many of them in a row it is not asked any more. An error that is not confined to the resource is returned.
-func (t *typeRepair) ask(ctx context.Context, fn func() error) (known bool, err error) {
-	t.mu.Lock()
-	ended := t.barren >= maxReferenced
-	if ended {
-		t.holes[len(t.holes)-1].Rows = -1
-	}
-	t.mu.Unlock()
-	if ended {
-		return false, nil
-	}
-	err = fn()
-	reason, ok := holeReason(err)
-	t.mu.Lock()
-	defer t.mu.Unlock()
+// mayDiffer tells whether a resource that was changed after T may have been another one at T than was written of it, or than
+// the filter kept out. The type's history would show that; a search only shows the newest version, so that one which showed
+// late may lie between.
+func (t *typeRepair) mayDiffer(c *change, places []place) bool {
 	switch {
-	case err == nil:
-		t.barren = 0
-		return true, nil
-	case !ok || ctx.Err() != nil:
-		return false, err
+	case len(places) > 1:
+		return true
+	case len(places) == 0:
+		return c.met != 1
 	}
-	t.Log.ErrorContext(ctx, "the history of a resource cannot be read", "job", t.job.ID, "type", t.typ, "error", err)
-	t.barren++
-	for i := range t.holes {
-		if hole := &t.holes[i]; hole.Reason == reason && hole.Rows >= 0 {
-			hole.Rows++
-			return false, nil
-		}
-	}
-	t.holes = append(t.holes, state.Hole{Type: t.typ, Rows: 1, Reason: reason, History: true})
-	return false, nil
+	return t.changes.searched && !follows(c.topVersion, places[0].version)
 }
 
 // drop takes out what was written in another version than the one as of T, and keeps one line of that. Where the history
-// has no version at or before T, what was written is older than the history, and right.
+// has no version at or before T, what was written is older than the history, and right: the last line is, which was written
+// later than the others.
 func (t *typeRepair) drop(c *change, places []place) {
-	for _, p := range places {
+	for _, p := range slices.Backward(places) {
 		if !c.captured && (!c.known || !c.deleted && c.version == p.version) {
 			c.captured = true
 			continue

@@ -28,6 +28,8 @@ type run struct {
 	dir         string
 	// readAt is when T is over, by the clock that nobody sets: before it and the settle pause nothing is read.
 	readAt time.Time
+	// crawledAt is when the reading of what is being repaired was over.
+	crawledAt time.Time
 	// pace is the budget for the upstream, bucketPace the one for the bucket.
 	pace, bucketPace *pace
 

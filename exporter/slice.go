@@ -224,10 +224,14 @@ func (w *walk) queryAt(n int) fhir.Query {
 	return q.With(fhir.QueryParam{Name: param, Value: w.members.list(param, n, w.slice.ListSize)})
 }
 
-// countMet counts a row of the window, whether it belongs to the export or not.
-func (w *walk) countMet(id string) error {
+// countMet counts a row of the window, whether it belongs to the export or not. One that is newer than T, in a window that
+// ends a little after it, was not met as it was at T.
+func (w *walk) countMet(row *fhir.Entry) error {
 	w.slice.Met++
-	return w.spool.meet(id)
+	if row.LastUpdated.After(w.job.TransactionTime) {
+		return w.spool.meet(laterThanT(row.ID))
+	}
+	return w.spool.meet(row.ID)
 }
 
 // emit writes a row that passes the filter.
@@ -289,7 +293,7 @@ func (w *walk) roll(ctx context.Context) error {
 	if err := w.checkpoint(ctx); err != nil {
 		return err
 	}
-	if err := w.putFile(ctx, state.Output, w.slice.Type, []state.Slice{*w.slice}); err != nil {
+	if err := w.putFile(ctx, state.File{Kind: state.Output, Type: w.slice.Type}, []state.Slice{*w.slice}); err != nil {
 		return err
 	}
 	w.slice.SpoolSize, w.slice.SpoolRows = 0, 0

@@ -175,6 +175,7 @@ func (c *Client) ask(ctx context.Context, verb string, q Query, extra []QueryPar
 // Follow reads the page behind a link that Page.Next returned.
 func (c *Client) Follow(ctx context.Context, typ, kind, link string) (*Page, error) {
 	header := http.Header{"Cache-Control": {"no-cache"}}
+	c.strong(header)
 	return c.page(ctx, "next page", typ, kind, link, header)
 }
 
