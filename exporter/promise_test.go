@@ -90,7 +90,7 @@ func (p *product) judge(t *testing.T, e *engine, truth *ledger, job *state.Job, 
 			t.Errorf("the remarks are %+v, want one that the server %s", job.Issues, p.says)
 		}
 		if strings.Contains(fmt.Sprint(job.Issues), "its members are taken as they are now") {
-			truth.real(t, got)
+			truth.real(t, job.Kickoff, got)
 			return
 		}
 		p.leaveOut(t, truth, job, late)
@@ -144,8 +144,9 @@ func (p *product) audit(t *testing.T, e *engine, truth *ledger, job *state.Job, 
 	}
 }
 
-// leaveOut adds to late what an export cannot know by its promise: what was written after T, or of that only deletions, and, where rows are asked for
-// by Patient, those of Patients who did not exist all the time since.
+// leaveOut adds to late what an export cannot know by its promise: what was written after T, or of that only deletions, and,
+// where rows are asked for by Patient, those of Patients who did not exist all the time since; also the earlier resources of
+// members of whom nobody knows that they have come since _since.
 func (p *product) leaveOut(t *testing.T, truth *ledger, job *state.Job, late map[string]bool) {
 	t.Helper()
 	unsaid := func(v fhirtest.LogEntry) bool { return v.Visible.After(job.TransactionTime) }
@@ -157,6 +158,13 @@ func (p *product) leaveOut(t *testing.T, truth *ledger, job *state.Job, late map
 	}
 	for key := range truth.written(unsaid) {
 		late[key] = true
+	}
+	if strings.Contains(fmt.Sprint(job.Issues), "new members are known by their period only") {
+		for key, body := range truth.expected(t, job, everybody()) {
+			if !updated(t, body).After(job.Kickoff.Since) {
+				late[key] = true
+			}
+		}
 	}
 	if p.promise != refused || job.Kickoff.Level != state.Patient {
 		return

@@ -251,7 +251,7 @@ func (w *walk) emit(row *fhir.Entry) error {
 	if err := w.collect(row); err != nil {
 		return err
 	}
-	return w.spool.write(row)
+	return w.spool.write(row, w.output)
 }
 
 // committed follows each page: now and then the slice is made durable, and a full file leaves.

@@ -163,12 +163,12 @@ func (s *sink) sync() error {
 	return s.file.Sync()
 }
 
-// write appends one resource.
-func (s *spool) write(row *fhir.Entry) error {
+// write appends one resource as output has it; nil is as it is.
+func (s *spool) write(row *fhir.Entry, output *fhir.Output) error {
 	if err := s.rows.open(); err != nil {
 		return local(err)
 	}
-	n, err := row.WriteTo(s.rows.buf)
+	n, err := output.Write(s.rows.buf, row)
 	s.rows.size += n
 	return local(errors.Join(
 		err,

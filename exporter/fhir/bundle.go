@@ -247,12 +247,14 @@ func (p *Page) resource() error {
 		return err
 	}
 	p.keep, p.start = true, p.pos
-	p.all = p.refs.all
+	if p.refs.all {
+		p.anywhere = allReferences
+	}
 	err := p.members(p.resourceMember)
 	if err == nil {
 		err = p.flush()
 	}
-	p.keep, p.all = false, false
+	p.keep, p.anywhere = false, nil
 	if err != nil {
 		return err
 	}
