@@ -45,6 +45,13 @@ var binary = sync.OnceValues(func() (string, error) {
 })
 
 func TestMain(m *testing.M) {
+	if server := os.Getenv(downloadFrom); server != "" {
+		if err := download(server); err != nil {
+			fmt.Fprintln(os.Stderr, "download:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	code := m.Run()
 	if path, err := binary(); err == nil {
 		_ = os.RemoveAll(filepath.Dir(path))

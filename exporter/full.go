@@ -3,14 +3,10 @@ package exporter
 import (
 	"context"
 	"errors"
-	"syscall"
 	"time"
-)
 
-// diskFull tells whether an error is that of a disk without room, or of a user's share of it.
-func diskFull(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
-}
+	"sidecar/state"
+)
 
 // exportWithRoom is export that outlasts a full disk: the job goes on from its last checkpoint when there is room again, as
 // it does after a restart. It fails when there is none for GiveUp, so that its own spool does not fill the disk for ever.
@@ -19,7 +15,7 @@ func (e *Exporter) exportWithRoom(ctx context.Context, id string) error {
 	for try := 0; ; try++ {
 		began := time.Now()
 		err := e.export(ctx, id)
-		if !diskFull(err) || errors.Is(err, errGaveUp) || ctx.Err() != nil {
+		if !state.DiskFull(err) || errors.Is(err, errGaveUp) || ctx.Err() != nil {
 			return err
 		}
 		if full.IsZero() || time.Since(began) > e.GiveUp { // for so long there was room

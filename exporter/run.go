@@ -103,7 +103,7 @@ func failureOf(err error) *state.Failure {
 	switch status := fhir.StatusOf(err); {
 	case errors.As(err, &fault):
 		failure.Text = "the export failed: an error inside the export sidecar; its log says more"
-	case errors.Is(err, errLocal), diskFull(err): // paths and hosts of ours are not for clients
+	case errors.Is(err, errLocal), state.DiskFull(err): // paths and hosts of ours are not for clients
 		failure.Text = "the export failed: its files could not be stored; the sidecar's log says more"
 	case errors.Is(err, errGaveUp):
 		failure.Code = "timeout"

@@ -3,6 +3,7 @@ package proxy_test
 import (
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -10,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -157,6 +159,13 @@ func TestKickoffRefusesWhatTheEngineRefuses(t *testing.T) {
 			http.StatusTooManyRequests, "throttled",
 		},
 		"bucket": {func(e *exports) { e.ready = fmt.Errorf("bucket is read-only") }, http.StatusServiceUnavailable, "transient"},
+		"disk": {
+			func(e *exports) {
+				full := &fs.PathError{Op: "write", Path: "/secret/state.db", Err: syscall.ENOSPC}
+				e.kickOff = func(state.Kickoff) (*state.Job, error) { return nil, full }
+			},
+			http.StatusServiceUnavailable, "no-store",
+		},
 		"own fault": {
 			func(e *exports) {
 				e.kickOff = func(state.Kickoff) (*state.Job, error) { return nil, fmt.Errorf("secret thing") }

@@ -38,6 +38,9 @@ func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		known = &refusal{http.StatusNotFound, "not-found", "there is no such export, or it was deleted or has expired"}
 	case errors.Is(err, state.ErrBusy):
 		known = &refusal{http.StatusTooManyRequests, "throttled", "another export is running: try again when it has ended, or delete it"}
+	case state.DiskFull(err):
+		p.Log.WarnContext(r.Context(), "request refused: the disk is full", "error", err)
+		known = &refusal{http.StatusServiceUnavailable, "no-store", "the export sidecar's disk has no room now"}
 	case errors.Is(err, context.Canceled) && r.Context().Err() != nil: // the client has left; nobody reads the answer
 		known = &refusal{http.StatusServiceUnavailable, "transient", "the request was cancelled"}
 	default:

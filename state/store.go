@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -31,6 +32,12 @@ var (
 	// ErrNewer is returned by Open when a newer binary wrote the file.
 	ErrNewer = errors.New("state file was written by a newer version")
 )
+
+// DiskFull tells whether an error is that of a disk without room, or of a user's share of it. A change of the Store
+// that failed with it is not made.
+func DiskFull(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
 
 var (
 	metaBucket     = []byte("meta")
