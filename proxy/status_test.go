@@ -77,7 +77,7 @@ func TestStatusOfARunningJob(t *testing.T) {
 				t.Errorf("X-Progress: got %q, want %q", progress, test.progress)
 			}
 			wait, err := strconv.Atoi(got.header.Get("Retry-After"))
-			if want := time.Since(job.Accepted) > time.Minute; err != nil || wait < 1 || (wait == 30) != want {
+			if want := time.Since(job.Accepted) > time.Minute; err != nil || wait < 1 || (wait == 60) != want {
 				t.Errorf("Retry-After: got %q", got.header.Get("Retry-After"))
 			}
 		})
