@@ -1,6 +1,9 @@
 package proxy
 
-import "maps"
+import (
+	"maps"
+	"time"
+)
 
 // SupportAll reads every parameter as if exports could honour it, so that its reading can be tested before; the function
 // that it returns ends that.
@@ -18,3 +21,6 @@ func SupportAll() (restore func()) {
 func Supports(name string) bool {
 	return !parameters[name].refused && (name != "_outputFormat" || !gzipRefused)
 }
+
+// RetryAfter is the pause until the next poll of a job that has come this far in that time.
+func RetryAfter(elapsed time.Duration, percent int64) int { return retryAfter(elapsed, percent) }
