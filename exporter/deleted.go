@@ -135,7 +135,7 @@ func (d *deletions) flush() error {
 	}
 	d.slice.Written++
 	d.slice.SpoolRows++
-	return d.spool.write(&fhir.Entry{Resource: line})
+	return d.spool.write(&fhir.Entry{Resource: line}, nil)
 }
 
 // finish makes the lines durable and returns their slice, nil where there is none.

@@ -61,6 +61,8 @@ type Config struct {
 	Writes Writes
 	// MaxFileBytes is the size in bytes at which an output file is closed.
 	MaxFileBytes int64
+	// Shape is the form of the manifests of which the kick-off does not say another; empty means state.Shape3.
+	Shape state.Shape
 	// Retention is how long a finished export is kept.
 	Retention time.Duration
 	// GiveUp is how long the upstream may answer nothing at all before a job fails.
@@ -161,6 +163,9 @@ func setDefault[T comparable](value *T, byDefault T) {
 // KickOff stores a new job and returns it. It fails with state.ErrBusy when as many exports run as may. The job is
 // durable and can be polled when KickOff returns.
 func (e *Exporter) KickOff(ctx context.Context, kickoff state.Kickoff) (*state.Job, error) {
+	if kickoff.Shape == "" { // what holds now: a job goes through with one shape, whatever a next start is configured to
+		kickoff.Shape = e.Shape
+	}
 	now := time.Now().UTC()
 	id := uuid.NewString()
 	job := &state.Job{
@@ -358,9 +363,6 @@ func (e *Exporter) disown(id string, stop context.CancelCauseFunc) {
 	defer e.mu.Unlock()
 	delete(e.running, id)
 	e.stages.leave(id)
-	if len(e.running) == 0 {
-		e.limiter.idle()
-	}
 }
 
 // remove deletes the objects, the spool and then the record of a cancelled job. The record goes last, so that a crash or

@@ -50,11 +50,18 @@ type change struct {
 
 	// born tells that the first version came after T: there was nothing at T.
 	born bool
+	// next is the time of the version after the one as of T, lost tells that the resource's own history is not there: both as
+	// far as that was asked.
+	next time.Time
+	lost bool
+	// met is how often the crawl met a row that a search found changed after T.
+	met int
 
 	captured bool // the crawl wrote the version that belongs to the output
 }
 
-// changes is the history of one type since shortly before T, or since _since where that is earlier.
+// changes is the history of one type since shortly before T, or since _since where that is earlier; or, where searched, what
+// a search for such rows found, each in one version.
 type changes struct {
 	until time.Time // T
 	span  time.Time // where the span of repairs begins
@@ -62,6 +69,8 @@ type changes struct {
 	// old are the deletions before the span, of resources that may have been made again, before the span too.
 	old  map[string]*change
 	held int
+	// searched tells that deletions, and the versions as of T of what changed later, are not among them.
+	searched bool
 	// strangers are candidates for having left the export, nil where nothing can.
 	strangers *strangers
 
@@ -75,20 +84,25 @@ type changes struct {
 	after   time.Time // _since
 }
 
-// changes reads the type's history. The pages shift under writes and show versions twice, which does no harm here.
-func (r *run) changes(ctx context.Context, typ string) (*changes, error) {
-	span := max(repairSpan, r.settleTime())
-	h := &changes{
+func (r *run) newChanges(typ string) *changes {
+	return &changes{
 		until: r.job.TransactionTime,
-		span:  r.job.TransactionTime.Add(-span),
+		span:  r.job.TransactionTime.Add(-r.repairSpan()),
 		after: r.job.Kickoff.Since,
 		byID:  map[string]*change{}, old: map[string]*change{}, placed: map[string]bool{},
 		strangers: r.newStrangers(typ),
 	}
+}
+
+func (r *run) repairSpan() time.Duration { return max(repairSpan, r.settleTime()) }
+
+// changes reads the type's history. The pages shift under writes and show versions twice, which does no harm here.
+func (r *run) changes(ctx context.Context, typ string) (*changes, error) {
+	h := r.newChanges(typ)
 	// A version that came late may have an earlier time than the one before it, so the look back from _since is as long.
 	since := h.span
-	if from := r.job.Kickoff.Since; !from.IsZero() && from.Add(-span).Before(since) {
-		since = from.Add(-span)
+	if from := r.job.Kickoff.Since; !from.IsZero() && from.Add(-r.repairSpan()).Before(since) {
+		since = from.Add(-r.repairSpan())
 	}
 	err := r.history(ctx, typ, "", since, func(row *fhir.Entry) error {
 		if row.Type != typ || row.ID == "" {
@@ -137,12 +151,7 @@ func (h *changes) see(row *fhir.Entry) error {
 	if undated && !h.newer.IsZero() && h.newer.Before(h.span) || !undated && row.LastUpdated.Before(h.span) {
 		return h.seeOld(row, undated)
 	}
-	c := h.byID[row.ID]
-	if c == nil {
-		c = &change{}
-		h.byID[row.ID] = c
-	}
-	c.raise(row, h.until)
+	c := h.of(row)
 	if undated {
 		if !h.place(c, row) {
 			return nil
@@ -152,6 +161,20 @@ func (h *changes) see(row *fhir.Entry) error {
 	}
 	return h.keep(c, row)
 }
+
+// of returns what is known of the row's id.
+func (h *changes) of(row *fhir.Entry) *change {
+	c := h.byID[row.ID]
+	if c == nil {
+		c = &change{}
+		h.byID[row.ID] = c
+	}
+	c.raise(row, h.until)
+	return c
+}
+
+// found takes a row of a search into account.
+func (h *changes) found(row *fhir.Entry) error { return h.keep(h.of(row), row) }
 
 // keep takes an entry up, with its body as long as there is room.
 func (h *changes) keep(c *change, row *fhir.Entry) error {
@@ -276,6 +299,13 @@ func newer(version string, updated time.Time, than string, thanUpdated time.Time
 	return updated.After(thanUpdated)
 }
 
+// follows tells whether a version comes right after another one, where they are numbered.
+func follows(version, than string) bool {
+	a, errA := strconv.ParseUint(version, 10, 64)
+	b, errB := strconv.ParseUint(than, 10, 64)
+	return errA == nil && errB == nil && a == b+1
+}
+
 // left tells whether the resource is not in a window any more that it was met in.
 func (c *change) left(to time.Time) bool {
 	return c.top && (c.topDeleted || !to.IsZero() && !c.topUpdated.Before(to))
@@ -296,10 +326,14 @@ func (r *run) asOf(ctx context.Context, typ, id string, until time.Time, c *chan
 			undated = append(undated, fhir.Entry{Type: typ, ID: id, Version: row.Version, Deleted: true})
 			return nil
 		}
+		if row.LastUpdated.After(until) && (c.next.IsZero() || row.LastUpdated.Before(c.next)) {
+			c.next = row.LastUpdated
+		}
 		_, err := c.see(row, until, anySize) // there is no other place that has the body
 		return err
 	})
 	if gone(err) { // expunged: no version of it can be had
+		c.lost = true
 		return nil
 	}
 	if err != nil || len(undated) == 0 {

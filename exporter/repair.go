@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -22,6 +23,7 @@ func (r *run) repair(ctx context.Context, chosen func(typ string) bool) error {
 	if err != nil {
 		return err
 	}
+	r.crawledAt = time.Now()
 	next := 1
 	crawled, done := map[string][]*state.Slice{}, map[string]bool{}
 	for i := range all {
@@ -63,8 +65,10 @@ func (r *run) repair(ctx context.Context, chosen func(typ string) bool) error {
 // many there were is said apart, where it can be known.
 func (r *run) noHistory(typ string) state.Issue {
 	what := strings.TrimSpace(typ + " resources")
-	text := "the server gives no history, so " + what
-	if r.profile.Keyset && r.WithoutHistory == IncludeCurrent {
+	text := "the server gives no history" + r.ofTypes() + ", so " + what
+	if r.profile.Keyset && r.profile.InstanceHistory {
+		text += " that were deleted while the export ran may be missing"
+	} else if r.profile.Keyset && r.WithoutHistory == IncludeCurrent {
 		text += " that were deleted while the export ran may be missing, and those that were changed are as they are now"
 	} else {
 		text += " that were changed or deleted while the export ran may be missing"
@@ -73,6 +77,14 @@ func (r *run) noHistory(typ string) state.Issue {
 		text += "; what was deleted since _since cannot be reported"
 	}
 	return state.Issue{Severity: "warning", Code: "incomplete", Text: text}
+}
+
+// ofTypes completes "no history", where single resources have one.
+func (r *run) ofTypes() string {
+	if r.profile.InstanceHistory {
+		return " of types"
+	}
+	return ""
 }
 
 // remark adds remarks to the job, each once. A dry run has no store: it keeps them for the Forecast.
@@ -125,7 +137,7 @@ func (t *typeRepair) do(ctx context.Context) error {
 		if t.canDepart(t.typ) {
 			repaired.Departed = -1
 		}
-		err = t.withoutHistory(ctx, w)
+		err = t.withoutHistory(ctx, w, gone)
 		if t.WithoutHistory == Strict && errors.Is(err, errIncomplete) {
 			err = fmt.Errorf("%w; without_history is strict: export when nobody writes, or set it to include or omit", err)
 		}
@@ -161,15 +173,8 @@ func (t *typeRepair) store(ctx context.Context, w *walk, gone *deletions) error 
 		return err
 	}
 	t.Metrics.repaired.Add(float64(w.slice.Written))
-	if t.stale == 0 {
-		return nil
-	}
 	t.Metrics.late.Add(float64(t.stale))
-	return t.remark(ctx, state.Issue{
-		Severity: "information", Code: "informational",
-		Text: numbered(t.stale, t.typ+" resource was", t.typ+" resources were") + " written before the transaction time but showed only " +
-			"after the settle pause; the export has it as of the transaction time; raise the setting settle",
-	})
+	return nil
 }
 
 // place is where the crawl wrote a row.
@@ -278,26 +283,56 @@ func (t *typeRepair) complete(ctx context.Context, places map[string][]place) er
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(t.Workers)
 	for id, c := range t.changes.byID {
-		written := len(places[id]) > 0
 		right := c.known && slices.ContainsFunc(places[id], func(p place) bool { return p.version == c.version })
 		switch {
 		case c.undated: // on either side of T
-		case !c.known && !written && !c.born: // changed after T, and not captured
+		case !c.known && !c.born && t.mayDiffer(c, places[id]): // changed after T
 		case c.known && !c.deleted && c.body == nil && !right:
 		default:
 			continue
 		}
 		group.Go(func() error {
-			return guarded(func() error { return t.asOf(ctx, t.typ, id, t.job.TransactionTime, c) })
+			return guarded(func() error { return t.ask(ctx, id, c) })
 		})
 	}
 	return group.Wait()
 }
 
+// mayDiffer tells whether a resource that was changed after T may have been another one at T than was written of it, or than
+// the filter kept out. The type's history would show that; a search only shows the newest version, so that one which showed
+// late may lie between.
+func (t *typeRepair) mayDiffer(c *change, places []place) bool {
+	switch {
+	case len(places) > 1:
+		return true
+	case len(places) == 0:
+		return c.met != 1
+	}
+	return t.changes.searched && !follows(c.topVersion, places[0].version)
+}
+
+// ask asks the resource's own history, or where it has none for the resource as it is, which may still be what it was.
+func (t *typeRepair) ask(ctx context.Context, id string, c *change) error {
+	if !t.changes.searched || t.profile.InstanceHistory {
+		return t.asOf(ctx, t.typ, id, t.job.TransactionTime, c)
+	}
+	if !c.known {
+		return nil // it was changed since
+	}
+	row, later, err := t.readAsOf(ctx, t.typ, id)
+	if err != nil || row == nil || later {
+		return err
+	}
+	c.known = false // until now without a body
+	_, err = c.see(row, t.job.TransactionTime, anySize)
+	return err
+}
+
 // drop takes out what was written in another version than the one as of T, and keeps one line of that. Where the history
-// has no version at or before T, what was written is older than the history, and right.
+// has no version at or before T, what was written is older than the history, and right: the last line is, which was written
+// later than the others.
 func (t *typeRepair) drop(c *change, places []place) {
-	for _, p := range places {
+	for _, p := range slices.Backward(places) {
 		if !c.captured && (!c.known || !c.deleted && c.version == p.version) {
 			c.captured = true
 			continue

@@ -37,7 +37,9 @@ func (p *Proxy) mayKickOff(r *http.Request, kickoff *state.Kickoff, prefer prefe
 	if err != nil {
 		return err
 	}
-	if err := prefer.settle(kickoff, append(wrong, wrongTimes(kickoff, time.Now().Add(statement.Ahead))...)); err != nil {
+	wrong = append(wrong, wrongElements(kickoff, statement.FHIRVersion)...)
+	wrong = append(wrong, wrongTimes(kickoff, time.Now().Add(statement.Ahead))...)
+	if err := prefer.settle(kickoff, wrong); err != nil {
 		return err
 	}
 	if err := p.Exports.Ready(); err != nil {
@@ -108,16 +110,42 @@ func wrongTypes(kickoff *state.Kickoff, statement *fhir.CapabilityStatement, typ
 	return wrong, nil
 }
 
+// wrongElements takes the elements that the FHIR release does not have out of the kick-off, and says so.
+func wrongElements(kickoff *state.Kickoff, release string) (wrong faults) {
+	if len(kickoff.Elements) == 0 {
+		return nil
+	}
+	table, err := fhir.Elements(release)
+	if err != nil {
+		kickoff.Elements = nil
+		return faults{{"_elements", "not-supported", "_elements needs FHIR R4, R4B or R5"}}
+	}
+	kickoff.Elements = slices.DeleteFunc(kickoff.Elements, func(entry string) bool {
+		typ, element, ofType := strings.Cut(entry, ".")
+		if !ofType {
+			typ, element = "", entry
+		}
+		unknown := !table.Known(typ, element)
+		if unknown {
+			wrong = append(wrong, fault{"_elements", "not-supported", "_elements holds " + printable(entry) + ", which the FHIR release does not have"})
+		}
+		return unknown
+	})
+	return wrong
+}
+
 // clockLeeway is how far a client's clock may be ahead of the server's.
 const clockLeeway = time.Minute
 
 // wrongTimes says which bounds lie in the future of the server: nobody can know yet what will have changed by then.
 func wrongTimes(kickoff *state.Kickoff, now time.Time) (wrong faults) {
-	for name, bound := range map[string]time.Time{"_since": kickoff.Since, "_until": kickoff.Until} {
-		if bound.After(now.Add(clockLeeway)) {
+	bound := func(name string, at time.Time) {
+		if at.After(now.Add(clockLeeway)) {
 			wrong = append(wrong, fault{name, "invalid", name + " is in the future by the FHIR server's clock"})
 		}
 	}
+	bound("_since", kickoff.Since)
+	bound("_until", kickoff.Until)
 	return wrong
 }
 

@@ -42,6 +42,10 @@ func TestKickoffIsAcceptedAndUnderstood(t *testing.T) {
 		{"/$export?_type=Patient", state.Kickoff{Level: state.System, Types: []string{"Patient"}}},
 		{"/$export?_type=Patient,Observation&_type=Condition,Patient", state.Kickoff{Level: state.System, Types: []string{"Condition", "Observation", "Patient"}}},
 		{"/$export?_type=Patient%2CObservation", state.Kickoff{Level: state.System, Types: []string{"Observation", "Patient"}}},
+		{"/$export?_elements=id,Patient.name&_elements=Observation.value[x],id", state.Kickoff{Level: state.System, Elements: []string{"id", "Patient.name", "Observation.value[x]"}}},
+		{"/$export?_since=2021-12-08", state.Kickoff{Level: state.System, Since: since.Truncate(24 * time.Hour)}},
+		{"/$export?_since=2021-12", state.Kickoff{Level: state.System, Since: time.Date(2021, 12, 1, 0, 0, 0, 0, time.UTC)}},
+		{"/$export?_since=2021", state.Kickoff{Level: state.System, Since: time.Date(2021, 1, 1, 0, 0, 0, 0, time.UTC)}},
 		{"/$export?_since=2021-12-08T08:28:07Z", state.Kickoff{Level: state.System, Since: since}},
 		{"/$export?_since=2021-12-08T10:28:07.000%2B02:00", state.Kickoff{Level: state.System, Since: since}},
 		{"/$export?_since=2021-12-08T10:28:07+02:00", state.Kickoff{Level: state.System, Since: since}},
@@ -85,7 +89,9 @@ func TestKickoffRefusesWhatItCannotHonour(t *testing.T) {
 		code   string
 	}{
 		{"/$export?_typeFilter=Patient%3Factive%3Dtrue", 400, "not-supported"},
-		{"/$export?_elements=id", 400, "not-supported"},
+		{"/$export?_elements=nose", 400, "not-supported"},
+		{"/$export?_elements=Patient.nose", 400, "not-supported"},
+		{"/$export?_elements=Patient.value", 400, "not-supported"},
 		{"/$export?patient=Patient/1", 400, "not-supported"},
 		{"/$export?_Type=Patient", 400, "not-supported"},
 		{"/$export?=", 400, "not-supported"},
@@ -127,7 +133,7 @@ func TestKickoffNamesAllWrongParameters(t *testing.T) {
 	h, _ := newFHIRHouse(t, nil)
 	got := h.ask(http.MethodGet, h.base+"/$export?_foo=1&_bar=2&_type=Patient,x,y&_since=soon")
 	checkOutcome(t, got, 400, "not-supported", "not-supported", "invalid", "invalid", "invalid")
-	for _, want := range []string{`_foo\"`, `_bar\" is not supported`, "_outputFormat, _since, _type"} {
+	for _, want := range []string{`_foo\"`, `_bar\" is not supported`, "_elements, _outputFormat, _since, _type"} {
 		if !strings.Contains(got.body, want) {
 			t.Errorf("no %s in %s", want, got.body)
 		}
@@ -390,7 +396,7 @@ func FuzzKickoff(f *testing.F) {
 		for part := range strings.FieldsFuncSeq(query, func(r rune) bool { return r == '&' }) {
 			raw, _, _ := strings.Cut(part, "=")
 			name, err := url.QueryUnescape(raw)
-			if err != nil || !slices.Contains([]string{"_type", "_since", "_outputFormat", "allowPartialManifests"}, name) {
+			if err != nil || !slices.Contains([]string{"_type", "_since", "_outputFormat", "_elements", "allowPartialManifests"}, name) {
 				t.Errorf("accepted with the parameter %q", raw)
 			}
 		}

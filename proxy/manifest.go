@@ -1,9 +1,7 @@
 package proxy
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -37,20 +35,16 @@ func (p *Proxy) manifest(w http.ResponseWriter, r *http.Request, job *state.Job)
 		}
 		links[file.Name] = link
 	}
-	m := state.NewManifest(job, files, func(file state.File) string { return links[file.Name] })
-	// Links hold "&", which people copy out of the manifest: it stays as it is.
-	var body bytes.Buffer
-	encoder := json.NewEncoder(&body)
-	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(m); err != nil {
+	body, err := state.EncodeManifest(job, files, func(file state.File) string { return links[file.Name] })
+	if err != nil {
 		p.refuse(w, r, err)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Length", strconv.Itoa(body.Len()))
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.Header().Set("Expires", expires.UTC().Format(http.TimeFormat))
 	w.WriteHeader(pollStatus(w, job, http.StatusOK))
-	if _, err := w.Write(body.Bytes()); err != nil {
+	if _, err := w.Write(body); err != nil {
 		p.Log.DebugContext(r.Context(), "answer not delivered", "error", err)
 	}
 }

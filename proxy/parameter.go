@@ -41,7 +41,7 @@ var parameters = map[string]parameter{
 	"_until":                {refused: true, read: func(r *reading, values []string) { r.instant("_until", values[0], &r.Until) }},
 	"_type":                 {list: true, read: (*reading).types},
 	"_typeFilter":           {list: true, refused: true, read: (*reading).typeFilters},
-	"_elements":             {list: true, refused: true, read: (*reading).elements},
+	"_elements":             {list: true, read: (*reading).elements},
 	"patient":               {list: true, refused: true, read: (*reading).patients},
 	"includeAssociatedData": {list: true, refused: true, read: (*reading).associated},
 	"organizeOutputBy":      {refused: true, read: (*reading).organizeBy},
@@ -182,12 +182,18 @@ func (r *reading) elements(values []string) {
 			typ, element = "", value
 		}
 		switch {
-		case ofType && !isTypeName(typ), element == "", strings.Trim(element, letters) != "", isTypeName(element), len(element) > 64:
+		case ofType && !isTypeName(typ), !isElementName(element):
 			r.fault("_elements", "invalid", "_elements holds "+printable(value)+", which is not Type.element or element: elements at the root of a resource only")
 		case !slices.Contains(r.Elements, value):
 			r.Elements = append(r.Elements, value)
 		}
 	}
+}
+
+// isElementName takes the name of a choice with and without its "[x]".
+func isElementName(s string) bool {
+	s = strings.TrimSuffix(s, "[x]")
+	return s != "" && s[0] >= 'a' && s[0] <= 'z' && len(s) <= 64 && strings.Trim(s, letters) == ""
 }
 
 // patients takes references to Patients, relative or on a base of this server.

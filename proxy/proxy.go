@@ -138,7 +138,7 @@ func (p *Proxy) routes() http.Handler {
 		http.MethodGet:  p.file,
 		http.MethodHead: p.file,
 	})
-	router.Path(p.basePath + "/metadata").Methods(http.MethodGet).Handler(p.newStatementForwarder())
+	router.Path(p.basePath+"/metadata").Methods(http.MethodGet, http.MethodHead).Handler(p.newStatementForwarder())
 	router.NotFoundHandler, router.MethodNotAllowedHandler = p.forward, p.forward
 	return router
 }

@@ -1,5 +1,11 @@
 package state
 
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+)
+
 // Manifest is the answer to a completed export: version 3 of the guide, with the status that clients of the original
 // product read. Arrays are always there.
 type Manifest struct {
@@ -38,8 +44,30 @@ type FileExtension struct {
 // instantLayout is FHIR's instant in UTC.
 const instantLayout = "2006-01-02T15:04:05.000Z"
 
-// NewManifest lists the files of a completed job; address gives the url of each.
-func NewManifest(job *Job, files []File, address func(File) string) Manifest {
+// EncodeManifest writes the manifest of a completed job in the shape that its kick-off chose; address gives the url of each
+// file.
+func EncodeManifest(job *Job, files []File, address func(File) string) ([]byte, error) {
+	proofs := make(map[string]*Proof, len(job.Proof))
+	for i := range job.Proof {
+		proofs[job.Proof[i].Type] = &job.Proof[i]
+	}
+	var manifest any
+	switch job.Kickoff.Shape {
+	case "", Shape3:
+		manifest = newManifest(job, files, proofs, address)
+	case Shape4:
+		manifest = newManifest4(job, files, proofs, address)
+	default:
+		return nil, fmt.Errorf("manifest of shape %s is not known", job.Kickoff.Shape)
+	}
+	var body bytes.Buffer
+	encoder := json.NewEncoder(&body)
+	encoder.SetEscapeHTML(false) // addresses hold "&", and people copy them out of the manifest
+	err := encoder.Encode(manifest)
+	return body.Bytes(), err
+}
+
+func newManifest(job *Job, files []File, proofs map[string]*Proof, address func(File) string) Manifest {
 	m := Manifest{
 		Status:          "completed",
 		TransactionTime: job.TransactionTime.UTC().Format(instantLayout),
@@ -47,10 +75,6 @@ func NewManifest(job *Job, files []File, address func(File) string) Manifest {
 		Output:          []ManifestFile{},
 		Deleted:         []ManifestFile{},
 		Error:           []ManifestFile{},
-	}
-	proofs := make(map[string]*Proof, len(job.Proof))
-	for i := range job.Proof {
-		proofs[job.Proof[i].Type] = &job.Proof[i]
 	}
 	if len(job.Proof) > 0 {
 		m.Extension = &ManifestExtension{Completeness: job.Proof}

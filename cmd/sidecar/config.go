@@ -18,6 +18,7 @@ import (
 
 	"sidecar/exporter"
 	"sidecar/proxy"
+	"sidecar/state"
 )
 
 // secret is a value that is printed as ***.
@@ -42,6 +43,7 @@ type config struct {
 
 	Listen         string        `yaml:"listen"`
 	AdminListen    string        `yaml:"admin_listen"`
+	AdminToken     secret        `yaml:"admin_token"`
 	PublicURL      string        `yaml:"public_url"`
 	TrustedProxies []string      `yaml:"trusted_proxies"`
 	ShutdownGrace  time.Duration `yaml:"shutdown_grace"`
@@ -61,6 +63,7 @@ type config struct {
 	Settle       time.Duration `yaml:"settle"`
 	GiveUp       time.Duration `yaml:"give_up"`
 	MaxFileBytes int64         `yaml:"max_file_bytes"`
+	Manifest     state.Shape   `yaml:"manifest"`
 
 	WritesPassHere bool                    `yaml:"writes_pass_here"`
 	Referenced     bool                    `yaml:"referenced"`
@@ -123,6 +126,7 @@ func defaultConfig() *config {
 		Strategy:      exporter.StrategyAuto,
 		GiveUp:        exporter.DefaultGiveUp,
 		MaxFileBytes:  exporter.DefaultMaxFileBytes,
+		Manifest:      state.Shape3,
 
 		Referenced:     true,
 		WithoutHistory: exporter.IncludeCurrent,

@@ -122,7 +122,7 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	s.exporter, err = exporter.New(exporter.Config{
 		Client: client, Store: s.store, Bucket: bucket, Spool: filepath.Join(c.Data, "spool"),
 		Workers: c.Workers, QuietHours: hours, Strategy: c.Strategy, MaxRunning: c.MaxRunning, PageSize: c.PageSize, Settle: c.Settle,
-		MaxFileBytes: c.MaxFileBytes, Retention: c.Retention, GiveUp: c.GiveUp, Log: log, Metrics: engineMetrics,
+		MaxFileBytes: c.MaxFileBytes, Shape: c.Manifest, Retention: c.Retention, GiveUp: c.GiveUp, Log: log, Metrics: engineMetrics,
 		Writes: inFlight, WithoutReferenced: !c.Referenced, AllowPartial: c.AllowPartial, WithoutHistory: c.WithoutHistory, Ledger: ledger,
 	})
 	if err != nil {
@@ -135,7 +135,7 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	registry.MustRegister(append(engineMetrics.Collectors(), frontMetrics.Collectors()...)...)
-	s.admin = admin.New(registry, s.exporter)
+	s.admin = admin.New(admin.Config{Metrics: registry, Server: s.exporter, Exports: s.store, Work: s.exporter, Token: string(c.AdminToken)})
 	return s, s.listen(ctx)
 }
 

@@ -8,10 +8,12 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"sidecar/exporter"
 	"sidecar/exporter/blob"
 	"sidecar/exporter/fhir"
+	"sidecar/state"
 )
 
 // validate finds all faults, a line each.
@@ -39,11 +41,17 @@ func (c *config) validate(found *faultList) {
 	if c.Data == "" {
 		found.add("data", " is empty")
 	}
+	if token := string(c.AdminToken); token != "" && (len(token) < minAdminToken || strings.ContainsFunc(token, unicode.IsSpace)) {
+		found.add("admin_token", " must have at least %d characters and no white space", minAdminToken)
+	}
 	c.validateAuth(found)
 	c.validateNumbers(found)
 	c.validateChoices(found)
 	c.validateBucket(found)
 }
+
+// minAdminToken is the least length of a token that nobody guesses.
+const minAdminToken = 16
 
 // isAddress tells whether a port can be opened at the address, as far as its form goes.
 func isAddress(address string) bool {
@@ -122,6 +130,9 @@ func (c *config) validateChoices(found *faultList) {
 	}
 	if c.LogFormat != "text" && c.LogFormat != "json" {
 		found.add("log_format", " must be text or json")
+	}
+	if c.Manifest != state.Shape3 && c.Manifest != state.Shape4 {
+		found.add("manifest", ` must be "3.0" or "4.0"`)
 	}
 	switch c.WithoutHistory {
 	case exporter.IncludeCurrent, exporter.OmitChanged, exporter.Strict:
