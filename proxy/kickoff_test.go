@@ -345,8 +345,8 @@ func fuzzed(f *testing.F) (http.Handler, *exports) {
 	handler, err := proxy.New(proxy.Config{
 		Upstream: upstream, Intercept: true, Client: client, Exports: engine, Jobs: &state.Store{}, Bucket: signing{}, Transport: stub{},
 		TrustedProxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
-		TypesOf: func(_ state.Level, s *fhir.CapabilityStatement) ([]string, []string, error) { return s.Types, nil, nil },
-		Log:     slog.New(slog.DiscardHandler),
+		TypesOf:        func(_ state.Level, s *fhir.CapabilityStatement) ([]string, []string, error) { return s.Types, nil, nil },
+		Log:            slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		f.Fatal(err)

@@ -91,9 +91,20 @@ func TestRetryAfterFollowsThePace(t *testing.T) {
 		percent int64
 		want    int
 	}{
-		{0, 0, 1}, {5 * time.Second, 0, 1}, {2 * time.Minute, 0, 12}, {time.Hour, 0, 60},
-		{time.Second, 1, 1}, {4 * time.Second, 1, 2}, {time.Minute, 50, 6}, {time.Minute, 90, 1}, {10 * time.Minute, 50, 60}, {10 * time.Minute, 90, 6},
-		{24 * time.Hour, 99, 60}, {100 * 24 * time.Hour, 1, 60}, {-time.Hour, 0, 1}, {-time.Hour, 50, 1},
+		{0, 0, 1},
+		{5 * time.Second, 0, 1},
+		{2 * time.Minute, 0, 12},
+		{time.Hour, 0, 60},
+		{time.Second, 1, 1},
+		{4 * time.Second, 1, 2},
+		{time.Minute, 50, 6},
+		{time.Minute, 90, 1},
+		{10 * time.Minute, 50, 60},
+		{10 * time.Minute, 90, 6},
+		{24 * time.Hour, 99, 60},
+		{100 * 24 * time.Hour, 1, 60},
+		{-time.Hour, 0, 1},
+		{-time.Hour, 50, 1},
 	} {
 		if got := proxy.RetryAfter(test.elapsed, test.percent); got != test.want {
 			t.Errorf("%s at %d %%: got %d, want %d", test.elapsed, test.percent, got, test.want)
