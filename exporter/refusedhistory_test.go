@@ -112,3 +112,30 @@ func TestRefusedHistoryOfADeletionIsAHole(t *testing.T) {
 		}
 	}
 }
+
+// Ensure rows that are too large to be kept are exported as of T although they changed before they were read.
+func TestLargeRowsThatChangedAreAsOfT(t *testing.T) {
+	large := func(id string) []byte {
+		return fmt.Appendf(nil, `{"resourceType":"Observation","id":%q,"text":{"div":%q}}`, id, strings.Repeat("x", 3<<20))
+	}
+	for _, server := range []fhirtest.Personality{fhirtest.HAPI(), histories()["of resources"]} {
+		t.Run(server.Name, func(t *testing.T) {
+			fill := func(s *fhirtest.Server) {
+				thirtyRows(t)(s)
+				for _, id := range []string{"large-1", "large-2", "large-3"} {
+					must(t, s.PutAt(large(id), time.Now().Add(-10*time.Minute)))
+				}
+			}
+			inBubble(t, server, smallPages, fill, func(t *testing.T, b *bubble) {
+				probeBefore(b)
+				want := b.snapshot()
+				disturb(b, func() {
+					for _, id := range []string{"large-1", "large-2", "large-3"} {
+						must(t, b.sample.Put(fmt.Appendf(nil, `{"resourceType":"Observation","id":%q}`, id)))
+					}
+				})
+				same(t, b.rows(b.finish(b.kickOff(ofObservations()))), want)
+			})
+		})
+	}
+}
