@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
+	"slices"
 	"time"
 
 	"sidecar/exporter/fhir"
@@ -34,20 +36,25 @@ func (d *deletions) add(ctx context.Context, w *walk, id string, c *change) erro
 	if since.IsZero() || !c.updated.After(since) {
 		return nil
 	}
-	if c.guessed != "" && c.guessed == c.version {
-		if later, err := d.isSince(ctx, id, c.version); err != nil || !later {
+	belongs := false
+	known, err := d.ask(ctx, func() error {
+		if c.guessed {
+			if later, err := d.since(ctx, d.typ, id, since); err != nil || !later[c.version] {
+				return err
+			}
+		}
+		early, err := d.isBeforeUntil(ctx, id, c)
+		if err != nil || !early {
 			return err
 		}
-	}
-	if early, err := d.isBeforeUntil(ctx, id, c); err != nil || !early {
+		f := w.filter
+		if f.exported { // what it was about may not have changed, and not stand in this output
+			f = d.filterByCompartment(ctx, d.typ)
+		}
+		belongs, err = d.wasMember(ctx, f, id)
 		return err
-	}
-	f := w.filter
-	if f.exported { // what it was about may not have changed, and not stand in this output
-		f = d.filterByCompartment(ctx, d.typ)
-	}
-	member, err := d.wasMember(ctx, f, id)
-	if err != nil || !member {
+	})
+	if err != nil || !known || !belongs {
 		return err
 	}
 	return d.report(id)
@@ -69,33 +76,18 @@ func (d *deletions) report(id string) (err error) {
 	return d.flush()
 }
 
-// isBeforeUntil tells whether a deletion is older than _until. One without a time has that of a later entry at most, so that
-// its own history decides.
+// isBeforeUntil tells whether a deletion is older than _until. Of one without a time its neighbours tell, else its own history.
 func (d *deletions) isBeforeUntil(ctx context.Context, id string, c *change) (bool, error) {
 	until := d.job.Kickoff.Until
-	if until.IsZero() || c.updated.Before(until) || c.loose != c.version {
-		return until.IsZero() || c.updated.Before(until), nil
+	if until.IsZero() || c.updated.Before(until) {
+		return true, nil
 	}
-	later, err := d.isListed(ctx, id, c.version, until)
-	return !later, err
-}
-
-// isSince asks the resource's own history whether a version without a time is newer than _since.
-func (d *deletions) isSince(ctx context.Context, id, version string) (bool, error) {
-	return d.isListed(ctx, id, version, d.job.Kickoff.Since.Add(time.Millisecond))
-}
-
-// isListed asks the resource's own history whether it lists a version among those since a moment.
-func (d *deletions) isListed(ctx context.Context, id, version string, since time.Time) (bool, error) {
-	listed := false
-	err := d.history(ctx, d.typ, id, since, func(row *fhir.Entry) error {
-		listed = listed || row.Version == version
-		return nil
-	})
-	if gone(err) {
+	n := slices.IndexFunc(c.deletions, func(one *deletion) bool { return one.version == c.version })
+	if n < 0 || !c.deletions[n].earliest.Before(until) {
 		return false, nil
 	}
-	return listed, err
+	later, err := d.since(ctx, d.typ, id, until.Add(-time.Millisecond))
+	return !later[c.version], err
 }
 
 // wasMember tells whether the last version of a deleted resource, or the one as of _since, was in the compartment of the export.
@@ -104,29 +96,42 @@ func (d *deletions) wasMember(ctx context.Context, f *filter, id string) (bool, 
 		return f.member(&fhir.Entry{Type: f.typ, ID: id})
 	}
 	var last, then change
-	err := d.history(ctx, d.typ, id, beginning, func(row *fhir.Entry) error {
+	belongs, belonged := false, false
+	err := d.history(ctx, d.typ, id, beginning, nil, func(row *fhir.Entry) (err error) {
 		if row.Deleted {
 			return nil
 		}
-		_, lastErr := last.see(row, d.job.TransactionTime, anySize)
-		_, thenErr := then.see(row, f.since, anySize)
-		return errors.Join(lastErr, thenErr)
+		wasLast, wasThen := last, then
+		if last.takes(row, d.job.TransactionTime) {
+			belongs, err = f.member(row)
+		}
+		if err == nil && !d.last(d.typ) && then.takes(row, f.since) {
+			belonged, err = f.stayed().member(row)
+		}
+		if err != nil { // the page may be read again
+			last, then = wasLast, wasThen
+		}
+		return err
 	})
-	if err != nil && !gone(err) {
+	if gone(err) {
+		var status int
+		status, err = d.presence(ctx, d.typ, id)
+		if err == nil && status == http.StatusOK { // it was made again after T
+			err = fmt.Errorf("%w of a resource", errNoHistory)
+		}
+		last.known = false
+	}
+	if err != nil {
 		return false, err
 	}
 	if !last.known {
 		d.unknown++
 		return false, nil
 	}
-	belongs, err := f.member(&fhir.Entry{Type: f.typ, ID: id, Resource: last.body})
-	if err != nil || belongs || !then.known || d.last(d.typ) {
-		return belongs, err
+	if belongs || !belonged {
+		return belongs, nil
 	}
 	// It had left the export since _since, and was deleted then: whoever has it still must let it go.
-	if belonged, err := f.stayed().member(&fhir.Entry{Type: f.typ, ID: id, Resource: then.body}); err != nil || !belonged {
-		return false, err
-	}
 	return d.belonged(ctx, f, id)
 }
 

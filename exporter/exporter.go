@@ -174,6 +174,7 @@ func (e *Exporter) KickOff(ctx context.Context, kickoff state.Kickoff) (*state.J
 		Status:   state.Accepted,
 		Kickoff:  kickoff,
 		Accepted: now,
+		Issues:   kickoff.Ignored,
 	}
 	if err := e.Store.Create(ctx, job, e.MaxRunning); err != nil {
 		return nil, err

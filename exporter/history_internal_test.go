@@ -26,7 +26,7 @@ func BenchmarkChange(b *testing.B) {
 				runtime.ReadMemStats(&before)
 				h := &changes{
 					until: now, span: now.Add(-repairSpan), after: now.Add(-1000 * time.Hour),
-					byID: map[string]*change{}, old: map[string]*change{}, placed: map[string]bool{},
+					byID: map[string]*change{}, old: map[string]*change{},
 				}
 				for i := range many {
 					entry := row

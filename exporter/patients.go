@@ -93,6 +93,6 @@ func (r *run) knownPatient(ctx context.Context, id string) (bool, error) {
 		return false, nil
 	}
 	var then change
-	err = r.asOf(ctx, "Patient", id, r.job.Kickoff.Since, &then)
+	err = r.asOf(ctx, "Patient", id, r.job.Kickoff.Since, &then, nil)
 	return then.known && !then.deleted, err
 }

@@ -327,9 +327,13 @@ func holeIssue(typ string, hole state.Hole) state.Issue {
 		why = "the server says so itself"
 	}
 	if hole.History {
+		of := ""
+		if hole.Rows > 0 {
+			of = " of " + what
+		}
 		return state.Issue{
 			Severity: "error", Code: hole.Reason,
-			Text: typ + ": the history cannot be read, so resources that were changed or deleted while the export ran may be missing: " + why,
+			Text: typ + ": the history" + of + " cannot be read, so resources that were changed or deleted while the export ran may be missing: " + why,
 		}
 	}
 	return state.Issue{Severity: "error", Code: hole.Reason, Text: fmt.Sprintf("%s: %s%s are missing: %s", typ, what, window, why)}

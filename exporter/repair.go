@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -106,6 +107,9 @@ func (r *run) remark(ctx context.Context, issues ...state.Issue) error {
 	return r.Store.Update(ctx, r.job.ID, add)
 }
 
+// repairBatch is how many changed resources are looked at together, so that few of their bodies are held.
+const repairBatch = 256
+
 // typeRepair is the repair of one type.
 type typeRepair struct {
 	*run
@@ -114,9 +118,14 @@ type typeRepair struct {
 	// number gives the next free number of a slice.
 	number  func() int
 	changes *changes // nil where there is no history
-	// open are changed resources of a type that is filtered: whether they match is still to be asked.
-	open  []string
+	// left is how many resources of a filtered type were left out, because nobody knows whether they matched at T.
+	left  int
 	stale int64 // rows that were taken out again
+
+	mu    sync.Mutex // over what follows, and changes.held
+	holes []state.Hole
+	// barren is how many histories of resources in a row the server did not give.
+	barren int
 }
 
 func (t *typeRepair) do(ctx context.Context) error {
@@ -162,7 +171,7 @@ func (t *typeRepair) store(ctx context.Context, w *walk, gone *deletions) error 
 		return err
 	}
 	w.spool.measure(w.slice)
-	w.slice.Done = true
+	w.slice.Done, w.slice.Holes = true, append(w.slice.Holes, t.holes...)
 	slices := append([]*state.Slice{w.slice}, t.crawled...)
 	deleted, err := gone.finish(ctx)
 	if err != nil {
@@ -214,22 +223,34 @@ func (t *typeRepair) reconcile(ctx context.Context, w *walk, gone *deletions) er
 	if err != nil {
 		return err
 	}
-	if err := t.complete(ctx, places); err != nil {
-		return err
-	}
 	for id, found := range places {
 		if len(found) > 0 && t.changes.byID[id] == nil {
 			t.changes.strangers.drop(id)
 		}
 	}
-	t.open = nil
-	for id, c := range t.changes.byID {
-		t.drop(c, places[id])
-		if err := t.correct(ctx, w, gone, id, c); err != nil {
+	for ids := range slices.Chunk(slices.Collect(maps.Keys(t.changes.byID)), repairBatch) {
+		if err := t.complete(ctx, ids, places); err != nil {
 			return err
 		}
+		for _, id := range ids {
+			t.drop(t.changes.byID[id], places[id])
+		}
+		unmatched, err := t.unmatched(ctx, w, ids)
+		if err != nil {
+			return err
+		}
+		for _, id := range ids {
+			c := t.changes.byID[id]
+			if !unmatched[id] {
+				if err := t.correct(ctx, w, gone, id, c); err != nil {
+					return err
+				}
+			}
+			t.changes.held -= len(c.body)
+			c.body = nil
+		}
 	}
-	if err := t.addMatching(ctx, w); err != nil {
+	if err := t.sayLeft(ctx); err != nil {
 		return err
 	}
 	for _, part := range t.crawled {
@@ -252,16 +273,13 @@ func (t *typeRepair) correct(ctx context.Context, w *walk, gone *deletions, id s
 		t.changes.strangers.drop(id)
 		return gone.add(ctx, w, id, c)
 	}
-	row := &fhir.Entry{Type: t.typ, ID: id, Version: c.version, LastUpdated: c.updated, Resource: c.body}
-	if len(t.filtersOf(t.typ)) > 0 {
-		keep, err := w.filter.keep(row)
-		if keep {
-			t.open = append(t.open, id)
-		}
-		return err
-	}
 	before := w.slice.Written
-	err := w.emit(row)
+	_, err := t.ask(ctx, func() error {
+		if c.body == nil {
+			return t.copyVersion(ctx, w, id, c)
+		}
+		return w.emit(&fhir.Entry{Type: t.typ, ID: id, Version: c.version, LastUpdated: c.updated, Resource: c.body})
+	})
 	if w.slice.Written > before {
 		t.changes.strangers.drop(id)
 	}
@@ -276,7 +294,8 @@ func (t *typeRepair) oldDeletions(ctx context.Context, w *walk, gone *deletions,
 			continue
 		}
 		if t.job.Kickoff.Level != state.System || t.asOfAlone(t.typ) {
-			if err := t.asOf(ctx, t.typ, id, t.job.TransactionTime, c); err != nil {
+			err := t.askAsOf(ctx, id, c, nil)
+			if err != nil {
 				return err
 			}
 		}
@@ -293,10 +312,11 @@ func (t *typeRepair) oldDeletions(ctx context.Context, w *walk, gone *deletions,
 
 // complete asks the resources' own histories for what the type's history left open: rows without a version since shortly
 // before T, deletions without a time, bodies that were not kept.
-func (t *typeRepair) complete(ctx context.Context, places map[string][]place) error {
+func (t *typeRepair) complete(ctx context.Context, ids []string, places map[string][]place) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(t.Workers)
-	for id, c := range t.changes.byID {
+	for _, id := range ids {
+		c := t.changes.byID[id]
 		right := c.known && slices.ContainsFunc(places[id], func(p place) bool { return p.version == c.version })
 		switch {
 		case c.undated: // on either side of T
@@ -306,7 +326,15 @@ func (t *typeRepair) complete(ctx context.Context, places map[string][]place) er
 			continue
 		}
 		group.Go(func() error {
-			return guarded(func() error { return t.ask(ctx, id, c) })
+			return guarded(func() error {
+				return t.askAsOf(ctx, id, c, func(row *fhir.Entry) error {
+					t.mu.Lock()
+					defer t.mu.Unlock()
+					err := c.hold(row, heldBodies-t.changes.held)
+					t.changes.held += len(c.body)
+					return err
+				})
+			})
 		})
 	}
 	return group.Wait()
@@ -323,23 +351,6 @@ func (t *typeRepair) mayDiffer(c *change, places []place) bool {
 		return c.met != 1
 	}
 	return t.changes.searched && !follows(c.topVersion, places[0].version)
-}
-
-// ask asks the resource's own history, or where it has none for the resource as it is, which may still be what it was.
-func (t *typeRepair) ask(ctx context.Context, id string, c *change) error {
-	if !t.changes.searched || t.profile.InstanceHistory {
-		return t.asOf(ctx, t.typ, id, t.job.TransactionTime, c)
-	}
-	if !c.known {
-		return nil // it was changed since
-	}
-	row, later, err := t.readAsOf(ctx, t.typ, id)
-	if err != nil || row == nil || later {
-		return err
-	}
-	c.known = false // until now without a body
-	_, err = c.see(row, t.job.TransactionTime, anySize)
-	return err
 }
 
 // drop takes out what was written in another version than the one as of T, and keeps one line of that. Where the history

@@ -148,7 +148,7 @@ func classify(err error) verdict {
 	var response *fhir.ResponseError
 	var partial *partialError
 	switch {
-	case errors.Is(err, errIncomplete), errors.Is(err, errStrategy), errors.Is(err, errSuperset), errors.Is(err, errLocal), errors.Is(err, fhir.ErrSpill):
+	case errors.Is(err, errIncomplete), errors.Is(err, errStrategy), errors.Is(err, errSuperset), errors.Is(err, errLocal), errors.Is(err, errNoHistory), errors.Is(err, fhir.ErrSpill):
 		return final
 	case errors.Is(err, fhir.ErrForeignLink), errors.Is(err, fhir.ErrTooLarge), errors.Is(err, fhir.ErrNotApplied):
 		return final

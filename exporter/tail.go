@@ -140,7 +140,7 @@ func (t *typeRepair) planned() (n int64) {
 }
 
 func (t *typeRepair) holed() bool {
-	return slices.ContainsFunc(t.crawled, func(s *state.Slice) bool { return len(s.Holes) > 0 })
+	return len(t.holes) > 0 || slices.ContainsFunc(t.crawled, func(s *state.Slice) bool { return len(s.Holes) > 0 })
 }
 
 func (t *typeRepair) met() (n int64) {

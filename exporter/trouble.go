@@ -260,7 +260,7 @@ func holeReason(err error) (string, bool) {
 		return "exception", true
 	case errors.Is(err, errIncomplete):
 		return "incomplete", true
-	case errors.Is(err, errSuperset), errors.Is(err, errStrategy), errors.Is(err, fhir.ErrForeignLink):
+	case errors.Is(err, errSuperset), errors.Is(err, errStrategy), errors.Is(err, fhir.ErrForeignLink), errors.Is(err, errNoHistory):
 		return "not-supported", true
 	case errors.Is(err, fhir.ErrTooLarge):
 		return "too-long", true

@@ -129,46 +129,56 @@ func fitsFilters(slice *state.Slice) bool {
 	return true
 }
 
-// addMatching adds what the crawl of a filtered type may have missed: resources that were written shortly before T, if they
-// match now. Of what was changed after T nobody knows whether it matched: it is left out, and said.
-func (t *typeRepair) addMatching(ctx context.Context, w *walk) error {
-	if len(t.open) == 0 {
-		return nil
+// unmatched tells which resources of a filtered type are not added to the output although they were changed and the crawl did
+// not write what they were at T: they do not match, as far as they have not changed since. Of the others nobody knows.
+func (t *typeRepair) unmatched(ctx context.Context, w *walk, ids []string) (map[string]bool, error) {
+	if len(t.filtersOf(t.typ)) == 0 {
+		return nil, nil
 	}
-	slices.Sort(t.open)
-	var still []string
-	left := 0
-	for _, id := range t.open {
-		if c := t.changes.byID[id]; c.topVersion == c.version {
-			still = append(still, id)
-		} else {
-			left++
+	unmatched, still := map[string]bool{}, []string{}
+	for _, id := range ids {
+		c := t.changes.byID[id]
+		if c.captured || !c.known || c.deleted {
+			continue
 		}
+		belongs := true
+		if c.body != nil { // else that is seen when it is written
+			var err error
+			row := &fhir.Entry{Type: t.typ, ID: id, Version: c.version, LastUpdated: c.updated, Resource: c.body}
+			if belongs, err = w.filter.keep(row); err != nil {
+				return nil, err
+			}
+		}
+		switch {
+		case belongs && c.topVersion == c.version:
+			still = append(still, id)
+			continue
+		case belongs:
+			t.left++
+		}
+		unmatched[id] = true
 	}
 	size := 1
 	if t.profile.IDLists {
 		size = min(maxListIDs, t.pageSize())
 	}
 	for part := range slices.Chunk(still, size) {
-		changed, err := t.addIfMatching(ctx, w, part)
+		found, err := t.matching(ctx, part)
 		if err != nil {
-			return fmt.Errorf("ask which changed resources match _typeFilter: %w", err)
+			return nil, fmt.Errorf("ask which changed resources match _typeFilter: %w", err)
 		}
-		left += changed
+		for _, id := range part {
+			version, matches := found[id]
+			if unmatched[id] = version != t.changes.byID[id].version; matches && unmatched[id] { // changed meanwhile
+				t.left++
+			}
+		}
 	}
-	if left == 0 {
-		return nil
-	}
-	return t.remark(ctx, state.Issue{
-		Severity: "warning", Code: "incomplete",
-		Text: numbered(left, t.typ+" resource was", t.typ+" resources were") + " changed after the transaction time and before being read: those " +
-			"that matched _typeFilter at the transaction time are missing, since a server only tells what matches now",
-	})
+	return unmatched, nil
 }
 
-// addIfMatching asks for some resources with each of the type's filters, and writes those that match as they were at T. It
-// returns how many were changed meanwhile.
-func (t *typeRepair) addIfMatching(ctx context.Context, w *walk, ids []string) (changed int, err error) {
+// matching asks for some resources with each of the type's filters, and returns the versions of those that match.
+func (t *typeRepair) matching(ctx context.Context, ids []string) (map[string]string, error) {
 	whole := &state.Slice{Type: t.typ, Filters: t.filtersOf(t.typ)}
 	found := map[string]string{}
 	for _, q := range windowQueries(whole) {
@@ -181,22 +191,22 @@ func (t *typeRepair) addIfMatching(ctx context.Context, w *walk, ids []string) (
 			return nil
 		})
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
 	}
-	for _, id := range ids {
-		c := t.changes.byID[id]
-		switch version, matches := found[id]; {
-		case !matches:
-		case version != c.version:
-			changed++
-		default:
-			if err := w.emit(&fhir.Entry{Type: t.typ, ID: id, Version: c.version, LastUpdated: c.updated, Resource: c.body}); err != nil {
-				return 0, err
-			}
-		}
+	return found, nil
+}
+
+// sayLeft says how many resources were left out, because it is not known whether they matched at T.
+func (t *typeRepair) sayLeft(ctx context.Context) error {
+	if t.left == 0 {
+		return nil
 	}
-	return changed, nil
+	return t.remark(ctx, state.Issue{
+		Severity: "warning", Code: "incomplete",
+		Text: numbered(t.left, t.typ+" resource was", t.typ+" resources were") + " changed after the transaction time and before being read: those " +
+			"that matched _typeFilter at the transaction time are missing, since a server only tells what matches now",
+	})
 }
 
 // eachPage hands the rows of a search to fn, over all its pages.

@@ -124,7 +124,8 @@ func (p *Proxy) routes() http.Handler {
 		router.Path(p.basePath + path).Handler(p.methods(methods))
 	}
 	kickOff := func(level state.Level) map[string]http.HandlerFunc {
-		return map[string]http.HandlerFunc{http.MethodGet: func(w http.ResponseWriter, r *http.Request) { p.kickOff(w, r, level) }}
+		handler := func(w http.ResponseWriter, r *http.Request) { p.kickOff(w, r, level) }
+		return map[string]http.HandlerFunc{http.MethodGet: handler, http.MethodPost: handler}
 	}
 	ours("/"+export, kickOff(state.System))
 	ours("/Patient/"+export, kickOff(state.Patient))
@@ -146,7 +147,7 @@ func (p *Proxy) routes() http.Handler {
 // the others are refused, because the server behind would not know the path.
 func (p *Proxy) methods(handlers map[string]http.HandlerFunc) http.Handler {
 	var allow []string
-	for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodDelete} {
+	for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodDelete} {
 		if handlers[method] != nil {
 			allow = append(allow, method)
 		}

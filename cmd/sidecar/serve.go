@@ -128,7 +128,6 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	if err != nil {
 		return nil, err
 	}
-	//nolint:contextcheck // the handler works in the context of each request
 	if s.handler, err = newProxy(c, client, s.exporter, s.store, bucket, writes, log, frontMetrics); err != nil {
 		return nil, err
 	}
