@@ -88,7 +88,7 @@ func TestKickoffRefusesWhatItCannotHonour(t *testing.T) {
 		status int
 		code   string
 	}{
-		{"/$export?_typeFilter=Patient%3Factive%3Dtrue", 400, "not-supported"},
+		{"/$export?_typeFilter=Patient%3Factive%3Dtrue%26_sort%3Dname", 400, "invalid"},
 		{"/$export?_elements=nose", 400, "not-supported"},
 		{"/$export?_elements=Patient.nose", 400, "not-supported"},
 		{"/$export?_elements=Patient.value", 400, "not-supported"},

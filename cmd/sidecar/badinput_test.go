@@ -68,7 +68,7 @@ type badRequest struct {
 
 var badRequests = []badRequest{
 	{"unknown parameter", "GET", "/$export?_element=id", 400, "not-supported", ""},
-	{"_typeFilter", "GET", "/$export?_typeFilter=Patient%3Factive%3Dtrue", 400, "not-supported", ""},
+	{"_typeFilter", "GET", "/$export?_typeFilter=Patient%3Factive%3Dtrue%26_sort%3Dname", 400, "invalid", ""},
 	{"parameter of another case", "GET", "/$export?_Since=2021-01-01T00:00:00Z", 400, "not-supported", ""},
 	{"parameter without a name", "GET", "/$export?=1", 400, "not-supported", ""},
 	{"repeated _since", "GET", "/$export?_since=2021-01-01T00:00:00Z&_since=2022-01-01T00:00:00Z", 400, "invalid", ""},
