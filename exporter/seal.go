@@ -43,6 +43,8 @@ func (r *run) finishFiles(ctx context.Context) error {
 			continue
 		case file.Rewritten:
 			err = r.putRewritten(ctx, file)
+		case file.Kind == state.Output && r.job.Kickoff.OrganizeBy != "":
+			err = r.putOrganized(ctx, file)
 		default:
 			var parts []state.Slice
 			for _, seq := range file.Slices {
@@ -109,7 +111,7 @@ func (r *run) putContent(ctx context.Context, file state.File, paths []string, s
 	if err := r.Store.MarkStored(ctx, r.job.ID, file, parts); err != nil {
 		return err
 	}
-	if file.Kind == state.Output && !file.Rewritten {
+	if file.Kind == state.Output && !file.Rewritten && r.job.Kickoff.OrganizeBy == "" {
 		r.Metrics.resources.WithLabelValues(file.Type).Add(float64(file.Count))
 		r.Metrics.bytes.WithLabelValues(file.Type).Add(float64(file.Bytes))
 	}
@@ -143,11 +145,13 @@ func (r *run) seal(ctx context.Context) error {
 	if err := r.rewriteStored(ctx, all); err != nil {
 		return err
 	}
-	for _, typ := range r.outputTypes() {
-		err := r.join(ctx, state.Output, typ, all, func(s *state.Slice) bool { return s.Type == typ && s.Strategy != state.Deletions })
-		if err != nil {
-			return err
-		}
+	if r.job.Kickoff.OrganizeBy != "" {
+		err = r.organize(ctx, all)
+	} else {
+		err = r.joinByType(ctx, all)
+	}
+	if err != nil {
+		return err
 	}
 	err = r.join(ctx, state.Deleted, "Bundle", all, func(s *state.Slice) bool { return s.Strategy == state.Deletions })
 	if err != nil {
@@ -177,6 +181,17 @@ func (r *run) seal(ctx context.Context) error {
 	}
 	if err := os.RemoveAll(r.dir); err != nil { // the next start removes it; the export is complete
 		r.Log.ErrorContext(ctx, "spool not removed", "job", r.job.ID, "error", err)
+	}
+	return nil
+}
+
+// joinByType puts what the slices still hold of each type.
+func (r *run) joinByType(ctx context.Context, all []state.Slice) error {
+	for _, typ := range r.outputTypes() {
+		err := r.join(ctx, state.Output, typ, all, func(s *state.Slice) bool { return s.Type == typ && s.Strategy != state.Deletions })
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -285,10 +285,15 @@ const (
 type File struct {
 	// Name is "<Type>.<n>.ndjson", without the job's folder.
 	Name  string `json:"name"`
-	Kind  Kind   `json:"kind"`
-	Type  string `json:"type"`
-	Count int64  `json:"count"`
+	Kind Kind   `json:"kind"`
+	// Type is the type of the resources, or the one by whose instances the output is organised.
+	Type string `json:"type"`
+	// Count is the number of resources; the headers of blocks are none.
+	Count int64 `json:"count"`
 	Bytes int64  `json:"bytes"`
+	// ContinuesIn is the name of the file in which the last block of this one goes on, where the output is organised; empty
+	// where the block ends here.
+	ContinuesIn string `json:"continuesIn,omitempty"`
 	// Stored tells that the bucket has the whole object. A file that is not stored is put again by the next start.
 	Stored bool `json:"stored"`
 	// Slices are the numbers of the slices whose spool files, one after another, are the content.
