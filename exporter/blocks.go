@@ -11,6 +11,7 @@ import (
 
 	"sidecar/exporter/fhir"
 	"sidecar/state"
+	"sidecar/state/failpoint"
 )
 
 // blocks writes the blocks one after another into files. A block that does not fit behind others moves to a file of its own;
@@ -155,9 +156,11 @@ func (b *blocks) move(ctx context.Context) (err error) {
 	if err := b.put(ctx, false); err != nil {
 		return err
 	}
+	failpoint.Pass("before rename")
 	if err := os.Rename(path, b.organizedPath()); err != nil {
 		return local(err)
 	}
+	failpoint.Pass("after rename")
 	b.file, b.out = next, bufio.NewWriterSize(next, 64<<10)
 	b.size, b.rows, b.begin, b.before = size, rows, 0, 0
 	return nil

@@ -71,6 +71,9 @@ func drawChaos(seed uint64) *chaos {
 	if random.IntN(3) == 0 {
 		c.kickoff.Elements = [][]string{{"id"}, {"subject", "Patient.photo"}, {"Observation.language", "Patient.gender"}, {"language"}}[random.IntN(4)]
 	}
+	if random.IntN(4) == 0 {
+		c.kickoff.OrganizeBy = exporter.Organizable[random.IntN(len(exporter.Organizable))]
+	}
 	if random.IntN(3) == 0 {
 		c.killAt = 1 + random.Int64N(300)
 	}

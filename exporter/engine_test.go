@@ -140,6 +140,9 @@ func (e *engine) rows(job *state.Job) map[string]string {
 	if err != nil {
 		e.t.Fatal(err)
 	}
+	if job.Kickoff.OrganizeBy != "" {
+		return e.organized(job).rows
+	}
 	rows := map[string]string{}
 	for _, file := range files {
 		if file.Kind != state.Output {

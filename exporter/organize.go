@@ -148,7 +148,7 @@ func (o *organizer) remarkLeft(ctx context.Context) error {
 	for _, typ := range slices.Sorted(maps.Keys(o.left)) {
 		issues = append(issues, state.Issue{
 			Severity: "warning", Code: "incomplete",
-			Text: numbered(o.left[typ], typ+" resource refers", typ+" resources refer") + " to no " + o.by + ": the organised output leaves what does not out",
+			Text: fmt.Sprintf("resources of type %s that refer to no %s are left out of the organised output: %d", typ, o.by, o.left[typ]),
 		})
 	}
 	return o.remark(ctx, issues...)

@@ -284,13 +284,13 @@ const (
 // File is one object of a job in the bucket.
 type File struct {
 	// Name is "<Type>.<n>.ndjson", without the job's folder.
-	Name  string `json:"name"`
+	Name string `json:"name"`
 	Kind Kind   `json:"kind"`
 	// Type is the type of the resources, or the one by whose instances the output is organised.
 	Type string `json:"type"`
 	// Count is the number of resources; the headers of blocks are none.
 	Count int64 `json:"count"`
-	Bytes int64  `json:"bytes"`
+	Bytes int64 `json:"bytes"`
 	// ContinuesIn is the name of the file in which the last block of this one goes on, where the output is organised; empty
 	// where the block ends here.
 	ContinuesIn string `json:"continuesIn,omitempty"`

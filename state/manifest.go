@@ -10,15 +10,15 @@ import (
 // Manifest is the answer to a completed export: version 3 of the guide, with the status that clients of the original
 // product read. Arrays are always there.
 type Manifest struct {
-	Status              string         `json:"status"`
-	TransactionTime     string         `json:"transactionTime"`
-	Request             string         `json:"request"`
-	RequiresAccessToken bool           `json:"requiresAccessToken"`
+	Status              string `json:"status"`
+	TransactionTime     string `json:"transactionTime"`
+	Request             string `json:"request"`
+	RequiresAccessToken bool   `json:"requiresAccessToken"`
 	// OutputOrganizedBy is the type by whose instances the output is organised, absent where it is not.
 	OutputOrganizedBy string         `json:"outputOrganizedBy,omitempty"`
 	Output            []ManifestFile `json:"output"`
-	Deleted             []ManifestFile `json:"deleted"`
-	Error               []ManifestFile `json:"error"`
+	Deleted           []ManifestFile `json:"deleted"`
+	Error             []ManifestFile `json:"error"`
 	// Extension holds the proofs under "completeness", one a type of the export.
 	Extension *ManifestExtension `json:"extension,omitempty"`
 }
