@@ -249,13 +249,13 @@ func smallFiles(c *exporter.Config) { c.PageSize, c.MaxFileBytes, c.Workers = 20
 // that it refers to.
 func TestOrganisedExportsHoldWhatPlainOnesDo(t *testing.T) {
 	for _, level := range []state.Level{state.System, state.Patient, state.Group} {
-		for _, by := range exporter.Organizable {
+		for _, by := range state.Organizable {
 			t.Run(fmt.Sprintf("%s/%s", level, by), func(t *testing.T) {
 				t.Parallel()
 				inBubble(t, fhirtest.HAPI(), smallFiles, generated(t), func(t *testing.T, b *bubble) {
 					kickoff := kickoffOf(level)
 					if level == state.Group {
-						kickoff.Group = "demo"
+						kickoff.Group = "demo-group"
 					}
 					want := b.rows(b.finish(b.kickOff(kickoff)))
 					members := []string{}

@@ -72,7 +72,7 @@ func drawChaos(seed uint64) *chaos {
 		c.kickoff.Elements = [][]string{{"id"}, {"subject", "Patient.photo"}, {"Observation.language", "Patient.gender"}, {"language"}}[random.IntN(4)]
 	}
 	if random.IntN(4) == 0 {
-		c.kickoff.OrganizeBy = exporter.Organizable[random.IntN(len(exporter.Organizable))]
+		c.kickoff.OrganizeBy = state.Organizable[random.IntN(len(state.Organizable))]
 	}
 	if random.IntN(3) == 0 {
 		c.killAt = 1 + random.Int64N(300)

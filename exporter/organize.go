@@ -16,9 +16,6 @@ import (
 	"sidecar/state"
 )
 
-// Organizable are the types by whose instances an export can be organised.
-var Organizable = []string{"Group", "Organization", "Patient", "Practitioner"}
-
 // organizer makes blocks of the rows in the spool: for each instance of a type the instance itself and what refers to it
 // (Bulk Data guide, parameter organizeOutputBy). It sorts the places of the rows on the disk, never the rows. It begins anew
 // after a crash: from the same spool come the same rows in the same order.

@@ -44,7 +44,7 @@ var parameters = map[string]parameter{
 	"_elements":             {list: true, read: (*reading).elements},
 	"patient":               {list: true, refused: true, read: (*reading).patients},
 	"includeAssociatedData": {list: true, refused: true, read: (*reading).associated},
-	"organizeOutputBy":      {refused: true, read: (*reading).organizeBy},
+	"organizeOutputBy":      {read: (*reading).organizeBy},
 	// Who allows several manifests has to take a single one.
 	"allowPartialManifests": {read: (*reading).partialManifests},
 	"_minimumFileSize":      {refused: true, read: func(r *reading, values []string) { r.fileSize("_minimumFileSize", values[0], &r.MinFileBytes) }},
@@ -248,11 +248,14 @@ func (r *reading) associated(values []string) {
 }
 
 func (r *reading) organizeBy(values []string) {
-	if !isTypeName(values[0]) {
+	switch {
+	case !isTypeName(values[0]):
 		r.fault("organizeOutputBy", "invalid", "organizeOutputBy is not the name of a resource type")
-		return
+	case !slices.Contains(state.Organizable, values[0]):
+		r.fault("organizeOutputBy", "not-supported", "organizeOutputBy takes "+strings.Join(state.Organizable, ", ")+", not "+printable(values[0]))
+	default:
+		r.OrganizeBy = values[0]
 	}
-	r.OrganizeBy = values[0]
 }
 
 func (r *reading) partialManifests(values []string) {

@@ -74,6 +74,9 @@ type Kickoff struct {
 	Base string `json:"base"`
 }
 
+// Organizable are the types by whose instances an output can be organised.
+var Organizable = []string{"Group", "Organization", "Patient", "Practitioner"}
+
 // TypeFilter is one value of _typeFilter: only resources of the type that match the query belong to the output.
 type TypeFilter struct {
 	Type string `json:"type"`
