@@ -102,7 +102,7 @@ func (o *organizer) add(row *fhir.Entry, at spot) error {
 		failed = o.places.add(at.encode())
 	}
 	refers := func(reference string) bool {
-		if id, ok := fhir.LocalReference(o.by, reference, o.bases); ok && !(row.Type == o.by && id == row.ID) {
+		if id, ok := fhir.LocalReference(o.by, reference, o.bases); ok && (row.Type != o.by || id != row.ID) {
 			put(id, false)
 		}
 		return failed == nil
