@@ -111,7 +111,7 @@ func TestPostedKickoffRefusesWhatItCannotRead(t *testing.T) {
 		"no name":             {"/$export", posted(`{"valueString":"x"}`, `{"name":7,"valueString":"x"}`, `null`), 400, []string{"structure", "structure", "structure"}},
 		"no value":            {"/$export", posted(`{"name":"_type"}`, `{"name":"_since","valueInstant":null}`), 400, []string{"structure", "structure"}},
 		"two values":          {"/$export", posted(`{"name":"_type","valueString":"Patient","valueCode":"Patient"}`), 400, []string{"structure"}},
-		"parts":               {"/$export", posted(`{"name":"_type","part":[]}`, `{"name":"_type","resource":{}}`), 400, []string{"structure", "structure"}},
+		"parts":               {"/$export", posted(`{"name":"_type","valueString":"Patient","part":[]}`, `{"name":"_type","valueString":"Patient","resource":{}}`), 400, []string{"structure", "structure"}},
 		"modifier extension":  {"/$export", posted(`{"name":"_type","valueString":"Patient","modifierExtension":[{"url":"u"}]}`), 400, []string{"structure"}},
 		"list":                {"/$export", posted(`{"name":"_type","valueString":["Patient"]}`), 400, []string{"structure"}},
 		"object":              {"/$export", posted(`{"name":"_type","valueQuantity":{"code":"Patient"}}`, `{"name":"patient","valueReference":{"identifier":{}}}`), 400, []string{"structure", "structure"}},

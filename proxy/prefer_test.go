@@ -120,6 +120,18 @@ func TestLenientKickoffReportsWhatItIgnores(t *testing.T) {
 	}
 }
 
+// Ensure that a parameter which exports cannot honour yet leaves nothing behind where it is ignored: a later version could.
+func TestLenientKickoffForgetsWhatIsNotSupported(t *testing.T) {
+	if proxy.Supports("organizeOutputBy") {
+		t.Skip("it is supported")
+	}
+	h, _ := newFHIRHouse(t, nil)
+	got := h.ask(http.MethodGet, h.base+"/$export?organizeOutputBy=Patient", "Prefer", "handling=lenient")
+	if got.status != http.StatusAccepted || h.exports.asked[0].OrganizeBy != "" || len(h.exports.asked[0].Ignored) != 1 {
+		t.Errorf("answer: got %d, kick-off %+v", got.status, h.exports.asked)
+	}
+}
+
 // Ensure that clients who prefer separate-export-status are told the job's status in a header, and others are not.
 func TestSeparateExportStatus(t *testing.T) {
 	for name, test := range map[string]struct {
