@@ -116,7 +116,7 @@ func TestUpstreamDownAtTheStart(t *testing.T) {
 	checkOutcome(t, ask(t, http.MethodGet, s.base+"/Patient"), http.StatusBadGateway, "transient")
 	checkOutcome(t, ask(t, http.MethodGet, s.base+"/metadata"), http.StatusBadGateway, "transient")
 	checkOutcome(t, ask(t, http.MethodGet, s.base+"/$export-status/x"), http.StatusNotFound, "not-found")
-	checkOutcome(t, ask(t, http.MethodPost, s.base+"/$export"), http.StatusMethodNotAllowed, "not-supported")
+	checkOutcome(t, ask(t, http.MethodPut, s.base+"/$export"), http.StatusMethodNotAllowed, "not-supported")
 	if got := ask(t, http.MethodGet, "http://"+s.server.back.Addr().String()+"/readyz"); got.status != http.StatusOK {
 		t.Errorf("/readyz: got %d", got.status)
 	}
