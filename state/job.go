@@ -293,7 +293,9 @@ type File struct {
 	Type string `json:"type"`
 	// Count is the number of resources; the headers of blocks are none.
 	Count int64 `json:"count"`
-	Bytes int64 `json:"bytes"`
+	// Bytes is the size of the rows, Compressed that of the object in the bucket where it is gzip, 0 where it is not.
+	Bytes      int64 `json:"bytes"`
+	Compressed int64 `json:"compressed,omitempty"`
 	// ContinuesIn is the name of the file in which the last block of this one goes on, where the output is organised; empty
 	// where the block ends here.
 	ContinuesIn string `json:"continuesIn,omitempty"`
