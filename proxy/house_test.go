@@ -143,14 +143,7 @@ type answer struct {
 // ask sends a request; header holds pairs of name and value.
 func (h *house) ask(method, address string, header ...string) answer {
 	h.t.Helper()
-	request, err := http.NewRequestWithContext(h.t.Context(), method, address, nil)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	for pair := range slices.Chunk(header, 2) {
-		request.Header.Add(pair[0], pair[1])
-	}
-	response, err := http.DefaultTransport.RoundTrip(request)
+	response, err := http.DefaultTransport.RoundTrip(h.request(method, address, header...))
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -160,6 +153,19 @@ func (h *house) ask(method, address string, header ...string) answer {
 		h.t.Fatal(err)
 	}
 	return answer{response.StatusCode, response.Header, string(body)}
+}
+
+// request makes a request; header holds pairs of name and value.
+func (h *house) request(method, address string, header ...string) *http.Request {
+	h.t.Helper()
+	request, err := http.NewRequestWithContext(h.t.Context(), method, address, nil)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for pair := range slices.Chunk(header, 2) {
+		request.Header.Add(pair[0], pair[1])
+	}
+	return request
 }
 
 // addJob stores a job that has ended as status says, with the given files, contents by name.
@@ -184,7 +190,7 @@ func (h *house) addJob(job state.Job, files map[string]string) {
 		}
 		file, err := h.store.Allot(ctx, job.ID, file)
 		if err == nil {
-			err = h.bucket.Put(ctx, job.Folder+"/"+file.Name, "application/fhir+ndjson", strings.NewReader(content))
+			err = h.bucket.Put(ctx, job.Folder+"/"+file.Name, blob.Media{Type: "application/fhir+ndjson"}, strings.NewReader(content))
 		}
 		if err == nil {
 			err = h.store.MarkStored(ctx, job.ID, file, nil)

@@ -51,6 +51,7 @@ type config struct {
 
 	Data         string        `yaml:"data"`
 	Bucket       bucketConfig  `yaml:"bucket"`
+	Links        proxy.Links   `yaml:"links"`
 	LinkLifetime time.Duration `yaml:"link_lifetime"`
 	Retention    time.Duration `yaml:"retention"`
 
@@ -63,6 +64,7 @@ type config struct {
 	GiveUp       time.Duration `yaml:"give_up"`
 	MaxFileBytes int64         `yaml:"max_file_bytes"`
 	Manifest     state.Shape   `yaml:"manifest"`
+	Gzip         bool          `yaml:"gzip"`
 
 	WritesPassHere bool                    `yaml:"writes_pass_here"`
 	Referenced     bool                    `yaml:"referenced"`
@@ -118,6 +120,7 @@ func defaultConfig() *config {
 		LogLevel:      "info",
 		LogFormat:     "text",
 		Data:          "./sidecar-data",
+		Links:         proxy.Signed,
 		LinkLifetime:  proxy.DefaultLinkLifetime,
 		Retention:     exporter.DefaultRetention,
 		MaxRunning:    exporter.DefaultMaxRunning,
