@@ -105,6 +105,7 @@ func (p *Proxy) serveFile(w http.ResponseWriter, r *http.Request, job *state.Job
 	if file.Compressed > 0 && !unpack {
 		size, etag = file.Compressed, fmt.Sprintf("%s-%d-gzip", job.ID, file.Compressed)
 	}
+	guarded.size = size
 	content := &object{size: size, unpack: unpack, open: func(offset int64) (io.ReadCloser, error) {
 		return p.Bucket.Open(ctx, job.Folder+"/"+file.Name, offset)
 	}}
@@ -170,10 +171,15 @@ type rangeGuard struct {
 	refused bool
 	// noRanges tells clients that there are none.
 	noRanges bool
+	// size is the length of a whole answer, which net/http leaves out where there is a Content-Encoding.
+	size int64
 }
 
 // WriteHeader passes every status on but 416.
 func (g *rangeGuard) WriteHeader(status int) {
+	if status == http.StatusOK {
+		g.Header().Set("Content-Length", strconv.FormatInt(g.size, 10))
+	}
 	if g.noRanges {
 		g.Header().Set("Accept-Ranges", "none")
 	}

@@ -327,7 +327,7 @@ func wantMissing(t *testing.T, b blob.Bucket, name string) {
 
 // answer is what a client sees of a link.
 type answer struct {
-	status            int
+	status                      int
 	contentType, encoding, body string
 }
 

@@ -25,6 +25,7 @@ import (
 	"testing"
 	"time"
 
+	"sidecar/exporter/blob"
 	"sidecar/exporter/blob/gcsblob"
 )
 
