@@ -41,14 +41,14 @@ func (w *walk) guess(ctx context.Context, page *fhir.Page, q fhir.Query) {
 	if held == nil {
 		return
 	}
+	defer func() { w.limiter.release(held, context.Canceled) }() // unless the guess has it
 	if !page.Buffer(guessBytes) {
 		w.unsure = unsurePages
 	} else if from := w.guessCursor(page, q); from.After(w.slice.Cursor) {
 		q.From, q.Count = from, w.pageRows()
 		w.ask(ctx, q, held)
-		return
+		held = nil
 	}
-	w.limiter.release(held, context.Canceled)
 }
 
 // guessCursor is where the cursor will stand behind a page if all that it seems to hold are rows, zero where the page may be

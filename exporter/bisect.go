@@ -155,7 +155,7 @@ func (w *walk) takePart(o *outcome, row *fhir.Entry, q fhir.Query) error {
 	}
 	w.boundary[row.ID] = struct{}{}
 	o.ids = append(o.ids, row.ID)
-	if err := w.countMet(row.ID); err != nil {
+	if err := w.countMet(row); err != nil {
 		return err
 	}
 	return w.emit(row)

@@ -104,7 +104,7 @@ type events struct {
 	n        atomic.Int64
 	freezeAt int64
 	// freezeOn, when it is set, chooses instead the event to freeze at by its name: a request's method, path and query,
-	// or "before put" and "after put" with the object's name.
+	// or "before put", "after put", "before delete" and "after delete" with the object's name.
 	freezeOn func(name string) bool
 
 	mu     sync.Mutex
@@ -153,7 +153,7 @@ func (e *events) pass(ctx context.Context, name string) error {
 	return ctx.Err()
 }
 
-// slowBucket makes an event of what lies before and behind each Put.
+// slowBucket makes an event of what lies before and behind each Put and each Delete.
 type slowBucket struct {
 	blob.Bucket
 	events *events
@@ -167,6 +167,16 @@ func (b *slowBucket) Put(ctx context.Context, name string, media blob.Media, bod
 		return err
 	}
 	return b.events.pass(ctx, "after put "+name)
+}
+
+func (b *slowBucket) Delete(ctx context.Context, name string) error {
+	if err := b.events.pass(ctx, "before delete "+name); err != nil {
+		return err
+	}
+	if err := b.Bucket.Delete(ctx, name); err != nil {
+		return err
+	}
+	return b.events.pass(ctx, "after delete "+name)
 }
 
 // latency is how long a request takes in the bubble's time.

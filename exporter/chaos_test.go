@@ -70,6 +70,9 @@ func drawChaos(seed uint64) *chaos {
 		c.kickoff.Since = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC).Add(-time.Duration(random.Int64N(int64(48 * time.Hour)))).Truncate(time.Millisecond)
 	}
 	if random.IntN(3) == 0 {
+		c.kickoff.Elements = [][]string{{"id"}, {"subject", "Patient.photo"}, {"Observation.language", "Patient.gender"}, {"language"}}[random.IntN(4)]
+	}
+	if random.IntN(3) == 0 {
 		c.killAt = 1 + random.Int64N(300)
 	}
 	c.knobs = knobs{

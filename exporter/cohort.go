@@ -163,7 +163,11 @@ func (r *run) groupAsOf(ctx context.Context, id string) (group *fhir.Group, err 
 // groupAt is a Group as of a time, by its history.
 func (r *run) groupAt(ctx context.Context, id string, at time.Time) (*fhir.Group, error) {
 	var then change
-	if err := r.asOf(ctx, "Group", id, at, &then); err != nil {
+	err := r.asOf(ctx, "Group", id, at, &then, func(version *fhir.Entry) (err error) {
+		then.body, err = version.Bytes(anySize)
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
 	if !then.known || then.deleted {

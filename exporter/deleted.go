@@ -5,7 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"time"
+	"net/http"
 
 	"sidecar/exporter/fhir"
 	"sidecar/state"
@@ -34,13 +34,18 @@ func (d *deletions) add(ctx context.Context, w *walk, id string, c *change) erro
 	if since.IsZero() || !c.updated.After(since) {
 		return nil
 	}
-	if c.guessed != "" && c.guessed == c.version {
-		if later, err := d.isSince(ctx, id, c.version); err != nil || !later {
-			return err
+	belongs := false
+	known, err := d.ask(ctx, func() error {
+		if c.guessed {
+			if later, err := d.since(ctx, d.typ, id, since); err != nil || !later[c.version] {
+				return err
+			}
 		}
-	}
-	member, err := d.wasMember(ctx, w.filter, id)
-	if err != nil || !member {
+		var err error
+		belongs, err = d.wasMember(ctx, w.filter, id)
+		return err
+	})
+	if err != nil || !known || !belongs {
 		return err
 	}
 	return d.report(id)
@@ -62,48 +67,48 @@ func (d *deletions) report(id string) (err error) {
 	return d.flush()
 }
 
-// isSince asks the resource's own history whether a version without a time is newer than _since.
-func (d *deletions) isSince(ctx context.Context, id, version string) (bool, error) {
-	listed := false
-	err := d.history(ctx, d.typ, id, d.job.Kickoff.Since.Add(time.Millisecond), func(row *fhir.Entry) error {
-		listed = listed || row.Version == version
-		return nil
-	})
-	if gone(err) {
-		return false, nil
-	}
-	return listed, err
-}
-
 // wasMember tells whether the last version of a deleted resource, or the one as of _since, was in the compartment of the export.
 func (d *deletions) wasMember(ctx context.Context, f *filter, id string) (bool, error) {
 	if f.level == state.System || f.typ == "Patient" {
 		return f.member(&fhir.Entry{Type: f.typ, ID: id})
 	}
 	var last, then change
-	err := d.history(ctx, d.typ, id, beginning, func(row *fhir.Entry) error {
+	belongs, belonged := false, false
+	err := d.history(ctx, d.typ, id, beginning, nil, func(row *fhir.Entry) (err error) {
 		if row.Deleted {
 			return nil
 		}
-		_, lastErr := last.see(row, d.job.TransactionTime, anySize)
-		_, thenErr := then.see(row, f.since, anySize)
-		return errors.Join(lastErr, thenErr)
+		wasLast, wasThen := last, then
+		if last.takes(row, d.job.TransactionTime) {
+			belongs, err = f.member(row)
+		}
+		if err == nil && !d.last(d.typ) && then.takes(row, f.since) {
+			belonged, err = f.stayed().member(row)
+		}
+		if err != nil { // the page may be read again
+			last, then = wasLast, wasThen
+		}
+		return err
 	})
-	if err != nil && !gone(err) {
+	if gone(err) {
+		var status int
+		status, err = d.presence(ctx, d.typ, id)
+		if err == nil && status == http.StatusOK { // it was made again after T
+			err = fmt.Errorf("%w of a resource", errNoHistory)
+		}
+		last.known = false
+	}
+	if err != nil {
 		return false, err
 	}
 	if !last.known {
 		d.unknown++
 		return false, nil
 	}
-	belongs, err := f.member(&fhir.Entry{Type: f.typ, ID: id, Resource: last.body})
-	if err != nil || belongs || !then.known || d.last(d.typ) {
-		return belongs, err
+	if belongs || !belonged {
+		return belongs, nil
 	}
 	// It had left the export since _since, and was deleted then: whoever has it still must let it go.
-	if belonged, err := f.stayed().member(&fhir.Entry{Type: f.typ, ID: id, Resource: then.body}); err != nil || !belonged {
-		return false, err
-	}
 	return d.belonged(ctx, f, id)
 }
 
@@ -135,7 +140,7 @@ func (d *deletions) flush() error {
 	}
 	d.slice.Written++
 	d.slice.SpoolRows++
-	return d.spool.write(&fhir.Entry{Resource: line})
+	return d.spool.write(&fhir.Entry{Resource: line}, nil)
 }
 
 // finish makes the lines durable and returns their slice, nil where there is none.

@@ -3,6 +3,7 @@ package exporter
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -92,10 +93,18 @@ func (t *typeRepair) departed(ctx context.Context) (int64, error) {
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(t.Workers)
 	left := make(chan struct{}, len(s.ids))
+	var unknown atomic.Bool
 	for id := range s.ids {
+		if unknown.Load() {
+			break
+		}
 		group.Go(func() error {
 			return guarded(func() error {
 				belonged, err := t.belonged(groupCtx, s.filter, id)
+				if _, refused := holeReason(err); refused && groupCtx.Err() == nil {
+					unknown.Store(true)
+					return nil
+				}
 				if belonged {
 					left <- struct{}{}
 				}
@@ -104,15 +113,22 @@ func (t *typeRepair) departed(ctx context.Context) (int64, error) {
 		})
 	}
 	err := group.Wait()
+	if unknown.Load() && err == nil {
+		return -1, t.remark(ctx, state.Issue{
+			Severity: "information", Code: "informational",
+			Text: "the server does not give the history of some " + t.typ + " resources; it was not counted how many have left this export since _since",
+		})
+	}
 	t.Metrics.departed.WithLabelValues(t.typ).Add(float64(len(left)))
 	return int64(len(left)), err
 }
 
 // belonged tells whether a resource belonged to the export at _since, by one of its Patients who still does.
-func (t *typeRepair) belonged(ctx context.Context, f *filter, id string) (bool, error) {
+func (t *typeRepair) belonged(ctx context.Context, f *filter, id string) (belonged bool, err error) {
 	var then change
-	if err := t.asOf(ctx, t.typ, id, f.since, &then); err != nil || !then.known || then.deleted {
-		return false, err
-	}
-	return f.stayed().member(&fhir.Entry{Type: t.typ, ID: id, Resource: then.body})
+	err = t.asOf(ctx, t.typ, id, f.since, &then, func(row *fhir.Entry) (err error) {
+		belonged, err = f.stayed().member(row)
+		return err
+	})
+	return belonged && then.known && !then.deleted, err
 }

@@ -177,6 +177,7 @@ func (e *Exporter) KickOff(ctx context.Context, kickoff state.Kickoff) (*state.J
 		Status:   state.Accepted,
 		Kickoff:  kickoff,
 		Accepted: now,
+		Issues:   kickoff.Ignored,
 	}
 	if err := e.Store.Create(ctx, job, e.MaxRunning); err != nil {
 		return nil, err
@@ -365,9 +366,6 @@ func (e *Exporter) disown(id string, stop context.CancelCauseFunc) {
 	defer e.mu.Unlock()
 	delete(e.running, id)
 	e.stages.leave(id)
-	if len(e.running) == 0 {
-		e.limiter.idle()
-	}
 }
 
 // remove deletes the objects, the spool and then the record of a cancelled job. The record goes last, so that a crash or

@@ -42,7 +42,7 @@ func TestServersThatLackSomething(t *testing.T) {
 				refuseTotals(e.sample)
 			}
 			job := e.await(e.kickOff(system()))
-			if name == "everything lost" && job.Status == state.Failed {
+			if name == "everything lost" && job.Status == state.Failed && job.Failure.Code == "incomplete" {
 				return // it gives the same page for ever: refusing is right, widening would not be
 			}
 			same(t, e.rows(job), want)

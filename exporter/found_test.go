@@ -52,11 +52,15 @@ func TestDeletionBetweenTwoHistories(t *testing.T) {
 			} else if history {
 				histories++
 			}
-			if isRowPage(r) && pages == 1 || history && histories == 2 {
-				err := rewrite(b.sample, "Obs-29", pages+histories)
-				if err := errors.Join(err, b.sample.Delete("Observation", "Obs-29")); err != nil {
-					t.Error(err)
-				}
+			var err error
+			switch {
+			case history && histories == 2:
+				err = errors.Join(rewrite(b.sample, "Obs-29", 2), b.sample.Delete("Observation", "Obs-29"))
+			case isRowPage(r) && pages == 1:
+				err = b.sample.Delete("Observation", "Obs-29")
+			}
+			if err != nil {
+				t.Error(err)
 			}
 		}
 		got := b.rows(b.finish(b.kickOff(system())))

@@ -325,7 +325,7 @@ func (w *walk) meet(o *outcome, onPage map[string]struct{}, row *fhir.Entry, q f
 		o.ids = append(o.ids, row.ID)
 	}
 	o.fresh++
-	if err := w.countMet(row.ID); err != nil {
+	if err := w.countMet(row); err != nil {
 		return err
 	}
 	return w.emit(row)

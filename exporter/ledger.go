@@ -19,7 +19,7 @@ import (
 // further line an id, ascending. Only the export that goes on from that time can use it: by an earlier one deletions before
 // the ledger would be missed, by a later one those of resources that came after it, and others would be reported anew.
 type ledger struct {
-	ids *sortedIDs
+	ids *sortedLines
 	in  *os.File
 }
 
@@ -45,8 +45,8 @@ func openLedger(path string) (*ledger, time.Time, error) {
 	if err = errors.Join(lines.Err(), err); err != nil {
 		return nil, time.Time{}, local(errors.Join(err, in.Close()))
 	}
-	l := &ledger{ids: &sortedIDs{}, in: in}
-	if err := l.ids.take(&idRun{lines: lines}); err != nil {
+	l := &ledger{ids: &sortedLines{}, in: in}
+	if err := l.ids.take(&lineRun{lines: lines}); err != nil {
 		return nil, time.Time{}, errors.Join(err, l.close())
 	}
 	return l, at, nil
@@ -55,7 +55,7 @@ func openLedger(path string) (*ledger, time.Time, error) {
 func (l *ledger) close() error { return local(l.in.Close()) }
 
 // writeLedger writes a ledger into the job's folder. The file appears as a whole or not at all.
-func (r *run) writeLedger(typ string, ids *sortedIDs) (err error) {
+func (r *run) writeLedger(typ string, ids *sortedLines) (err error) {
 	path := filepath.Join(r.dir, r.ledgerName(typ))
 	part, err := os.OpenFile(path+".part", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {

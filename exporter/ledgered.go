@@ -30,7 +30,7 @@ func (t *typeRepair) keepLedger(ctx context.Context, w *walk, gone *deletions) (
 	}
 	c := &comparison{
 		typeRepair: t, w: w, gone: gone,
-		alive: newIDSorter(t.dir, t.typ+".alive"), kept: newIDSorter(t.dir, t.typ+".kept"),
+		alive: newSorter(t.dir, t.typ+".alive"), kept: newSorter(t.dir, t.typ+".kept"),
 	}
 	defer func() { err = errors.Join(err, c.alive.close(), c.kept.close()) }()
 	if err := c.addOutput(); err != nil {
@@ -64,7 +64,7 @@ type comparison struct {
 	w    *walk
 	gone *deletions
 	// alive are the ids that need not be asked for, kept those of the next ledger: what the client holds after this export.
-	alive, kept *idSorter
+	alive, kept *sorter
 	unknown     int
 }
 

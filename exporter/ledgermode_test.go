@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -24,7 +25,7 @@ func withLedger(c *exporter.Config) {
 func TestChainWithLedger(t *testing.T) {
 	runs, first := chaosRuns(t)
 	t.Logf("CHAOS_SEED=%d CHAOS_RUNS=%d go test ./exporter -run %s", first, runs, t.Name())
-	all := slices.DeleteFunc(products(), func(p product) bool { return p.says != "gives no history" })
+	all := slices.DeleteFunc(products(), func(p product) bool { return !strings.HasPrefix(p.says, "gives no history") })
 	for run := range uint64(max(3*len(all), runs/3)) {
 		seed := first + run
 		p := all[seed%uint64(len(all))]

@@ -112,7 +112,7 @@ func (w *walk) takeOnce(q fhir.Query, seen *idSet) (take func(*fhir.Entry) error
 		}
 		w.added = append(w.added, row.ID)
 		w.boundary[row.ID] = struct{}{}
-		if err := w.countMet(row.ID); err != nil {
+		if err := w.countMet(row); err != nil {
 			return err
 		}
 		return w.emit(row)
@@ -133,9 +133,11 @@ func (w *walk) takeOnce(q fhir.Query, seen *idSet) (take func(*fhir.Entry) error
 // writes give themselves away. A window that has settled only loses rows, so that is enough. Without a window rows come in
 // as well and can hide in the counts that a row was passed over: then the count after the pass has to agree, too, and a
 // pass of several pages has to bring nothing that an earlier one did not. Rows of several passes are united. Without counts
-// only the latter is asked for, and the export says so.
+// only the latter is asked for, and the export says so. Counts and pages that end at the same limit are seen through by
+// another order (see endsEarly).
 func (w *walk) verified(ctx context.Context, q fhir.Query, pass func(fhir.Query) (int64, error)) error {
 	var before, unique, after int64
+	var early bool
 	var err error
 	for try := range maxPasses {
 		written := w.slice.Written
@@ -153,21 +155,26 @@ func (w *walk) verified(ctx context.Context, q fhir.Query, pass func(fhir.Query)
 		if w.warned && try < maxPasses-1 { // one server says so when rows have shifted between its pages
 			continue
 		}
-		same := !q.To.IsZero() || !w.linked || w.slice.Written == written
-		if same && !w.profile.Counts {
-			return nil
+		agreed := !q.To.IsZero() || !w.linked || w.slice.Written == written
+		if w.profile.Counts {
+			if after = before; q.To.IsZero() {
+				if after, err = w.countRows(ctx, q); err != nil {
+					return err
+				}
+			}
+			agreed = agreed && before == after && unique == after
 		}
-		if after = before; q.To.IsZero() {
-			if after, err = w.countRows(ctx, q); err != nil {
+		if early = false; agreed {
+			if early, err = w.endsEarly(ctx, q, unique); err != nil || !early {
 				return err
 			}
-		}
-		if same && before == after && unique == after {
-			return nil
 		}
 	}
 	if errors.Is(err, errExpired) {
 		return fmt.Errorf("%w: %w", errIncomplete, err)
+	}
+	if early {
+		return fmt.Errorf("the server's pages and counts end at %d rows: %w", unique, errIncomplete)
 	}
 	if !q.To.IsZero() && w.profile.TypeHistory && w.slice.Strategy != state.Paging {
 		return nil // writes to just these rows; the proof of the slice knows from the history which have left
@@ -191,6 +198,7 @@ func (w *walk) countRows(ctx context.Context, q fhir.Query) (n int64, err error)
 func (w *walk) pass(ctx context.Context, q fhir.Query, take func(*fhir.Entry) error, broke func() error) (int64, error) {
 	q.Count, q.ServerPages = w.bounded(w.pageSize()), true
 	ids := newIDSet()
+	w.passed, w.first = ids, ""
 	followed := map[string]bool{}
 	link, empty := "", 0
 	w.linked = false
@@ -274,7 +282,9 @@ func (w *walk) readServerPage(
 	w.bare = w.bare[:0]
 	count := func(row *fhir.Entry) error {
 		rows++
-		ids.add(row.ID)
+		if ids.add(row.ID); w.first == "" {
+			w.first = row.ID
+		}
 		return take(row)
 	}
 	err = page.Each(func(row *fhir.Entry) error {

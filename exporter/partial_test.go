@@ -3,6 +3,7 @@ package exporter_test
 import (
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -111,5 +112,19 @@ func clinicAndRows(t *testing.T) func(*fhirtest.Server) {
 	return func(s *fhirtest.Server) {
 		clinic(t, 3, 4)(s)
 		thirtyRows(t)(s)
+	}
+}
+
+// Ensure the error file names what a kick-off's client let be ignored, one OperationOutcome each, before anything else.
+func TestIgnoredParametersAreReported(t *testing.T) {
+	t.Parallel()
+	e := startEngine(t, fhirtest.Plain(), 3, nil)
+	kickoff := system()
+	kickoff.Ignored = []state.Issue{
+		{Severity: "warning", Code: "not-supported", Text: "ignored: one"}, {Severity: "warning", Code: "invalid", Text: "ignored: two"},
+	}
+	job := e.await(e.kickOff(kickoff))
+	if got, want := e.remarks(job), []string{"warning not-supported ignored: one", "warning invalid ignored: two"}; !slices.Equal(got, want) {
+		t.Errorf("remarks: got %q, want %q", got, want)
 	}
 }

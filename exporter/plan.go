@@ -137,14 +137,10 @@ func (r *run) capabilities(ctx context.Context) (statement *fhir.CapabilityState
 
 // planType cuts one type.
 func (r *run) planType(ctx context.Context, typ string) ([]state.Slice, error) {
-	open := state.Slice{Type: typ, Strategy: state.Paging, Counted: -1}
 	if !r.profile.Bounds {
-		return r.planOpen(ctx, open)
+		return r.planOpen(ctx, openSlice(typ))
 	}
-	whole := open
-	if whole.Strategy, whole.To = state.Bisect, r.windowEnd(); r.profile.Keyset {
-		whole.Strategy = state.Keyset
-	}
+	whole := r.windowSlice(typ, r.windowEnd())
 	if since := r.job.Kickoff.Since; !since.IsZero() {
 		whole.From = since.Truncate(time.Second)
 		if !whole.From.Before(whole.To) {
@@ -161,7 +157,7 @@ func (r *run) planType(ctx context.Context, typ string) ([]state.Slice, error) {
 	}
 	switch status := fhir.StatusOf(err); {
 	case status == 400: // this type knows no _lastUpdated, or wants a Patient
-		return r.planOpen(ctx, open)
+		return r.planOpen(ctx, openSlice(typ))
 	case status == 403, status == 409, status == 412, status == 422, poisoned(err):
 		return []state.Slice{whole}, nil // the walk finds out what is missing, the other types go on
 	}
@@ -170,19 +166,28 @@ func (r *run) planType(ctx context.Context, typ string) ([]state.Slice, error) {
 
 // planBefore cuts what a type has before a moment.
 func (r *run) planBefore(ctx context.Context, typ string, to time.Time) ([]state.Slice, error) {
-	open := state.Slice{Type: typ, Strategy: state.Paging, Counted: -1}
 	if !r.profile.Bounds {
-		return r.planOpen(ctx, open)
+		return r.planOpen(ctx, openSlice(typ))
 	}
-	whole := open
+	slices, err := r.planWindow(ctx, r.windowSlice(typ, to))
+	if fhir.StatusOf(err) == 400 { // as in planType
+		return r.planOpen(ctx, openSlice(typ))
+	}
+	return slices, err
+}
+
+// openSlice is a type without a window.
+func openSlice(typ string) state.Slice {
+	return state.Slice{Type: typ, Strategy: state.Paging, Counted: -1}
+}
+
+// windowSlice is all of a type before a moment, to be read in the best way that the server allows.
+func (r *run) windowSlice(typ string, to time.Time) state.Slice {
+	whole := openSlice(typ)
 	if whole.Strategy, whole.To = state.Bisect, to; r.profile.Keyset {
 		whole.Strategy = state.Keyset
 	}
-	slices, err := r.planWindow(ctx, whole)
-	if fhir.StatusOf(err) == 400 { // as in planType
-		return r.planOpen(ctx, open)
-	}
-	return slices, err
+	return whole
 }
 
 // planWindow cuts a type by time.

@@ -178,9 +178,9 @@ type movement struct {
 
 // moved looks the changed rows up among those that the slice met.
 func (r *run) moved(slice *state.Slice, h *changes) (movement, error) {
-	met := make(map[uint64]int64, len(h.byID))
+	met := make(map[uint64]int64, 2*len(h.byID))
 	for id := range h.byID {
-		met[metKey(id)] = 0
+		met[metKey(id)], met[metKey(laterThanT(id))] = 0, 0
 	}
 	var m movement
 	if len(met) == 0 {
@@ -192,7 +192,7 @@ func (r *run) moved(slice *state.Slice, h *changes) (movement, error) {
 		}
 	})
 	for id, c := range h.byID {
-		times := met[metKey(id)]
+		times := met[metKey(id)] + met[metKey(laterThanT(id))]
 		switch {
 		case c.left(slice.To):
 			m.left += times // from several lists a row is met, and counted, more than once
@@ -206,11 +206,14 @@ func (r *run) moved(slice *state.Slice, h *changes) (movement, error) {
 // judge sums up the proofs, and ends the job when something is missing and the operator does not allow that.
 func (r *run) judge(ctx context.Context, all []state.Slice) error {
 	proofs := make([]state.Proof, 0, len(r.job.Types))
-	var issues []state.Issue
+	var remarks, issues []state.Issue
 	cause := errForbidden
 	for _, typ := range r.outputTypes() {
 		proof, holes := sumUp(typ, all)
 		proofs = append(proofs, proof)
+		if proof.Replaced > 0 {
+			remarks = append(remarks, lateRemark(proof))
+		}
 		for _, hole := range holes {
 			r.Metrics.missing.WithLabelValues(typ).Add(float64(max(0, hole.Rows)))
 			issues = append(issues, holeIssue(typ, hole))
@@ -223,13 +226,22 @@ func (r *run) judge(ctx context.Context, all []state.Slice) error {
 	if len(issues) > 0 && !r.AllowPartial {
 		return fmt.Errorf("%s: %w", summary(issues), cause)
 	}
-	if err := r.remark(ctx, issues...); err != nil {
+	if err := r.remark(ctx, append(remarks, issues...)...); err != nil {
 		return err
 	}
 	return r.Store.Update(ctx, r.job.ID, func(job *state.Job) error {
 		job.Proof = proofs
 		return nil
 	})
+}
+
+// lateRemark says how many rows were taken out again, because a write showed after the settle pause.
+func lateRemark(proof state.Proof) state.Issue {
+	return state.Issue{
+		Severity: "information", Code: "informational",
+		Text: numbered(proof.Replaced, proof.Type+" resource was", proof.Type+" resources were") + " written before the transaction time but showed only " +
+			"after the settle pause; the export has it as of the transaction time; raise the setting settle",
+	}
 }
 
 // shownIssues is how many holes a failure names.
@@ -310,9 +322,13 @@ func holeIssue(typ string, hole state.Hole) state.Issue {
 		why = "the server says so itself"
 	}
 	if hole.History {
+		of := ""
+		if hole.Rows > 0 {
+			of = " of " + what
+		}
 		return state.Issue{
 			Severity: "error", Code: hole.Reason,
-			Text: typ + ": the history cannot be read, so resources that were changed or deleted while the export ran may be missing: " + why,
+			Text: typ + ": the history" + of + " cannot be read, so resources that were changed or deleted while the export ran may be missing: " + why,
 		}
 	}
 	return state.Issue{Severity: "error", Code: hole.Reason, Text: fmt.Sprintf("%s: %s%s are missing: %s", typ, what, window, why)}
@@ -322,7 +338,8 @@ func holeIssue(typ string, hole state.Hole) state.Issue {
 var holeReasons = map[string]string{
 	"exception":     "the server fails on them",
 	"forbidden":     "the server does not let the sidecar read them",
-	"incomplete":    "the server counts more resources than it gives",
+	"incomplete":    "the server has more resources than it gives",
 	"not-supported": "the server cannot be asked for them",
 	"structure":     "the server's answers are damaged",
+	"too-long":      "they, or the pages that hold them, are too large",
 }

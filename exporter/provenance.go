@@ -46,11 +46,18 @@ func (r *run) readLast(ctx context.Context) (err error) {
 
 // collectTargets gathers what the export holds.
 func (r *run) collectTargets(all []state.Slice) (*targets, error) {
-	t := &targets{dir: r.dir}
-	if err := r.eachExported(all, func(typ, id string) error { return t.add(typ + "/" + id) }); err != nil {
+	t, err := newTargets(r.dir)
+	if err != nil {
+		return nil, err
+	}
+	err = r.eachExported(all, func(typ, id string) error { return t.add(typ + "/" + id) })
+	if err == nil {
+		err = t.build()
+	}
+	if err != nil {
 		return nil, errors.Join(err, t.close())
 	}
-	return t, t.build()
+	return t, nil
 }
 
 // eachExported names what the output holds of the compartment, but for what is read last.

@@ -52,6 +52,20 @@ func quirks() map[string]quirk {
 			fill:  func(t *testing.T, s *fhirtest.Server) { burst(t, s, "Observation", 2020, time.Hour) },
 			fails: "Observation: 16 resources",
 		},
+		"results and totals end at 15": {
+			habit: func(p *fhirtest.Personality) { p.ResultCap, p.NoSummaryCount = 15, true },
+			fill:  func(t *testing.T, s *fhirtest.Server) { thirtyRows(t)(s) },
+		},
+		"results and totals end at 15, 25 of one instant": {
+			habit: func(p *fhirtest.Personality) { p.ResultCap, p.NoSummaryCount = 15, true }, fails: "Observation: resources",
+		},
+		"results and totals end at 20, 25 of one instant": { // the last page is full
+			habit: func(p *fhirtest.Personality) { p.ResultCap, p.NoSummaryCount = 20, true }, fails: "Observation: resources",
+		},
+		"results and totals end at 15, no time": {
+			habit: func(p *fhirtest.Personality) { p.ResultCap, p.NoSummaryCount, p.IgnoreLastUpdated = 15, true, true },
+			fails: "Observation: resources",
+		},
 		"links in a circle":       {habit: func(p *fhirtest.Personality) { p.LoopingNext = true }, fails: "Observation"},
 		"first page empty":        {habit: func(p *fhirtest.Personality) { empty(p); p.EmptyFirst = true }},
 		"every other page empty":  {habit: func(p *fhirtest.Personality) { empty(p); p.EmptyBetween = true }},
@@ -115,5 +129,23 @@ func (q *quirk) run(t *testing.T, b *bubble) {
 	}
 	if job.Status != state.Failed || job.Failure.Code != "incomplete" || !strings.Contains(job.Failure.Text, q.fails) {
 		t.Errorf("the export ended %s: %+v, remarks %+v, want a failure that says %q", job.Status, job.Failure, job.Issues, q.fails)
+	}
+}
+
+// Ensure an instant of just as many rows as a search engine gives and counts is not taken for whole where the server cannot
+// show it in another order, and one of another number is.
+func TestRoundEndWithoutAnotherOrder(t *testing.T) {
+	for rows, want := range map[int]state.Status{10_001: state.Failed, 9_999: state.Completed} {
+		t.Run(fmt.Sprint(rows), func(t *testing.T) {
+			t.Parallel()
+			p := with(fhirtest.Plain(), func(p *fhirtest.Personality) { p.ResultCap, p.NoSummaryCount, p.IgnoreSort = 10_000, true, true })
+			edit := func(c *exporter.Config) { c.PageSize, c.Workers = 1000, 1 }
+			fill := func(s *fhirtest.Server) { burst(t, s, "Observation", rows, time.Hour) }
+			inBubble(t, p, edit, fill, func(t *testing.T, b *bubble) {
+				if job := b.finish(b.kickOff(ofObservations())); job.Status != want {
+					t.Errorf("the export ended %s: %+v, want %s", job.Status, job.Failure, want)
+				}
+			})
+		})
 	}
 }

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -22,6 +24,7 @@ func (r *run) repair(ctx context.Context, chosen func(typ string) bool) error {
 	if err != nil {
 		return err
 	}
+	r.crawledAt = time.Now()
 	next := 1
 	crawled, done := map[string][]*state.Slice{}, map[string]bool{}
 	for i := range all {
@@ -63,8 +66,10 @@ func (r *run) repair(ctx context.Context, chosen func(typ string) bool) error {
 // many there were is said apart, where it can be known.
 func (r *run) noHistory(typ string) state.Issue {
 	what := strings.TrimSpace(typ + " resources")
-	text := "the server gives no history, so " + what
-	if r.profile.Keyset && r.WithoutHistory == IncludeCurrent {
+	text := "the server gives no history" + r.ofTypes() + ", so " + what
+	if r.profile.Keyset && r.profile.InstanceHistory {
+		text += " that were deleted while the export ran may be missing"
+	} else if r.profile.Keyset && r.WithoutHistory == IncludeCurrent {
 		text += " that were deleted while the export ran may be missing, and those that were changed are as they are now"
 	} else {
 		text += " that were changed or deleted while the export ran may be missing"
@@ -73,6 +78,14 @@ func (r *run) noHistory(typ string) state.Issue {
 		text += "; what was deleted since _since cannot be reported"
 	}
 	return state.Issue{Severity: "warning", Code: "incomplete", Text: text}
+}
+
+// ofTypes completes "no history", where single resources have one.
+func (r *run) ofTypes() string {
+	if r.profile.InstanceHistory {
+		return " of types"
+	}
+	return ""
 }
 
 // remark adds remarks to the job, each once. A dry run has no store: it keeps them for the Forecast.
@@ -94,6 +107,9 @@ func (r *run) remark(ctx context.Context, issues ...state.Issue) error {
 	return r.Store.Update(ctx, r.job.ID, add)
 }
 
+// repairBatch is how many changed resources are looked at together, so that few of their bodies are held.
+const repairBatch = 256
+
 // typeRepair is the repair of one type.
 type typeRepair struct {
 	*run
@@ -103,6 +119,11 @@ type typeRepair struct {
 	number  func() int
 	changes *changes // nil where there is no history
 	stale   int64    // rows that were taken out again
+
+	mu    sync.Mutex // over what follows, and changes.held
+	holes []state.Hole
+	// barren is how many histories of resources in a row the server did not give.
+	barren int
 }
 
 func (t *typeRepair) do(ctx context.Context) error {
@@ -125,7 +146,7 @@ func (t *typeRepair) do(ctx context.Context) error {
 		if t.canDepart(t.typ) {
 			repaired.Departed = -1
 		}
-		err = t.withoutHistory(ctx, w)
+		err = t.withoutHistory(ctx, w, gone)
 		if t.WithoutHistory == Strict && errors.Is(err, errIncomplete) {
 			err = fmt.Errorf("%w; without_history is strict: export when nobody writes, or set it to include or omit", err)
 		}
@@ -148,7 +169,7 @@ func (t *typeRepair) store(ctx context.Context, w *walk, gone *deletions) error 
 		return err
 	}
 	w.spool.measure(w.slice)
-	w.slice.Done = true
+	w.slice.Done, w.slice.Holes = true, append(w.slice.Holes, t.holes...)
 	slices := append([]*state.Slice{w.slice}, t.crawled...)
 	deleted, err := gone.finish(ctx)
 	if err != nil {
@@ -161,15 +182,8 @@ func (t *typeRepair) store(ctx context.Context, w *walk, gone *deletions) error 
 		return err
 	}
 	t.Metrics.repaired.Add(float64(w.slice.Written))
-	if t.stale == 0 {
-		return nil
-	}
 	t.Metrics.late.Add(float64(t.stale))
-	return t.remark(ctx, state.Issue{
-		Severity: "information", Code: "informational",
-		Text: numbered(t.stale, t.typ+" resource was", t.typ+" resources were") + " written before the transaction time but showed only " +
-			"after the settle pause; the export has it as of the transaction time; raise the setting settle",
-	})
+	return nil
 }
 
 // place is where the crawl wrote a row.
@@ -207,18 +221,23 @@ func (t *typeRepair) reconcile(ctx context.Context, w *walk, gone *deletions) er
 	if err != nil {
 		return err
 	}
-	if err := t.complete(ctx, places); err != nil {
-		return err
-	}
 	for id, found := range places {
 		if len(found) > 0 && t.changes.byID[id] == nil {
 			t.changes.strangers.drop(id)
 		}
 	}
-	for id, c := range t.changes.byID {
-		t.drop(c, places[id])
-		if err := t.correct(ctx, w, gone, id, c); err != nil {
+	for ids := range slices.Chunk(slices.Collect(maps.Keys(t.changes.byID)), repairBatch) {
+		if err := t.complete(ctx, ids, places); err != nil {
 			return err
+		}
+		for _, id := range ids {
+			c := t.changes.byID[id]
+			t.drop(c, places[id])
+			if err := t.correct(ctx, w, gone, id, c); err != nil {
+				return err
+			}
+			t.changes.held -= len(c.body)
+			c.body = nil
 		}
 	}
 	for _, part := range t.crawled {
@@ -242,7 +261,12 @@ func (t *typeRepair) correct(ctx context.Context, w *walk, gone *deletions, id s
 		return gone.add(ctx, w, id, c)
 	}
 	before := w.slice.Written
-	err := w.emit(&fhir.Entry{Type: t.typ, ID: id, Version: c.version, LastUpdated: c.updated, Resource: c.body})
+	_, err := t.ask(ctx, func() error {
+		if c.body == nil {
+			return t.copyVersion(ctx, w, id, c)
+		}
+		return w.emit(&fhir.Entry{Type: t.typ, ID: id, Version: c.version, LastUpdated: c.updated, Resource: c.body})
+	})
 	if w.slice.Written > before {
 		t.changes.strangers.drop(id)
 	}
@@ -257,7 +281,8 @@ func (t *typeRepair) oldDeletions(ctx context.Context, w *walk, gone *deletions,
 			continue
 		}
 		if t.job.Kickoff.Level != state.System {
-			if err := t.asOf(ctx, t.typ, id, t.job.TransactionTime, c); err != nil {
+			err := t.askAsOf(ctx, id, c, nil)
+			if err != nil {
 				return err
 			}
 		}
@@ -274,30 +299,52 @@ func (t *typeRepair) oldDeletions(ctx context.Context, w *walk, gone *deletions,
 
 // complete asks the resources' own histories for what the type's history left open: rows without a version since shortly
 // before T, deletions without a time, bodies that were not kept.
-func (t *typeRepair) complete(ctx context.Context, places map[string][]place) error {
+func (t *typeRepair) complete(ctx context.Context, ids []string, places map[string][]place) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(t.Workers)
-	for id, c := range t.changes.byID {
-		written := len(places[id]) > 0
+	for _, id := range ids {
+		c := t.changes.byID[id]
 		right := c.known && slices.ContainsFunc(places[id], func(p place) bool { return p.version == c.version })
 		switch {
 		case c.undated: // on either side of T
-		case !c.known && !written && !c.born: // changed after T, and not captured
+		case !c.known && !c.born && t.mayDiffer(c, places[id]): // changed after T
 		case c.known && !c.deleted && c.body == nil && !right:
 		default:
 			continue
 		}
 		group.Go(func() error {
-			return guarded(func() error { return t.asOf(ctx, t.typ, id, t.job.TransactionTime, c) })
+			return guarded(func() error {
+				return t.askAsOf(ctx, id, c, func(row *fhir.Entry) error {
+					t.mu.Lock()
+					defer t.mu.Unlock()
+					err := c.hold(row, heldBodies-t.changes.held)
+					t.changes.held += len(c.body)
+					return err
+				})
+			})
 		})
 	}
 	return group.Wait()
 }
 
+// mayDiffer tells whether a resource that was changed after T may have been another one at T than was written of it, or than
+// the filter kept out. The type's history would show that; a search only shows the newest version, so that one which showed
+// late may lie between.
+func (t *typeRepair) mayDiffer(c *change, places []place) bool {
+	switch {
+	case len(places) > 1:
+		return true
+	case len(places) == 0:
+		return c.met != 1
+	}
+	return t.changes.searched && !follows(c.topVersion, places[0].version)
+}
+
 // drop takes out what was written in another version than the one as of T, and keeps one line of that. Where the history
-// has no version at or before T, what was written is older than the history, and right.
+// has no version at or before T, what was written is older than the history, and right: the last line is, which was written
+// later than the others.
 func (t *typeRepair) drop(c *change, places []place) {
-	for _, p := range places {
+	for _, p := range slices.Backward(places) {
 		if !c.captured && (!c.known || !c.deleted && c.version == p.version) {
 			c.captured = true
 			continue

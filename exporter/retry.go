@@ -108,14 +108,14 @@ func (p *pace) ask(ctx context.Context, held *ticket, ask func() error) (late bo
 	if err != nil {
 		return late, err
 	}
+	ended := context.Canceled // also by a panic, which says nothing about the server
+	defer func() { p.limiter.release(held, ended) }()
 	err = ask()
 	if wait := p.asked(err); wait > 0 {
 		p.limiter.hold(wait)
 	}
-	if ctx.Err() == nil {
-		p.limiter.release(held, err)
-	} else { // ended by us, which says nothing about the server
-		p.limiter.release(held, context.Cause(ctx))
+	if ended = err; ctx.Err() != nil { // by us, which says as little
+		ended = context.Cause(ctx)
 	}
 	return late, err
 }
@@ -148,9 +148,9 @@ func classify(err error) verdict {
 	var response *fhir.ResponseError
 	var partial *partialError
 	switch {
-	case errors.Is(err, errIncomplete), errors.Is(err, errStrategy), errors.Is(err, errSuperset), errors.Is(err, errLocal), errors.Is(err, fhir.ErrSpill):
+	case errors.Is(err, errIncomplete), errors.Is(err, errStrategy), errors.Is(err, errSuperset), errors.Is(err, errLocal), errors.Is(err, errNoHistory), errors.Is(err, fhir.ErrSpill):
 		return final
-	case errors.Is(err, fhir.ErrForeignLink):
+	case errors.Is(err, fhir.ErrForeignLink), errors.Is(err, fhir.ErrTooLarge):
 		return final
 	case errors.Is(err, fhir.ErrMalformed), errors.As(err, &partial):
 		return unsure

@@ -43,7 +43,7 @@ func (r *run) rewriteStored(ctx context.Context, all []state.Slice) error {
 		return err
 	}
 	for _, file := range files {
-		if file.Kind != state.Output || file.Rewritten || len(file.Slices) != 1 {
+		if file.Kind != state.Output || file.Sealed {
 			continue
 		}
 		n := slices.IndexFunc(all, func(s state.Slice) bool { return s.Seq == file.Slices[0] })
@@ -72,13 +72,7 @@ func (r *run) rewrite(ctx context.Context, file state.File, dropped []int64) err
 	if err != nil {
 		return local(fmt.Errorf("rewrite file: %w", err))
 	}
-	if copied.rows == 0 {
-		if err := r.bucketPace.do(ctx, func() error { return r.Bucket.Delete(ctx, r.job.Folder+"/"+file.Name) }); err != nil {
-			return local(fmt.Errorf("remove empty file: %w", err))
-		}
-		return r.Store.DropFile(ctx, r.job.ID, file.Name)
-	}
-	file.Count, file.Bytes, file.Rewritten, file.Stored = copied.rows, copied.size, true, false
+	file.Count, file.Bytes, file.Sealed, file.Rewritten, file.Stored = copied.rows, copied.size, true, true, false
 	if err := r.Store.PutFile(ctx, r.job.ID, file); err != nil {
 		return err
 	}
@@ -89,7 +83,14 @@ func (r *run) rewrittenPath(file state.File) string {
 	return filepath.Join(r.dir, file.Name+".rewritten")
 }
 
+// putRewritten puts the local copy of a file in its place. Where no row is left, there is no file any more.
 func (r *run) putRewritten(ctx context.Context, file state.File) error {
+	if file.Count == 0 {
+		if err := r.bucketPace.do(ctx, func() error { return r.Bucket.Delete(ctx, r.job.Folder+"/"+file.Name) }); err != nil {
+			return local(fmt.Errorf("remove empty file: %w", err))
+		}
+		return r.Store.DropFile(ctx, r.job.ID, file.Name)
+	}
 	return r.putContent(ctx, file, []string{r.rewrittenPath(file)}, []int64{file.Bytes}, nil)
 }
 
@@ -99,20 +100,21 @@ func anyDropped(dropped []int64, from, to int64) bool {
 	return n < len(dropped) && dropped[n] < to
 }
 
-// copyKept copies the lines of in whose numbers, counted from first, are not among dropped. A line may have any length.
+// copyKept copies the lines of in whose numbers, counted from first, are not among dropped. A line may have any length. An
+// error of the copy is a local one, which no repetition of a request to the bucket mends.
 func copyKept(path string, in io.Reader, first int64, dropped []int64) (_ content, err error) {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
-		return content{}, err
+		return content{}, local(err)
 	}
-	defer func() { err = errors.Join(err, file.Close()) }()
+	defer func() { err = errors.Join(err, local(file.Close())) }()
 	lines, out := bufio.NewReaderSize(in, 64<<10), bufio.NewWriterSize(file, 64<<10)
 	c := content{path: path}
 	for row := first; ; row++ {
 		_, drop := slices.BinarySearch(dropped, row)
 		size, err := copyLine(out, lines, drop)
 		if errors.Is(err, io.EOF) {
-			return c, errors.Join(out.Flush(), file.Sync())
+			return c, local(errors.Join(out.Flush(), file.Sync()))
 		}
 		if err != nil {
 			return content{}, err
@@ -130,7 +132,7 @@ func copyLine(out *bufio.Writer, lines *bufio.Reader, drop bool) (size int64, er
 		size += int64(len(part))
 		if !drop {
 			if _, err := out.Write(part); err != nil {
-				return 0, err
+				return 0, local(err)
 			}
 		}
 		switch {

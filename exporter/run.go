@@ -25,9 +25,13 @@ type run struct {
 	// compartment and cohort decide membership; nil at System level.
 	compartment *fhir.Compartment
 	cohort      *cohort
-	dir         string
+	// output is how the rows are written that belong to the export.
+	output *fhir.Output
+	dir    string
 	// readAt is when T is over, by the clock that nobody sets: before it and the settle pause nothing is read.
 	readAt time.Time
+	// crawledAt is when the reading of what is being repaired was over.
+	crawledAt time.Time
 	// pace is the budget for the upstream, bucketPace the one for the bucket.
 	pace, bucketPace *pace
 
@@ -230,6 +234,9 @@ func (r *run) probe(ctx context.Context) error {
 	})
 	if err != nil {
 		return fmt.Errorf("probe the server: %w", err)
+	}
+	if r.output, err = fhir.NewOutput(r.profile.FHIRVersion, r.job.Kickoff.Base, r.job.Kickoff.Elements); err != nil {
+		return err
 	}
 	if r.job.Kickoff.Level == state.System {
 		return nil

@@ -59,8 +59,7 @@ func (r *run) finishFiles(ctx context.Context) error {
 }
 
 // putFile makes one file of the open spool files of some slices, and takes their rows off them.
-func (r *run) putFile(ctx context.Context, kind state.Kind, typ string, parts []state.Slice) error {
-	file := state.File{Kind: kind, Type: typ}
+func (r *run) putFile(ctx context.Context, file state.File, parts []state.Slice) error {
 	for _, part := range parts {
 		kept, err := r.kept(part)
 		if err != nil {
@@ -177,13 +176,17 @@ func (r *run) seal(ctx context.Context) error {
 	if err := r.publishLedgers(ctx, r.dir); err != nil { // the next increment says that it has none
 		r.Log.ErrorContext(ctx, "ledger not stored", "job", r.job.ID, "error", err)
 	}
-	return local(os.RemoveAll(r.dir))
+	if err := os.RemoveAll(r.dir); err != nil { // the next start removes it; the export is complete
+		r.Log.ErrorContext(ctx, "spool not removed", "job", r.job.ID, "error", err)
+	}
+	return nil
 }
 
 // join puts what the chosen slices still hold, several of them in one file.
 func (r *run) join(ctx context.Context, kind state.Kind, typ string, all []state.Slice, chosen func(*state.Slice) bool) error {
 	var open []state.Slice
 	var size int64
+	file := state.File{Kind: kind, Type: typ, Sealed: true}
 	for i := range all {
 		if all[i].SpoolSize == 0 || !chosen(&all[i]) {
 			continue
@@ -191,7 +194,7 @@ func (r *run) join(ctx context.Context, kind state.Kind, typ string, all []state
 		if open, size = append(open, all[i]), size+all[i].SpoolSize; size < r.MaxFileBytes {
 			continue
 		}
-		if err := r.putFile(ctx, kind, typ, open); err != nil {
+		if err := r.putFile(ctx, file, open); err != nil {
 			return err
 		}
 		open, size = nil, 0
@@ -199,7 +202,7 @@ func (r *run) join(ctx context.Context, kind state.Kind, typ string, all []state
 	if len(open) == 0 {
 		return nil
 	}
-	return r.putFile(ctx, kind, typ, open)
+	return r.putFile(ctx, file, open)
 }
 
 // outputTypes are all types that the output may hold.
@@ -227,7 +230,7 @@ func (r *run) putIssues(ctx context.Context) error {
 	file := state.File{Kind: state.Error, Type: "OperationOutcome", Count: int64(len(r.job.Issues)), Bytes: int64(body.Len())}
 	for _, known := range files { // announced before a crash
 		if known.Kind == state.Error {
-			file = known
+			file.Name = known.Name
 		}
 	}
 	if file.Name == "" {

@@ -48,6 +48,9 @@ type walk struct {
 	unsure int
 	// linked tells that the last pass over server pages had more than one.
 	linked bool
+	// passed are the ids that the last such pass met, first is the one that it met first.
+	passed *idSet
+	first  string
 	// added are the ids that the current server page put into the boundary.
 	added []string
 	// seenRows and seenBytes tell how large the rows of the slice are.
@@ -221,10 +224,14 @@ func (w *walk) queryAt(n int) fhir.Query {
 	return q.With(fhir.QueryParam{Name: param, Value: w.members.list(param, n, w.slice.ListSize)})
 }
 
-// countMet counts a row of the window, whether it belongs to the export or not.
-func (w *walk) countMet(id string) error {
+// countMet counts a row of the window, whether it belongs to the export or not. One that is newer than T, in a window that
+// ends a little after it, was not met as it was at T.
+func (w *walk) countMet(row *fhir.Entry) error {
 	w.slice.Met++
-	return w.spool.meet(id)
+	if row.LastUpdated.After(w.job.TransactionTime) {
+		return w.spool.meet(laterThanT(row.ID))
+	}
+	return w.spool.meet(row.ID)
 }
 
 // emit writes a row that passes the filter.
@@ -244,7 +251,7 @@ func (w *walk) emit(row *fhir.Entry) error {
 	if err := w.collect(row); err != nil {
 		return err
 	}
-	return w.spool.write(row)
+	return w.spool.write(row, w.output)
 }
 
 // committed follows each page: now and then the slice is made durable, and a full file leaves.
@@ -286,7 +293,7 @@ func (w *walk) roll(ctx context.Context) error {
 	if err := w.checkpoint(ctx); err != nil {
 		return err
 	}
-	if err := w.putFile(ctx, state.Output, w.slice.Type, []state.Slice{*w.slice}); err != nil {
+	if err := w.putFile(ctx, state.File{Kind: state.Output, Type: w.slice.Type}, []state.Slice{*w.slice}); err != nil {
 		return err
 	}
 	w.slice.SpoolSize, w.slice.SpoolRows = 0, 0

@@ -22,8 +22,8 @@ import (
 var errLocal = errors.New("spool")
 
 func local(err error) error {
-	if err == nil {
-		return nil
+	if err == nil || errors.Is(err, errLocal) {
+		return err
 	}
 	return fmt.Errorf("%w: %w", errLocal, err)
 }
@@ -163,12 +163,12 @@ func (s *sink) sync() error {
 	return s.file.Sync()
 }
 
-// write appends one resource.
-func (s *spool) write(row *fhir.Entry) error {
+// write appends one resource as output has it; nil is as it is.
+func (s *spool) write(row *fhir.Entry, output *fhir.Output) error {
 	if err := s.rows.open(); err != nil {
 		return local(err)
 	}
-	n, err := row.WriteTo(s.rows.buf)
+	n, err := output.Write(s.rows.buf, row)
 	s.rows.size += n
 	return local(errors.Join(
 		err,
@@ -234,6 +234,9 @@ func metKey(id string) uint64 {
 	}
 	return key
 }
+
+// laterThanT is what a row is noted as that was met in a version newer than T. No id has a space.
+func laterThanT(id string) string { return id + " " }
 
 // eachMet reads the first size bytes of a slice's met rows.
 func eachMet(dir string, seq int, size int64, fn func(key uint64)) (err error) {

@@ -17,6 +17,8 @@ type stage struct {
 	// waits is what a request waits for until a moment, because it has failed.
 	waits string
 	until time.Time
+	// retries is how many requests had to be sent again.
+	retries int64
 }
 
 // enter says what a job begins to do; empty where its numbers tell.
@@ -26,7 +28,7 @@ func (s *stages) enter(id, does string) {
 	if s.jobs == nil {
 		s.jobs = map[string]stage{}
 	}
-	s.jobs[id] = stage{does: does}
+	s.jobs[id] = stage{does: does, retries: s.jobs[id].retries}
 }
 
 // waitShown is how long a wait is still shown when it is over: the request that follows it may fail again.
@@ -41,6 +43,7 @@ func (s *stages) wait(id, what string, long time.Duration) {
 		return
 	}
 	job.waits, job.until = what, time.Now().Add(long+waitShown)
+	job.retries++
 	s.jobs[id] = job
 }
 
@@ -66,4 +69,11 @@ func (e *Exporter) Stage(id string) string {
 		return job.waits
 	}
 	return job.does
+}
+
+// Retries is how many requests of a job, to the server or to the bucket, this process had to send again.
+func (e *Exporter) Retries(id string) int64 {
+	e.stages.mu.Lock()
+	defer e.stages.mu.Unlock()
+	return e.stages.jobs[id].retries
 }

@@ -26,10 +26,11 @@ func TestStagesAreTold(t *testing.T) {
 			return true
 		}}
 		id := b.kickOff(system())
-		told := map[string]bool{}
+		told, retries := map[string]bool{}, int64(0)
 		for running := true; running; <-time.After(100 * time.Millisecond) {
 			said := b.Stage(id)
 			told[said] = true
+			retries = max(retries, b.Retries(id))
 			if said == "planning" && away.IsZero() {
 				away = time.Now().Add(time.Minute)
 			}
@@ -42,9 +43,12 @@ func TestStagesAreTold(t *testing.T) {
 				t.Errorf("it never says %q: %v", want, told)
 			}
 		}
+		if retries == 0 {
+			t.Error("it never says that a request was sent again")
+		}
 		<-time.After(time.Second)
-		if said := b.Stage(id); said != "" {
-			t.Errorf("a job that has ended says %q", said)
+		if said := b.Stage(id); said != "" || b.Retries(id) != 0 {
+			t.Errorf("a job that has ended says %q and %d requests sent again", said, b.Retries(id))
 		}
 	})
 }

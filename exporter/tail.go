@@ -2,67 +2,133 @@ package exporter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"sidecar/exporter/fhir"
 	"sidecar/state"
 )
 
-// withoutHistory is the repair on a server without history of the type. A search for what is newer than T finds the
-// rows that were changed before they were read, as they are now; what was deleted only shows as a number.
-func (t *typeRepair) withoutHistory(ctx context.Context, w *walk) error {
-	if len(t.crawled) == 0 {
-		return nil
-	}
-	if t.profile.TypeHistory { // the plan says it where no type has one
+// withoutHistory is the repair of a type that has no history of its own. A search for what is newer than shortly before T
+// finds the rows that were changed before they were read, and those that showed late. What they were as of T the resources'
+// own histories tell, where there are any; else without_history says what becomes of them. What was deleted only shows as a
+// number.
+func (t *typeRepair) withoutHistory(ctx context.Context, w *walk, gone *deletions) error {
+	if t.profile.TypeHistory && len(t.crawled) > 0 { // the plan says it where no type has one
 		if err := t.remark(ctx, t.noHistory(t.typ)); err != nil {
 			return err
 		}
 	}
-	if !t.profile.Keyset && t.WithoutHistory == Strict {
+	if !t.profile.Keyset && t.WithoutHistory == Strict && len(t.crawled) > 0 {
 		return fmt.Errorf("the server has no history and cannot be asked whether %s resources changed while the export ran: %w", t.typ, errIncomplete)
 	}
 	if !t.profile.Keyset {
 		return nil
 	}
-	changed, err := t.changedSince(ctx)
+	err := t.searchChanges(ctx)
+	var response *fhir.ResponseError
 	switch status := fhir.StatusOf(err); {
-	case (status == 400 || status == 403) && t.WithoutHistory != Strict:
+	case errors.As(err, &response) && response.NotOffered() && len(t.crawled) == 0:
+		return nil // the plan says it
+	case (status == 400 || status == 403) && (t.WithoutHistory != Strict || len(t.crawled) == 0):
 		return nil // this type cannot be asked so; that what changed may be missing is said already
 	case status == 400 || status == 403:
 		return fmt.Errorf("%w: %w", errIncomplete, err)
 	case err != nil:
 		return err
 	}
-	deleted := int64(0)
-	if t.profile.Counts && !t.holed() { // else it is not known why rows are missing
-		deleted = t.planned() - t.met() - int64(len(changed))
+	if err := t.reconcile(ctx, w, gone); err != nil {
+		return err
 	}
-	if t.WithoutHistory == Strict && (len(changed) > 0 || deleted > 0) {
+	return t.sayMissing(ctx, w)
+}
+
+// searchChanges fills changes from a search. It begins when what was written up to the end of the reading can be expected to
+// show: a row that was changed just before it was read may else be found neither where it was nor where it is.
+func (t *typeRepair) searchChanges(ctx context.Context) error {
+	if err := sleep(ctx, time.Until(t.crawledAt.Add(t.settleTime()))); err != nil {
+		return err
+	}
+	h := t.newChanges(t.typ)
+	h.searched, h.strangers = true, nil // who has left since _since is not known: the search is not of that time
+	if err := t.tail(ctx, h.span, h.found); err != nil {
+		return err
+	}
+	t.changes = h
+	return t.countMet()
+}
+
+// countMet counts for each row that was changed after T how often the crawl met it before that.
+func (t *typeRepair) countMet() error {
+	later := map[uint64]*change{}
+	for id, c := range t.changes.byID {
+		if !c.known {
+			later[metKey(id)] = c
+		}
+	}
+	if len(later) == 0 {
+		return nil
+	}
+	for _, part := range t.crawled {
+		err := eachMet(t.dir, part.Seq, part.MetSize, func(key uint64) {
+			if c := later[key]; c != nil {
+				c.met++
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sayMissing says what is not as of T: what was changed and has no version that is, and what was deleted. By the setting the
+// former is included as it is now, missing, or the end of the export.
+func (t *typeRepair) sayMissing(ctx context.Context, w *walk) error {
+	changed := map[string]struct{}{}
+	found, left := 0, 0
+	for id, c := range t.changes.byID {
+		switch {
+		case c.captured || c.born || !c.known && c.met > 0:
+		case !c.known && (!t.profile.InstanceHistory || c.lost):
+			changed[id] = struct{}{}
+		case c.known && !c.deleted && !c.next.IsZero():
+			if found++; !c.next.Before(t.job.TransactionTime.Add(t.settleTime())) {
+				left++
+			}
+		}
+	}
+	// A row that left its window before that was counted is not among the counted ones, so that fewer of them may explain what
+	// is missing. Strict fails for the doubt, the others say what is certain.
+	vanished := int64(0)
+	if t.profile.Counts && !t.holed() { // else it is not known why rows are missing
+		vanished = t.planned() - t.met() - int64(len(changed))
+	}
+	if t.WithoutHistory == Strict && (len(changed) > 0 || vanished-int64(left) > 0) {
 		return fmt.Errorf("resources changed while the export ran and the server has no history to take them from: %w", errIncomplete)
 	}
-	text := ""
-	switch {
+	var said []string
+	switch before := w.slice.Written; {
 	case len(changed) > 0 && t.WithoutHistory == IncludeCurrent:
 		if err := t.addCurrent(ctx, w, changed); err != nil {
 			return err
 		}
-		text = fmt.Sprintf("%d %s resources that were changed after the transaction time are included as they are now", w.slice.Written, t.typ)
+		said = append(said, fmt.Sprintf("%d %s resources that were changed after the transaction time are included as they are now", w.slice.Written-before, t.typ))
 	case len(changed) > 0:
-		text = fmt.Sprintf("%d %s resources that were changed after the transaction time are missing", len(changed), t.typ)
-	case deleted > 0:
-	default:
+		said = append(said, fmt.Sprintf("%d %s resources that were changed after the transaction time are missing", len(changed), t.typ))
+	}
+	if deleted := vanished - int64(found); deleted > 0 {
+		said = append(said, fmt.Sprintf("%d %s resources that were deleted after the transaction time are missing", deleted, t.typ))
+	}
+	if len(said) == 0 {
 		return nil
 	}
-	if deleted > 0 {
-		if text != "" {
-			text += ", and "
-		}
-		text += fmt.Sprintf("%d %s resources that were deleted after the transaction time are missing", deleted, t.typ)
-	}
-	return t.remark(ctx, state.Issue{Severity: "warning", Code: "incomplete", Text: text + ": the server gives no history"})
+	return t.remark(ctx, state.Issue{
+		Severity: "warning", Code: "incomplete", Text: strings.Join(said, ", and ") + ": the server gives no history" + t.ofTypes(),
+	})
 }
 
 // planned is how many rows were counted before the crawl, met how many were met in it.
@@ -74,7 +140,7 @@ func (t *typeRepair) planned() (n int64) {
 }
 
 func (t *typeRepair) holed() bool {
-	return slices.ContainsFunc(t.crawled, func(s *state.Slice) bool { return len(s.Holes) > 0 })
+	return len(t.holes) > 0 || slices.ContainsFunc(t.crawled, func(s *state.Slice) bool { return len(s.Holes) > 0 })
 }
 
 func (t *typeRepair) met() (n int64) {
@@ -84,40 +150,10 @@ func (t *typeRepair) met() (n int64) {
 	return n
 }
 
-// changedSince returns the ids that were changed after T and that the crawl did not meet. A first version was not there
-// at T.
-func (t *typeRepair) changedSince(ctx context.Context) (map[string]struct{}, error) {
-	changed := map[string]struct{}{}
-	err := t.tail(ctx, func(row *fhir.Entry) error {
-		if row.LastUpdated.After(t.job.TransactionTime) && row.Version != "1" {
-			changed[row.ID] = struct{}{}
-		}
-		return nil
-	})
-	if err != nil || len(changed) == 0 {
-		return nil, err
-	}
-	ids := make(map[uint64]string, len(changed))
-	for id := range changed {
-		ids[metKey(id)] = id
-	}
-	for _, part := range t.crawled {
-		err := eachMet(t.dir, part.Seq, part.MetSize, func(key uint64) {
-			if id, met := ids[key]; met {
-				delete(changed, id)
-			}
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	return changed, nil
-}
-
 // addCurrent writes the rows as they are now.
 func (t *typeRepair) addCurrent(ctx context.Context, w *walk, changed map[string]struct{}) error {
 	w.filter.until = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
-	return t.tail(ctx, func(row *fhir.Entry) error {
+	return t.tail(ctx, t.job.TransactionTime, func(row *fhir.Entry) error {
 		if _, wanted := changed[row.ID]; !wanted {
 			return nil
 		}
@@ -126,10 +162,10 @@ func (t *typeRepair) addCurrent(ctx context.Context, w *walk, changed map[string
 	})
 }
 
-// tail reads what is newer than T by first pages, and by links where an instant has more rows than a page; a row may come
-// twice. A page may hold fewer rows than were asked for though it is not the last one.
-func (t *typeRepair) tail(ctx context.Context, fn func(*fhir.Entry) error) error {
-	q := fhir.Query{Type: t.typ, From: t.job.TransactionTime, Sort: "_lastUpdated", Count: t.pageSize()}
+// tail reads what is not older than a moment by first pages, and by links where an instant has more rows than a page; a row
+// may come twice. A page may hold fewer rows than were asked for though it is not the last one.
+func (t *typeRepair) tail(ctx context.Context, from time.Time, fn func(*fhir.Entry) error) error {
+	q := fhir.Query{Type: t.typ, From: from, Sort: "_lastUpdated", Count: t.pageSize()}
 	seen := newIDSet()
 	link, followed := "", map[string]bool{}
 	for {
@@ -141,7 +177,7 @@ func (t *typeRepair) tail(ctx context.Context, fn func(*fhir.Entry) error) error
 				return err
 			}
 			err = eachRow(page, func(row *fhir.Entry) error {
-				if row.Type != t.typ || row.ID == "" || row.LastUpdated.Before(t.job.TransactionTime) {
+				if row.Type != t.typ || row.ID == "" || row.LastUpdated.Before(from) {
 					return nil
 				}
 				rows++

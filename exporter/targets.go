@@ -3,33 +3,24 @@ package exporter
 import (
 	"bufio"
 	"bytes"
-	"container/heap"
+	"encoding/hex"
 	"errors"
-	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"sort"
 )
 
-const (
-	// targetBytes is the size of a name in a targets file: 128 bits of hash, of which two that are equal are less likely
-	// than a broken disk.
-	targetBytes = 16
-	// targetsInMemory is how many names are sorted at once: 16 MiB.
-	targetsInMemory = 1 << 20
-)
+// targetBytes is the size of a name in a targets file: 128 bits of hash, of which two that are equal are less likely than a
+// broken disk.
+const targetBytes = 16
 
 type targetKey [targetBytes]byte
 
 // targets is a set of names on the disk, built once and then asked: it may hold more than fits into memory.
 type targets struct {
-	dir    string
-	keys   []targetKey
-	runs   []*os.File
-	sorted *os.File
-	n      int64
+	names *sorter  // the hexadecimal keys, until the set is built
+	file  *os.File // the keys in order
+	n     int64
 }
 
 func targetKeyOf(name string) (key targetKey) {
@@ -40,84 +31,51 @@ func targetKeyOf(name string) (key targetKey) {
 	return key
 }
 
+// newTargets returns an empty set whose files are in a folder. It has to be closed, whatever happens to it.
+func newTargets(dir string) (*targets, error) {
+	file, err := os.OpenFile(filepath.Join(dir, "targets"), os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, local(err)
+	}
+	return &targets{names: newSorter(dir, "targets"), file: file}, nil
+}
+
 // add takes a name up, before build.
 func (t *targets) add(name string) error {
-	t.keys = append(t.keys, targetKeyOf(name))
-	if len(t.keys) < targetsInMemory {
-		return nil
-	}
-	return t.flush()
+	key := targetKeyOf(name)
+	return t.names.add(hex.EncodeToString(key[:]))
 }
 
-// flush writes what is in memory as one sorted run.
-func (t *targets) flush() error {
-	slices.SortFunc(t.keys, func(a, b targetKey) int { return bytes.Compare(a[:], b[:]) })
-	file, err := os.OpenFile(filepath.Join(t.dir, fmt.Sprintf("targets.%d", len(t.runs))), os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
-	if err != nil {
-		return local(err)
-	}
-	t.runs = append(t.runs, file)
-	out := bufio.NewWriterSize(file, 64<<10)
-	for i := range t.keys {
-		if _, err := out.Write(t.keys[i][:]); err != nil {
-			return local(err)
-		}
-	}
-	t.keys = t.keys[:0]
-	return local(out.Flush())
-}
-
-// build merges the runs into one sorted file.
+// build writes the set into one sorted file.
 func (t *targets) build() error {
-	if err := t.flush(); err != nil {
+	sorted, err := t.names.sorted()
+	if err != nil {
 		return err
 	}
-	t.keys = nil
-	if len(t.runs) == 1 {
-		t.sorted = t.runs[0]
-		return t.measure()
-	}
-	var err error
-	if t.sorted, err = os.OpenFile(filepath.Join(t.dir, "targets"), os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600); err != nil {
-		return local(err)
-	}
-	out := bufio.NewWriterSize(t.sorted, 64<<10)
-	var merge runHeap
-	for _, run := range t.runs {
-		head := &runHead{in: bufio.NewReaderSize(io.NewSectionReader(run, 0, 1<<62), 16<<10)}
-		if err := head.next(); err == nil {
-			merge = append(merge, head)
-		} else if !errors.Is(err, io.EOF) {
+	out := bufio.NewWriterSize(t.file, 64<<10)
+	for {
+		line, more, err := sorted.next()
+		if err != nil {
+			return err
+		}
+		if !more {
+			break
+		}
+		key, err := hex.DecodeString(line)
+		if err != nil {
 			return local(err)
 		}
-	}
-	heap.Init(&merge)
-	for len(merge) > 0 {
-		if _, err := out.Write(merge[0].key[:]); err != nil {
+		if _, err := out.Write(key); err != nil {
 			return local(err)
 		}
-		switch err := merge[0].next(); {
-		case errors.Is(err, io.EOF):
-			heap.Pop(&merge)
-		case err != nil:
-			return local(err)
-		default:
-			heap.Fix(&merge, 0)
-		}
+		t.n++
 	}
 	if err := out.Flush(); err != nil {
 		return local(err)
 	}
-	return t.measure()
-}
-
-func (t *targets) measure() error {
-	info, err := t.sorted.Stat()
-	if err != nil {
-		return local(err)
-	}
-	t.n = info.Size() / targetBytes
-	return nil
+	names := t.names
+	t.names = nil
+	return names.close()
 }
 
 // has tells whether a name was added.
@@ -126,7 +84,7 @@ func (t *targets) has(name string) (bool, error) {
 	var key targetKey
 	var failed error
 	at := func(i int) bool {
-		if _, err := t.sorted.ReadAt(key[:], int64(i)*targetBytes); err != nil && failed == nil {
+		if _, err := t.file.ReadAt(key[:], int64(i)*targetBytes); err != nil && failed == nil {
 			failed = local(err)
 		}
 		return failed != nil || bytes.Compare(key[:], want[:]) >= 0
@@ -144,37 +102,9 @@ func (t *targets) close() error {
 	if t == nil {
 		return nil
 	}
-	files := t.runs
-	if t.sorted != nil && !slices.Contains(files, t.sorted) {
-		files = append(files, t.sorted)
+	err := errors.Join(local(t.file.Close()), local(os.Remove(t.file.Name())))
+	if t.names != nil {
+		err = errors.Join(err, t.names.close())
 	}
-	var errs []error
-	for _, file := range files {
-		errs = append(errs, local(file.Close()), local(os.Remove(file.Name())))
-	}
-	return errors.Join(errs...)
-}
-
-// runHead is the first name of a run that is not merged yet.
-type runHead struct {
-	in  *bufio.Reader
-	key targetKey
-}
-
-func (h *runHead) next() error {
-	_, err := io.ReadFull(h.in, h.key[:])
 	return err
-}
-
-// runHeap has the smallest name first.
-type runHeap []*runHead
-
-func (h runHeap) Len() int           { return len(h) }
-func (h runHeap) Less(i, j int) bool { return bytes.Compare(h[i].key[:], h[j].key[:]) < 0 }
-func (h runHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *runHeap) Push(x any)        { *h = append(*h, x.(*runHead)) }
-func (h *runHeap) Pop() any {
-	last := (*h)[len(*h)-1]
-	*h = (*h)[:len(*h)-1]
-	return last
 }

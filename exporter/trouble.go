@@ -103,13 +103,13 @@ func (t *trouble) tries() int {
 	return unclearTries
 }
 
-// poisoned tells whether an error may come from single rows of what was asked for: the server fails on them, or leaves
-// them out and says so.
+// poisoned tells whether an error may come from single rows of what was asked for: the server fails on them, leaves them out
+// and says so, or they are too large.
 func poisoned(err error) bool {
 	var response *fhir.ResponseError
 	var partial *partialError
 	switch {
-	case errors.As(err, &partial), errors.Is(err, fhir.ErrMalformed):
+	case errors.As(err, &partial), errors.Is(err, fhir.ErrMalformed), errors.Is(err, fhir.ErrTooLarge):
 		return true
 	case errors.As(err, &response):
 		return response.StatusCode >= 500 && response.StatusCode != 501 && !response.Temporary()
@@ -260,8 +260,10 @@ func holeReason(err error) (string, bool) {
 		return "exception", true
 	case errors.Is(err, errIncomplete):
 		return "incomplete", true
-	case errors.Is(err, errSuperset), errors.Is(err, errStrategy), errors.Is(err, fhir.ErrForeignLink):
+	case errors.Is(err, errSuperset), errors.Is(err, errStrategy), errors.Is(err, fhir.ErrForeignLink), errors.Is(err, errNoHistory):
 		return "not-supported", true
+	case errors.Is(err, fhir.ErrTooLarge):
+		return "too-long", true
 	case errors.Is(err, fhir.ErrMalformed):
 		return "structure", true
 	}

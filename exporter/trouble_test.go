@@ -232,7 +232,10 @@ func TestBucketThatIsAway(t *testing.T) {
 					return
 				}
 				if job.Status != state.Failed || strings.Contains(job.Failure.Text, "away") {
-					t.Errorf("%s: %+v, want a failure without the bucket's words", job.Status, job.Failure)
+					t.Fatalf("%s: %+v, want a failure without the bucket's words", job.Status, job.Failure)
+				}
+				if took := job.Finished.Sub(job.Accepted); took < 40*time.Second || took > 3*time.Minute { // reading, and the last pause
+					t.Errorf("failed after %s, want give_up and a little", took)
 				}
 			})
 		})

@@ -155,13 +155,6 @@ func (l *limiter) release(t *ticket, err error) {
 	}
 }
 
-// idle says that no job runs any more: whatever right a panic has lost is back.
-func (l *limiter) idle() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.busy = 0
-}
-
 // overloaded tells whether an error says that the server has too much to do.
 func overloaded(err error) bool {
 	switch fhir.StatusOf(err) {

@@ -44,23 +44,48 @@ func TestWorkersFollowTheServer(t *testing.T) {
 		if seen != 8 {
 			t.Errorf("%d in the end, want the ceiling 8", seen)
 		}
-		for _, test := range []struct {
-			err  error
-			want int
-		}{
-			{&fhir.ResponseError{StatusCode: 500}, 8},
-			{&fhir.ResponseError{StatusCode: 404}, 8},
-			{&fhir.ResponseError{StatusCode: 429}, 4},
-			{&fhir.ResponseError{StatusCode: 504}, 2},
-			{&fhir.ResponseError{StatusCode: 502}, 1},
-			{context.DeadlineExceeded, 1},
-			{&fhir.ResponseError{StatusCode: 503}, 1},
-		} {
+	})
+	for _, test := range []struct {
+		err  error
+		want int
+	}{
+		{&fhir.ResponseError{StatusCode: 500}, 8},
+		{&fhir.ResponseError{StatusCode: 404}, 8},
+		{context.Canceled, 8},
+		{&fhir.ResponseError{StatusCode: 429}, 4},
+		{&fhir.ResponseError{StatusCode: 502}, 4},
+		{&fhir.ResponseError{StatusCode: 503}, 4},
+		{&fhir.ResponseError{StatusCode: 504}, 4},
+		{context.DeadlineExceeded, 4},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLimiter(8, nil, nil)
+			spend(t, l, 10*cleanRun, nil)
 			spend(t, l, 1, test.err)
 			if l.allowed != test.want {
 				t.Errorf("%d after %v, want %d", l.allowed, test.err, test.want)
 			}
+			if spend(t, l, 9, test.err); test.want < 8 && l.allowed != 1 {
+				t.Errorf("%d after ten times %v, want 1", l.allowed, test.err)
+			}
+		})
+	}
+}
+
+// Ensure a request that panics gives its right back while others go on.
+func TestPanicLosesNoRight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &pace{giveUp: time.Minute, limiter: newLimiter(1, nil, nil)}
+		err := guarded(func() error { return p.do(t.Context(), func() error { panic("a test") }) })
+		var fault *panicError
+		if !errors.As(err, &fault) {
+			t.Fatalf("got %v, want the panic", err)
 		}
+		held := p.limiter.try()
+		if held == nil {
+			t.Fatal("the right is lost")
+		}
+		p.limiter.release(held, nil)
 	})
 }
 

@@ -104,6 +104,8 @@ func (w *writer) body(key string) []byte {
 	typ, id, _ := strings.Cut(key, "/")
 	more := ""
 	switch typ {
+	case "Patient":
+		more = fmt.Sprintf(`,"photo":[{"url":"Binary/b%d"}],"gender":"other"`, w.n)
 	case "Group":
 		var members []string
 		for range w.random.IntN(5) {

@@ -2,6 +2,8 @@ package proxy
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"fmt"
 	"io"
 	"mime"
 	"net/http"
@@ -9,13 +11,24 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"sidecar/exporter/fhir"
+	"sidecar/state"
 )
 
 // statementLimit bounds in bytes a CapabilityStatement that is completed; a larger one is passed on as it is.
 const statementLimit = 32 << 20
 
+const (
+	// bulkData is the CapabilityStatement of the guide that a server with exports instantiates.
+	bulkData = "http://hl7.org/fhir/uv/bulkdata/CapabilityStatement/bulk-data"
+	// notSupported is the extension that says of a resource type which operations leave it out, or of all by bulkData.
+	notSupported = "http://hl7.org/fhir/uv/bulkdata/Extension/operation-not-supported"
+)
+
 // operation is one of the three that the sidecar adds.
 type operation struct {
+	level state.Level
 	// resource is the type it belongs to, empty for the system.
 	resource   string
 	definition string
@@ -24,9 +37,52 @@ type operation struct {
 // operations are the export operations (Bulk Data guide, CapabilityStatement bulk-data). All are called "export". The
 // system's one is the last, because in XML it stands behind the resources.
 var operations = []operation{
-	{"Patient", "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/patient-export"},
-	{"Group", "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/group-export"},
-	{"", "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/export"},
+	{state.Patient, "Patient", "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/patient-export"},
+	{state.Group, "Group", "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/group-export"},
+	{state.System, "", "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/export"},
+}
+
+// declared is what a statement says that decides on what is added to it.
+type declared struct {
+	release string
+	// types are those of its resources, searched those of them that can be searched.
+	types, searched []string
+}
+
+// additions are the operations that a statement gets, and for each type the canonical addresses of what leaves it out.
+type additions struct {
+	operations []operation
+	without    map[string][]string
+	// value is the element of an extension that holds such an address: STU3 has no type canonical.
+	value string
+}
+
+// additionsTo decides what is added to a statement, so that it is true: no operation of which every kick-off is refused, and
+// no type without a word that an operation leaves out.
+func (p *Proxy) additionsTo(d declared) additions {
+	statement := &fhir.CapabilityStatement{FHIRVersion: d.release, Types: slices.Compact(slices.Sorted(slices.Values(d.searched)))}
+	add := additions{without: map[string][]string{}, value: "valueCanonical"}
+	if strings.HasPrefix(d.release, "3.") {
+		add.value = "valueUri"
+	}
+	for _, op := range operations {
+		types, beside, err := p.TypesOf(op.level, statement)
+		if err != nil {
+			continue // there is no export of this level
+		}
+		add.operations = append(add.operations, op)
+		for _, typ := range d.types {
+			if !slices.Contains(types, typ) && !slices.Contains(beside, typ) {
+				add.without[typ] = append(add.without[typ], op.definition)
+			}
+		}
+	}
+	for typ, definitions := range add.without {
+		if len(definitions) == len(add.operations) {
+			add.without[typ] = []string{bulkData}
+		}
+	}
+	return add
 }
 
 // withoutVersion cuts the version off a canonical address: any version of an operation is that operation.
@@ -54,26 +110,35 @@ func insert(document []byte, insertions []insertion) []byte {
 	return out.Bytes()
 }
 
-// newStatementForwarder forwards GET metadata and completes the answer, so that clients discover the operations.
+// newStatementForwarder forwards GET and HEAD of metadata and completes the answer, so that clients discover the operations.
+// The answer to HEAD needs the completed statement, too: it has its length.
 func (p *Proxy) newStatementForwarder() http.Handler {
 	forward := p.newForwarder()
 	forward.Rewrite = func(r *httputil.ProxyRequest) {
 		p.rewrite(r)
+		r.Out.Method = http.MethodGet
 		r.Out.Header.Set("Accept-Encoding", "identity") // a compressed statement could not be completed
+		// The server's own 304 would tell of another statement than the client holds after an update of the sidecar.
+		r.Out.Header.Del("If-None-Match")
+		r.Out.Header.Del("If-Modified-Since")
 	}
-	forward.ModifyResponse = func(response *http.Response) error {
-		if err := p.completeStatement(response); err != nil {
-			return err
+	return verbatim(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		to := *forward
+		to.ModifyResponse = func(response *http.Response) error {
+			if err := p.completeStatement(response, r); err != nil {
+				return err
+			}
+			return p.seen(response)
 		}
-		return p.seen(response)
-	}
-	return verbatim(forward)
+		to.ServeHTTP(w, r)
+	}))
 }
 
-func (p *Proxy) completeStatement(response *http.Response) error {
+// completeStatement completes the answer to a client's request.
+func (p *Proxy) completeStatement(response *http.Response, client *http.Request) error {
 	complete := completer(response.Header)
 	if response.StatusCode != http.StatusOK || complete == nil {
-		return nil
+		return withoutBody(response, client.Method)
 	}
 	raw, err := io.ReadAll(io.LimitReader(response.Body, statementLimit+1))
 	if err != nil {
@@ -81,25 +146,58 @@ func (p *Proxy) completeStatement(response *http.Response) error {
 	}
 	if len(raw) > statementLimit {
 		response.Body = &joined{io.MultiReader(bytes.NewReader(raw), response.Body), response.Body}
-		return nil
+		return withoutBody(response, client.Method)
 	}
 	if err := response.Body.Close(); err != nil {
 		return err
 	}
-	body, err := complete(raw)
+	body, err := complete(raw, p.additionsTo)
 	if err != nil { // not what it says it is; that is between the server and its client
-		p.Log.WarnContext(response.Request.Context(), "CapabilityStatement passed on as it is", "reason", "it cannot be read")
+		p.Log.WarnContext(client.Context(), "CapabilityStatement passed on as it is", "reason", "it cannot be read")
 		body = raw
 	}
 	response.Body = io.NopCloser(bytes.NewReader(body))
 	response.ContentLength = int64(len(body))
 	response.Header.Set("Content-Length", strconv.Itoa(len(body)))
 	response.TransferEncoding = nil
-	return nil
+	if response.Header.Get("ETag") != "" {
+		tag := fmt.Sprintf(`W/"%x"`, sha256.Sum256(body))
+		response.Header.Set("ETag", tag)
+		if matches(client.Header.Values("If-None-Match"), tag) {
+			response.StatusCode, response.Status = http.StatusNotModified, ""
+			response.Header.Del("Content-Length")
+			response.ContentLength = 0
+			response.Body = http.NoBody
+		}
+	}
+	return withoutBody(response, client.Method)
+}
+
+// withoutBody takes the body off the answer to a HEAD, and leaves its length.
+func withoutBody(response *http.Response, method string) error {
+	if method != http.MethodHead {
+		return nil
+	}
+	err := response.Body.Close()
+	response.Body = http.NoBody
+	return err
+}
+
+// matches tells whether a tag is among those of If-None-Match, weakly compared (RFC 9110, section 13.1.2).
+func matches(header []string, tag string) bool {
+	opaque := strings.TrimPrefix(tag, "W/")
+	for _, value := range header {
+		for one := range strings.SplitSeq(value, ",") {
+			if one = strings.TrimSpace(one); one == "*" || strings.TrimPrefix(one, "W/") == opaque {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // completer picks the function for the answer's format, nil where there is none.
-func completer(header http.Header) func([]byte) ([]byte, error) {
+func completer(header http.Header) func([]byte, func(declared) additions) ([]byte, error) {
 	if header.Get("Content-Encoding") != "" {
 		return nil
 	}

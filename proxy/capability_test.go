@@ -12,10 +12,16 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"sidecar/exporter/fhir"
+	"sidecar/proxy"
+	"sidecar/state"
 )
 
 const (
 	definitionBase = "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/"
+	guideStatement = "http://hl7.org/fhir/uv/bulkdata/CapabilityStatement/bulk-data"
+	unsupported    = "http://hl7.org/fhir/uv/bulkdata/Extension/operation-not-supported"
 
 	jsonSystem  = `{"name":"export","definition":"` + definitionBase + `export"}`
 	jsonPatient = `{"name":"export","definition":"` + definitionBase + `patient-export"}`
@@ -43,7 +49,45 @@ func metadataOf(t *testing.T, contentType, body string, header ...string) *house
 		}
 	}))
 	t.Cleanup(upstream.Close)
-	return newHouse(t, upstream.URL+"/fhir", nil)
+	return newHouse(t, upstream.URL+"/fhir", func(c *proxy.Config) { c.TypesOf = typesOfRelease })
+}
+
+// typesOfRelease exports all types that can be searched, those of the compartment at the other levels, of which STU3 has none.
+// A statement without a release is exported whole.
+func typesOfRelease(level state.Level, statement *fhir.CapabilityStatement) (types, beside []string, err error) {
+	switch {
+	case statement.FHIRVersion == "":
+		return []string{"Group", "Patient", "Task"}, nil, nil
+	case level == state.System:
+		return statement.Types, nil, nil
+	case strings.HasPrefix(statement.FHIRVersion, "3."):
+		return nil, nil, errors.New("no table")
+	}
+	return []string{"Group", "Patient"}, []string{"Practitioner"}, nil
+}
+
+// whole marks in a row also what says that the server instantiates the guide's statement, in all rows in which anything is
+// added.
+func whole(format, marked string) string {
+	at, text := strings.LastIndex(marked, "}"), `«,"instantiates":["`+guideStatement+`"]»`
+	if strings.Contains(format, "xml") {
+		at, text = strings.LastIndex(marked, "<rest>"), `«<instantiates value="`+guideStatement+`"/>»`
+		if prefixed := strings.LastIndex(marked, "<f:rest>"); prefixed > 0 {
+			at, text = prefixed, strings.Replace(text, "<", "<f:", 1)
+		}
+	}
+	if !strings.Contains(marked, "«") || strings.Contains(marked, "instantiates") {
+		return marked
+	}
+	return marked[:at] + text + marked[at:]
+}
+
+func jsonWithout(canonical string) string {
+	return `{"url":"` + unsupported + `","valueCanonical":"` + canonical + `"}`
+}
+
+func xmlWithout(canonical string) string {
+	return `<extension url="` + unsupported + `"><valueCanonical value="` + canonical + `"/></extension>`
 }
 
 // Each row marks with « » what is added; everything else has to be byte-equal.
@@ -59,8 +103,19 @@ var jsonStatements = map[string]string{
 		`"mode":"server"«,"operation":[` + jsonSystem + `]»}]}`,
 	"no resource": `{"resourceType":"CapabilityStatement","rest":[{"mode":"client"},{"mode":"server"«,"operation":[` + jsonSystem + `]»` +
 		`«,"resource":[{"type":"Patient","operation":[` + jsonPatient + `]},{"type":"Group","operation":[` + jsonGroup + `]}]»}]}`,
-	"there already": `{"resourceType":"CapabilityStatement","rest":[{"mode":"server","resource":[{"type":"Patient","operation":[` + jsonPatient + `]},` +
+	"there already": `{"resourceType":"CapabilityStatement","instantiates":["x","` + guideStatement + `|2.0.0"],"rest":[{"mode":"server","resource":[{"type":"Patient","operation":[` + jsonPatient + `]},` +
 		`{"type":"Group","operation":[{"definition":"` + definitionBase + `group-export|2.0.0","name":"export"}]}],"operation":[` + jsonSystem + `]}]}`,
+	"instantiates another": `{"resourceType":"CapabilityStatement","instantiates":["x"«,"` + guideStatement + `"»],"rest":[{"mode":"server"«,"operation":[` + jsonSystem + `]»` +
+		`«,"resource":[{"type":"Patient","operation":[` + jsonPatient + `]},{"type":"Group","operation":[` + jsonGroup + `]}]»}]}`,
+	"left out": `{"resourceType":"CapabilityStatement","fhirVersion":"4.0.1","rest":[{"mode":"server","resource":[` +
+		`{"type":"Basic"«,"extension":[` + jsonWithout(guideStatement) + `]»},` +
+		`{"type":"Library","interaction":[{"code":"read"},{"code":"search-type"}],"extension":[{"url":"x"}«,` + jsonWithout(definitionBase+"patient-export") + `,` + jsonWithout(definitionBase+"group-export") + `»]},` +
+		`{"type":"Binary","extension":[` + jsonWithout("x") + `]},` +
+		`{"type":"Practitioner","interaction":[{"code":"search-type"}]},` +
+		`{"type":"Group","interaction":[{"code":"search-type"}]«,"operation":[` + jsonGroup + `]»},` +
+		`{"type":"Patient","interaction":[{"code":"search-type"}]«,"operation":[` + jsonPatient + `]»}]«,"operation":[` + jsonSystem + `]»}]}`,
+	"STU3": `{"resourceType":"CapabilityStatement","fhirVersion":"3.0.2","rest":[{"mode":"server","resource":[{"type":"Patient","interaction":[{"code":"search-type"}]},` +
+		`{"type":"Basic"«,"extension":[` + strings.Replace(jsonWithout(guideStatement), "valueCanonical", "valueUri", 1) + `]»}]«,"operation":[` + jsonSystem + `]»}]}`,
 	"terminology":       `{"resourceType":"TerminologyCapabilities","rest":[{"mode":"server"}]}`,
 	"no rest":           `{"resourceType":"CapabilityStatement","status":"active"}`,
 	"client only":       `{"resourceType":"CapabilityStatement","rest":[{"mode":"client"}]}`,
@@ -80,7 +135,14 @@ var xmlStatements = map[string]string{
 	"order of elements": `<CapabilityStatement xmlns="http://hl7.org/fhir"><!-- <rest> --><text><div xmlns="http://www.w3.org/1999/xhtml">&lt;rest&gt;</div></text><rest><mode value="server"/>` +
 		"\n  <resource><type value=\"Task\"/></resource>\n  «<resource><type value=\"Patient\"/>" + xmlPatient + `</resource><resource><type value="Group"/>` + xmlGroup + `</resource>»` +
 		`<interaction><code value="batch"/></interaction><searchParam><name value="x"/></searchParam><operation><name value="y"/></operation>«` + xmlSystem + `»<compartment value="z"/></rest></CapabilityStatement>`,
-	"there already": `<CapabilityStatement xmlns="http://hl7.org/fhir"><rest><mode value="server"/><resource><type value="Patient"/>` + xmlPatient + `</resource>` +
+	"left out": `<CapabilityStatement xmlns="http://hl7.org/fhir"><kind value="instance"/><instantiates value="x"/>«<instantiates value="` + guideStatement + `"/>»<software><name value="rest"/></software>` +
+		`<fhirVersion value="4.0.1"/><rest><mode value="server"/><resource>«` + xmlWithout(guideStatement) + `»<type value="Basic"/></resource>` +
+		`<resource>«` + xmlWithout(definitionBase+"patient-export") + xmlWithout(definitionBase+"group-export") + `»<extension url="x"/><type value="Library"/><interaction><code value="search-type"/></interaction></resource>` +
+		`<resource>` + xmlWithout("x") + `<type value="Binary"/></resource>` +
+		`<resource><type value="Practitioner"/><interaction><code value="search-type"/></interaction></resource>` +
+		`<resource><type value="Group"/><interaction><code value="search-type"/></interaction>«` + xmlGroup + `»</resource>` +
+		`<resource><type value="Patient"/><interaction><code value="search-type"/></interaction>«` + xmlPatient + `»</resource>«` + xmlSystem + `»</rest></CapabilityStatement>`,
+	"there already": `<CapabilityStatement xmlns="http://hl7.org/fhir"><instantiates value="` + guideStatement + `|2.0.0"/><rest><mode value="server"/><resource><type value="Patient"/>` + xmlPatient + `</resource>` +
 		`<resource><type value="Group"/>` + strings.ReplaceAll(xmlGroup, `group-export"`, `group-export|2.0.0"`) + `</resource>` + xmlSystem + `</rest></CapabilityStatement>`,
 	"terminology": `<TerminologyCapabilities xmlns="http://hl7.org/fhir"><rest><mode value="server"/></rest></TerminologyCapabilities>`,
 	"no rest":     `<CapabilityStatement xmlns="http://hl7.org/fhir"><status value="active"/></CapabilityStatement>`,
@@ -99,13 +161,14 @@ func TestMetadataIsCompletedAndElseByteEqual(t *testing.T) {
 	} {
 		for name, marked := range rows {
 			t.Run(format+"/"+name, func(t *testing.T) {
+				marked := whole(format, marked)
 				want := strings.NewReplacer("«", "", "»", "").Replace(marked)
 				h := metadataOf(t, format, withoutMarked(marked), "ETag", `"7"`)
 				got := h.ask(http.MethodGet, h.base+"/metadata?mode=full")
 				if got.body != want {
 					t.Errorf("statement:\n got %s\nwant %s", got.body, want)
 				}
-				if got.header.Get("Content-Length") != strconv.Itoa(len(want)) || got.header.Get("Content-Type") != format || got.header.Get("ETag") != `"7"` {
+				if got.header.Get("Content-Length") != strconv.Itoa(len(want)) || got.header.Get("Content-Type") != format || got.header.Get("ETag") == `"7"` && strings.Contains(marked, "«") {
 					t.Errorf("header: got %q", got.header)
 				}
 				if strings.Contains(marked, "«") {
@@ -185,6 +248,36 @@ func TestMetadataLeavesOtherAnswersAlone(t *testing.T) {
 				t.Errorf("body:\n got %s\nwant %s", got.body, want)
 			}
 		})
+	}
+}
+
+// Ensure HEAD tells the length and the tag of what GET answers.
+func TestMetadataHead(t *testing.T) {
+	h := metadataOf(t, "application/fhir+json", withoutMarked(jsonStatements["compact"]), "ETag", `W/"7"`)
+	whole := h.ask(http.MethodGet, h.base+"/metadata")
+	head := h.ask(http.MethodHead, h.base+"/metadata")
+	if head.status != http.StatusOK || head.body != "" || head.header.Get("ETag") == "" {
+		t.Errorf("HEAD: got %d, %q, %v", head.status, head.body, head.header)
+	}
+	for _, name := range []string{"Content-Length", "Content-Type", "ETag"} {
+		if head.header.Get(name) != whole.header.Get(name) {
+			t.Errorf("%s: HEAD says %q, GET %q", name, head.header.Get(name), whole.header.Get(name))
+		}
+	}
+}
+
+// Ensure a client that has the statement is told so by the tag of the completed one, and never by the server's own.
+func TestMetadataIsNotModified(t *testing.T) {
+	h := metadataOf(t, "application/fhir+json", withoutMarked(jsonStatements["compact"]), "ETag", `W/"7"`)
+	tag := h.ask(http.MethodGet, h.base+"/metadata").header.Get("ETag")
+	for asked, want := range map[string]int{
+		tag: http.StatusNotModified, `"x", ` + tag: http.StatusNotModified, strings.TrimPrefix(tag, "W/"): http.StatusNotModified, "*": http.StatusNotModified,
+		`W/"7"`: http.StatusOK, `"7"`: http.StatusOK,
+	} {
+		got := h.ask(http.MethodGet, h.base+"/metadata", "If-None-Match", asked)
+		if got.status != want || got.header.Get("ETag") != tag || (got.body == "") != (want == http.StatusNotModified) {
+			t.Errorf("%s: got %d, %q with %d bytes", asked, got.status, got.header.Get("ETag"), len(got.body))
+		}
 	}
 }
 

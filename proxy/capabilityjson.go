@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -17,72 +18,120 @@ type jsonPlace struct {
 	found bool
 }
 
+// jsonStatement is what completing needs to know of a statement.
+type jsonStatement struct {
+	kind, release string
+	self          jsonPlace
+	instantiates  jsonList
+	rests         []*jsonRest
+}
+
 // jsonRest is what completing needs to know of one element of rest.
 type jsonRest struct {
 	mode       string
 	self       jsonPlace
-	operations jsonOperations
+	operations jsonList
 	resources  jsonPlace
-	byType     map[string]*jsonResource
+	all        []*jsonResource
 }
 
 type jsonResource struct {
 	typ        string
+	searched   bool
 	self       jsonPlace
-	operations jsonOperations
+	operations jsonList
+	extensions jsonList
 }
 
-// jsonOperations are an array of operations and the definitions in it.
-type jsonOperations struct {
-	list        jsonPlace
-	definitions []string
+// jsonList is an array, and the canonical addresses by which its elements are known.
+type jsonList struct {
+	place jsonPlace
+	known []string
 }
 
-// completeJSON adds the operations to a statement in JSON.
-func completeJSON(statement []byte) ([]byte, error) {
+// completeJSON adds to a statement in JSON.
+func completeJSON(statement []byte, additionsTo func(declared) additions) ([]byte, error) {
+	var s jsonStatement
+	if err := s.read(statement); err != nil {
+		return nil, err
+	}
+	if s.kind != "CapabilityStatement" {
+		return statement, nil // ?mode=terminology answers with another resource
+	}
+	for _, rest := range s.rests {
+		if rest.mode == "server" {
+			add := additionsTo(rest.declared(s.release))
+			return insert(statement, append(rest.insertions(add), s.instantiates.add(s.self, "instantiates", bulkData, `"`+bulkData+`"`)...)), nil
+		}
+	}
+	return nil, fmt.Errorf("no rest of mode server: %w", errStatement)
+}
+
+func (s *jsonStatement) read(statement []byte) (err error) {
 	dec := jsontext.NewDecoder(bytes.NewReader(statement), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
-	var kind string
-	var rests []*jsonRest
-	_, err := jsonObject(dec, func(name string) error {
+	s.self, err = jsonObject(dec, func(name string) error {
 		switch name {
 		case "resourceType":
-			return jsonString(dec, &kind)
+			return jsonString(dec, &s.kind)
+		case "fhirVersion":
+			return jsonString(dec, &s.release)
+		case "instantiates":
+			return s.instantiates.readTexts(dec)
 		case "rest":
 			_, err := jsonArray(dec, func() error {
 				rest, err := readJSONRest(dec)
-				rests = append(rests, rest)
+				s.rests = append(s.rests, rest)
 				return err
 			})
 			return err
 		}
 		return dec.SkipValue()
 	})
-	if err != nil {
-		return nil, err
-	}
-	if kind != "CapabilityStatement" {
-		return statement, nil // ?mode=terminology answers with another resource
-	}
-	for _, rest := range rests {
-		if rest.mode == "server" {
-			return insert(statement, rest.insertions()), nil
-		}
-	}
-	return nil, fmt.Errorf("no rest of mode server: %w", errStatement)
+	return err
 }
 
-func (r *jsonRest) insertions() []insertion {
+func (r *jsonRest) declared(release string) declared {
+	d := declared{release: release}
+	for _, resource := range r.all {
+		d.types = append(d.types, resource.typ)
+		if resource.searched {
+			d.searched = append(d.searched, resource.typ)
+		}
+	}
+	return d
+}
+
+// of returns the last resource of a type, nil where there is none.
+func (r *jsonRest) of(typ string) (found *jsonResource) {
+	for _, resource := range r.all {
+		if resource.typ == typ {
+			found = resource
+		}
+	}
+	return found
+}
+
+func (r *jsonRest) insertions(add additions) []insertion {
 	var out []insertion
 	missing := ""
-	for _, op := range operations {
+	for _, op := range add.operations {
 		text := `{"name":"export","definition":"` + op.definition + `"}`
-		switch resource := r.byType[op.resource]; {
+		switch resource := r.of(op.resource); {
 		case op.resource == "":
-			out = append(out, r.operations.add(r.self, op.definition, text)...)
+			out = append(out, r.operations.add(r.self, "operation", op.definition, text)...)
 		case resource != nil:
-			out = append(out, resource.operations.add(resource.self, op.definition, text)...)
+			out = append(out, resource.operations.add(resource.self, "operation", op.definition, text)...)
 		default:
 			missing += `,{"type":"` + op.resource + `","operation":[` + text + `]}`
+		}
+	}
+	for _, resource := range r.all {
+		text := ""
+		for _, canonical := range add.without[resource.typ] {
+			text += `,{"url":"` + notSupported + `","` + add.value + `":"` + canonical + `"}`
+		}
+		if text != "" {
+			out = append(out, resource.extensions.add(resource.self, "extension", notSupported, text[1:])...)
 		}
 	}
 	switch {
@@ -97,47 +146,34 @@ func (r *jsonRest) insertions() []insertion {
 	return out
 }
 
-// add puts an operation into its array, or an array with it into the owner, unless it is there.
-func (o *jsonOperations) add(owner jsonPlace, definition, text string) []insertion {
-	for _, known := range o.definitions {
-		if known == definition {
-			return nil
-		}
-	}
+// add puts text into the array, or an array of that name with it into the owner, unless what it is known by is there.
+func (l *jsonList) add(owner jsonPlace, name, canonical, text string) []insertion {
 	switch {
-	case o.list.found && o.list.empty:
-		return []insertion{{o.list.end, text}}
-	case o.list.found:
-		return []insertion{{o.list.end, "," + text}}
+	case slices.Contains(l.known, canonical):
+		return nil
+	case l.place.found && l.place.empty:
+		return []insertion{{l.place.end, text}}
+	case l.place.found:
+		return []insertion{{l.place.end, "," + text}}
 	}
-	return []insertion{{owner.end, `,"operation":[` + text + `]`}}
+	return []insertion{{owner.end, `,"` + name + `":[` + text + `]`}}
 }
 
 func readJSONRest(dec *jsontext.Decoder) (*jsonRest, error) {
-	rest := &jsonRest{byType: map[string]*jsonResource{}}
+	rest := &jsonRest{}
 	var err error
 	rest.self, err = jsonObject(dec, func(name string) error {
 		switch name {
 		case "mode":
 			return jsonString(dec, &rest.mode)
 		case "operation":
-			return rest.operations.read(dec)
+			return rest.operations.read(dec, "definition")
 		case "resource":
 			var err error
 			rest.resources, err = jsonArray(dec, func() error {
 				resource := &jsonResource{}
-				var err error
-				resource.self, err = jsonObject(dec, func(name string) error {
-					switch name {
-					case "type":
-						return jsonString(dec, &resource.typ)
-					case "operation":
-						return resource.operations.read(dec)
-					}
-					return dec.SkipValue()
-				})
-				rest.byType[resource.typ] = resource
-				return err
+				rest.all = append(rest.all, resource)
+				return resource.read(dec)
 			})
 			return err
 		}
@@ -146,20 +182,50 @@ func readJSONRest(dec *jsontext.Decoder) (*jsonRest, error) {
 	return rest, err
 }
 
-func (o *jsonOperations) read(dec *jsontext.Decoder) error {
-	var err error
-	o.list, err = jsonArray(dec, func() error {
+func (r *jsonResource) read(dec *jsontext.Decoder) (err error) {
+	r.self, err = jsonObject(dec, func(name string) error {
+		switch name {
+		case "type":
+			return jsonString(dec, &r.typ)
+		case "interaction":
+			var interactions jsonList
+			err := interactions.read(dec, "code")
+			r.searched = slices.Contains(interactions.known, "search-type")
+			return err
+		case "operation":
+			return r.operations.read(dec, "definition")
+		case "extension":
+			return r.extensions.read(dec, "url")
+		}
+		return dec.SkipValue()
+	})
+	return err
+}
+
+// read reads an array of objects that are known by a member.
+func (l *jsonList) read(dec *jsontext.Decoder, member string) (err error) {
+	l.place, err = jsonArray(dec, func() error {
 		_, err := jsonObject(dec, func(name string) error {
-			if name != "definition" {
+			if name != member {
 				return dec.SkipValue()
 			}
-			var definition string
-			err := jsonString(dec, &definition)
-			o.definitions = append(o.definitions, withoutVersion(definition))
-			return err
+			return l.readText(dec)
 		})
 		return err
 	})
+	return err
+}
+
+// readTexts reads an array of canonical addresses.
+func (l *jsonList) readTexts(dec *jsontext.Decoder) (err error) {
+	l.place, err = jsonArray(dec, func() error { return l.readText(dec) })
+	return err
+}
+
+func (l *jsonList) readText(dec *jsontext.Decoder) error {
+	var text string
+	err := jsonString(dec, &text)
+	l.known = append(l.known, withoutVersion(text))
 	return err
 }
 

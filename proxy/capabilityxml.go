@@ -15,16 +15,25 @@ type xmlRest struct {
 	resourceAt  int64 // where a further resource may stand: before interaction, searchParam, operation, compartment
 	operationAt int64 // where a further operation may stand: before compartment
 	definitions []string
-	byType      map[string]*xmlResource
+	all         []*xmlResource
 }
 
 type xmlResource struct {
-	end         int64
+	typ         string
+	searched    bool
+	marked      bool  // it has the extension that is added to others
+	begin, end  int64 // behind its start tag, and before its end tag
 	definitions []string
 }
 
-// completeXML adds the operations to a statement in XML.
-func completeXML(statement []byte) ([]byte, error) {
+// behindInstantiates are the elements of a statement before which instantiates stands, in all releases of FHIR.
+var behindInstantiates = []string{
+	"imports", "software", "implementation", "fhirVersion", "acceptUnknown", "format", "patchFormat", "acceptLanguage", "implementationGuide",
+	"profile", "rest", "messaging", "document",
+}
+
+// completeXML adds to a statement in XML.
+func completeXML(statement []byte, additionsTo func(declared) additions) ([]byte, error) {
 	reader := &xmlReader{dec: xml.NewDecoder(bytes.NewReader(statement))}
 	reader.dec.CharsetReader = func(string, io.Reader) (io.Reader, error) { return nil, errStatement }
 	if err := reader.read(); err != nil {
@@ -34,18 +43,44 @@ func completeXML(statement []byte) ([]byte, error) {
 		return statement, nil
 	}
 	for _, rest := range reader.rests {
-		if rest.mode == "server" {
-			return insert(statement, rest.insertions(reader.prefix)), nil
+		if rest.mode != "server" {
+			continue
 		}
+		out := rest.insertions(reader.prefix, additionsTo(rest.declared(reader.release)))
+		if !slices.Contains(reader.instantiates, bulkData) {
+			out = append(out, insertion{reader.instantiatesAt, fmt.Sprintf(`<%sinstantiates value="%s"/>`, reader.prefix, bulkData)})
+		}
+		return insert(statement, out), nil
 	}
 	return nil, fmt.Errorf("no rest of mode server: %w", errStatement)
 }
 
-func (r *xmlRest) insertions(prefix string) []insertion {
+func (r *xmlRest) declared(release string) declared {
+	d := declared{release: release}
+	for _, resource := range r.all {
+		d.types = append(d.types, resource.typ)
+		if resource.searched {
+			d.searched = append(d.searched, resource.typ)
+		}
+	}
+	return d
+}
+
+// of returns the last resource of a type, nil where there is none.
+func (r *xmlRest) of(typ string) (found *xmlResource) {
+	for _, resource := range r.all {
+		if resource.typ == typ {
+			found = resource
+		}
+	}
+	return found
+}
+
+func (r *xmlRest) insertions(prefix string, add additions) []insertion {
 	var out []insertion
-	for _, op := range operations {
+	for _, op := range add.operations {
 		text := fmt.Sprintf(`<%[1]soperation><%[1]sname value="export"/><%[1]sdefinition value="%[2]s"/></%[1]soperation>`, prefix, op.definition)
-		resource := r.byType[op.resource]
+		resource := r.of(op.resource)
 		switch {
 		case op.resource == "" && !slices.Contains(r.definitions, op.definition):
 			out = append(out, insertion{r.operationAt, text})
@@ -54,6 +89,15 @@ func (r *xmlRest) insertions(prefix string) []insertion {
 			out = append(out, insertion{r.resourceAt, fmt.Sprintf(`<%[1]sresource><%[1]stype value="%[2]s"/>%[3]s</%[1]sresource>`, prefix, op.resource, text)})
 		case !slices.Contains(resource.definitions, op.definition):
 			out = append(out, insertion{resource.end, text})
+		}
+	}
+	for _, resource := range r.all {
+		if resource.marked {
+			continue
+		}
+		for _, canonical := range add.without[resource.typ] {
+			text := fmt.Sprintf(`<%[1]sextension url="%[2]s"><%[1]s%[4]s value="%[3]s"/></%[1]sextension>`, prefix, notSupported, canonical, add.value)
+			out = append(out, insertion{resource.begin, text})
 		}
 	}
 	return out
@@ -66,9 +110,11 @@ type xmlReader struct {
 	prefix string // of the FHIR elements, with its colon
 	path   []string
 	rests  []*xmlRest
-	// typ and definitions belong to the element resource that is open.
-	typ         string
-	definitions []string
+	// resource is the element resource that is open.
+	resource       *xmlResource
+	release        string
+	instantiates   []string
+	instantiatesAt int64 // where a further instantiates may stand
 }
 
 func (x *xmlReader) read() error {
@@ -102,14 +148,17 @@ func (x *xmlReader) open(element xml.StartElement, at int64) {
 		}
 	}
 	x.path = append(x.path, name)
-	value := ""
+	value, url := "", ""
 	for _, attribute := range element.Attr {
-		if attribute.Name.Local == "value" {
+		switch attribute.Name.Local {
+		case "value":
 			value = attribute.Value
+		case "url":
+			url = attribute.Value
 		}
 	}
-	if len(x.path) == 2 && name == "rest" {
-		x.rests = append(x.rests, &xmlRest{byType: map[string]*xmlResource{}})
+	if len(x.path) == 2 {
+		x.openTop(name, value, at)
 		return
 	}
 	if len(x.path) < 3 || x.path[1] != "rest" {
@@ -130,11 +179,31 @@ func (x *xmlReader) open(element xml.StartElement, at int64) {
 	case "operation/definition":
 		rest.definitions = append(rest.definitions, withoutVersion(value))
 	case "resource":
-		x.typ, x.definitions = "", nil
+		x.resource = &xmlResource{begin: x.dec.InputOffset()}
+		rest.all = append(rest.all, x.resource)
 	case "resource/type":
-		x.typ = value
+		x.resource.typ = value
+	case "resource/extension":
+		x.resource.marked = x.resource.marked || url == notSupported
+	case "resource/interaction/code":
+		x.resource.searched = x.resource.searched || value == "search-type"
 	case "resource/operation/definition":
-		x.definitions = append(x.definitions, withoutVersion(value))
+		x.resource.definitions = append(x.resource.definitions, withoutVersion(value))
+	}
+}
+
+// openTop notes an element of the statement itself.
+func (x *xmlReader) openTop(name, value string, at int64) {
+	if x.instantiatesAt == 0 && slices.Contains(behindInstantiates, name) {
+		x.instantiatesAt = at
+	}
+	switch name {
+	case "rest":
+		x.rests = append(x.rests, &xmlRest{})
+	case "fhirVersion":
+		x.release = value
+	case "instantiates":
+		x.instantiates = append(x.instantiates, withoutVersion(value))
 	}
 }
 
@@ -162,7 +231,7 @@ func (x *xmlReader) close(at int64) {
 				rest.operationAt = at
 			}
 		case len(x.path) == 3 && x.path[2] == "resource":
-			rest.byType[x.typ] = &xmlResource{end: at, definitions: x.definitions}
+			x.resource.end = at
 		}
 	}
 	x.path = x.path[:len(x.path)-1]

@@ -12,7 +12,7 @@ import (
 const corsTimeout = time.Second
 
 // exposed are the headers of our answers that a script in a browser has to read.
-const exposed = "Content-Location, Expires, Retry-After, X-Progress"
+const exposed = "Content-Location, Expires, Preference-Applied, Retry-After, X-Export-Status, X-Progress"
 
 // allowOrigin lets scripts of other origins read our answer where the upstream would let them read its own: a preflight
 // for the same path says so.

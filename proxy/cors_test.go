@@ -37,7 +37,7 @@ func TestScriptsMayReadOurAnswersWhereTheUpstreamLetsThem(t *testing.T) {
 			for name, want := range map[string]string{
 				"Access-Control-Allow-Origin":      "https://app.example",
 				"Access-Control-Allow-Credentials": "true",
-				"Access-Control-Expose-Headers":    "Content-Location, Expires, Retry-After, X-Progress",
+				"Access-Control-Expose-Headers":    "Content-Location, Expires, Preference-Applied, Retry-After, X-Export-Status, X-Progress",
 				"Vary":                             "Origin",
 			} {
 				if !test.allowed {

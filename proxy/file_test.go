@@ -215,7 +215,7 @@ func TestDamagedCompressedFileBreaksTheDownload(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	response, err := http.DefaultTransport.RoundTrip(h.request("GET", h.base+"/$export-file/0b6a/Patient.1.ndjson", "Accept-Encoding", "identity"))
+	response, err := http.DefaultTransport.RoundTrip(h.request("GET", h.base+"/$export-file/0b6a/Patient.1.ndjson", "", "Accept-Encoding", "identity"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -317,7 +317,7 @@ func TestDownloadOutlivesTheExport(t *testing.T) {
 	h.addJob(completed(), twoFiles)
 	content := strings.Repeat(`{"resourceType":"Patient"}`+"\n", 1<<20) // more than the sockets hold
 	h.addPacked(completed(), "Patient.1.ndjson", content)
-	response, err := http.DefaultTransport.RoundTrip(h.request("GET", h.base+"/$export-file/0b6a/Patient.1.ndjson", "Accept-Encoding", "identity"))
+	response, err := http.DefaultTransport.RoundTrip(h.request("GET", h.base+"/$export-file/0b6a/Patient.1.ndjson", "", "Accept-Encoding", "identity"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -143,22 +143,28 @@ type answer struct {
 // ask sends a request; header holds pairs of name and value.
 func (h *house) ask(method, address string, header ...string) answer {
 	h.t.Helper()
-	response, err := http.DefaultTransport.RoundTrip(h.request(method, address, header...))
+	return h.send(method, address, "", header...)
+}
+
+// send is ask with a body.
+func (h *house) send(method, address, body string, header ...string) answer {
+	h.t.Helper()
+	response, err := http.DefaultTransport.RoundTrip(h.request(method, address, body, header...))
 	if err != nil {
 		h.t.Fatal(err)
 	}
 	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
+	received, err := io.ReadAll(response.Body)
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	return answer{response.StatusCode, response.Header, string(body)}
+	return answer{response.StatusCode, response.Header, string(received)}
 }
 
 // request makes a request; header holds pairs of name and value.
-func (h *house) request(method, address string, header ...string) *http.Request {
+func (h *house) request(method, address, body string, header ...string) *http.Request {
 	h.t.Helper()
-	request, err := http.NewRequestWithContext(h.t.Context(), method, address, nil)
+	request, err := http.NewRequestWithContext(h.t.Context(), method, address, strings.NewReader(body))
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -213,8 +219,8 @@ const issueTypes = " invalid structure required value invariant security login u
 	"not-supported duplicate multiple-matches not-found deleted too-long code-invalid extension too-costly business-rule conflict " +
 	"transient lock-error no-store exception timeout incomplete throttled informational "
 
-// checkOutcome fails the test unless the answer is an OperationOutcome with the given status and issue code.
-func checkOutcome(t *testing.T, got answer, status int, code string) {
+// checkOutcome fails the test unless the answer is an OperationOutcome with the given status and one issue for each code.
+func checkOutcome(t *testing.T, got answer, status int, codes ...string) {
 	t.Helper()
 	if got.status != status {
 		t.Errorf("status: got %d, want %d (%s)", got.status, status, got.body)
@@ -229,18 +235,19 @@ func checkOutcome(t *testing.T, got answer, status int, code string) {
 	if err := json.Unmarshal([]byte(got.body), &outcome); err != nil {
 		t.Fatalf("body is not JSON: %v: %q", err, got.body)
 	}
-	if outcome.ResourceType != "OperationOutcome" || len(outcome.Issue) != 1 {
-		t.Fatalf("not an OperationOutcome with one issue: %s", got.body)
+	if outcome.ResourceType != "OperationOutcome" || len(outcome.Issue) != len(codes) {
+		t.Fatalf("not an OperationOutcome with %d issues: %s", len(codes), got.body)
 	}
-	issue := outcome.Issue[0]
-	if !slices.Contains([]string{"fatal", "error", "warning", "information"}, issue.Severity) {
-		t.Errorf("severity: got %q", issue.Severity)
-	}
-	if issue.Code != code || !strings.Contains(issueTypes, " "+issue.Code+" ") {
-		t.Errorf("code: got %q, want %q (%s)", issue.Code, code, issue.Diagnostics)
-	}
-	if issue.Diagnostics == "" {
-		t.Error("no diagnostics")
+	for i, issue := range outcome.Issue {
+		if !slices.Contains([]string{"fatal", "error", "warning", "information"}, issue.Severity) {
+			t.Errorf("severity: got %q", issue.Severity)
+		}
+		if issue.Code != codes[i] || !strings.Contains(issueTypes, " "+issue.Code+" ") {
+			t.Errorf("code: got %q, want %q (%s)", issue.Code, codes[i], issue.Diagnostics)
+		}
+		if issue.Diagnostics == "" {
+			t.Error("no diagnostics")
+		}
 	}
 }
 

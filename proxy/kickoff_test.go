@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"regexp"
 	"slices"
@@ -41,6 +42,10 @@ func TestKickoffIsAcceptedAndUnderstood(t *testing.T) {
 		{"/$export?_type=Patient", state.Kickoff{Level: state.System, Types: []string{"Patient"}}},
 		{"/$export?_type=Patient,Observation&_type=Condition,Patient", state.Kickoff{Level: state.System, Types: []string{"Condition", "Observation", "Patient"}}},
 		{"/$export?_type=Patient%2CObservation", state.Kickoff{Level: state.System, Types: []string{"Observation", "Patient"}}},
+		{"/$export?_elements=id,Patient.name&_elements=Observation.value[x],id", state.Kickoff{Level: state.System, Elements: []string{"id", "Patient.name", "Observation.value[x]"}}},
+		{"/$export?_since=2021-12-08", state.Kickoff{Level: state.System, Since: since.Truncate(24 * time.Hour)}},
+		{"/$export?_since=2021-12", state.Kickoff{Level: state.System, Since: time.Date(2021, 12, 1, 0, 0, 0, 0, time.UTC)}},
+		{"/$export?_since=2021", state.Kickoff{Level: state.System, Since: time.Date(2021, 1, 1, 0, 0, 0, 0, time.UTC)}},
 		{"/$export?_since=2021-12-08T08:28:07Z", state.Kickoff{Level: state.System, Since: since}},
 		{"/$export?_since=2021-12-08T10:28:07.000%2B02:00", state.Kickoff{Level: state.System, Since: since}},
 		{"/$export?_since=2021-12-08T10:28:07+02:00", state.Kickoff{Level: state.System, Since: since}},
@@ -84,7 +89,9 @@ func TestKickoffRefusesWhatItCannotHonour(t *testing.T) {
 		code   string
 	}{
 		{"/$export?_typeFilter=Patient%3Factive%3Dtrue", 400, "not-supported"},
-		{"/$export?_elements=id", 400, "not-supported"},
+		{"/$export?_elements=nose", 400, "not-supported"},
+		{"/$export?_elements=Patient.nose", 400, "not-supported"},
+		{"/$export?_elements=Patient.value", 400, "not-supported"},
 		{"/$export?patient=Patient/1", 400, "not-supported"},
 		{"/$export?_Type=Patient", 400, "not-supported"},
 		{"/$export?=", 400, "not-supported"},
@@ -96,7 +103,7 @@ func TestKickoffRefusesWhatItCannotHonour(t *testing.T) {
 		{"/$export?_outputFormat=text/csv", 400, "not-supported"},
 		{"/$export?_type=", 400, "invalid"},
 		{"/$export?_type=Patient,", 400, "invalid"},
-		{"/$export?_type=x,y", 400, "invalid"},
+		{"/$export?_type=x", 400, "invalid"},
 		{"/$export?_type=Patient,%20Observation", 400, "invalid"},
 		{"/$export?_type=Patient|Observation", 400, "invalid"},
 		{"/$export?_type=" + strings.Repeat("A", 65), 400, "invalid"},
@@ -124,9 +131,9 @@ func TestKickoffRefusesWhatItCannotHonour(t *testing.T) {
 // Ensure a client learns of all its wrong parameters at once, and what there is.
 func TestKickoffNamesAllWrongParameters(t *testing.T) {
 	h, _ := newFHIRHouse(t, nil)
-	got := h.ask(http.MethodGet, h.base+"/$export?_foo=1&_until=2&_type=Patient")
-	checkOutcome(t, got, 400, "not-supported")
-	for _, want := range []string{`_foo\"`, `_until\" are not supported`, "_outputFormat, _since, _type"} {
+	got := h.ask(http.MethodGet, h.base+"/$export?_foo=1&_bar=2&_type=Patient,x,y&_since=soon")
+	checkOutcome(t, got, 400, "not-supported", "not-supported", "invalid", "invalid", "invalid")
+	for _, want := range []string{`_foo\"`, `_bar\" is not supported`, "_elements, _outputFormat, _since, _type"} {
 		if !strings.Contains(got.body, want) {
 			t.Errorf("no %s in %s", want, got.body)
 		}
@@ -136,7 +143,7 @@ func TestKickoffNamesAllWrongParameters(t *testing.T) {
 func TestKickoffRefusesBadInstants(t *testing.T) {
 	h, _ := newFHIRHouse(t, nil)
 	for _, since := range []string{
-		"", "yesterday", "2021", "2021-12", "2021-12-08", "2021-12-08T08:28:07", "2021-12-08T08:28Z", "2021-02-30T00:00:00Z", "2021-12-08T24:00:00Z",
+		"", "yesterday", "0000", "20211", "2021-13", "2021-12-08Z", "2021-1", "2021-12-08T08:28:07", "2021-12-08T08:28Z", "2021-02-30T00:00:00Z", "2021-12-08T24:00:00Z",
 		"0000-01-01T00:00:00Z", "12021-01-01T00:00:00Z", "2021-12-08 08:28:07Z", "2021-12-08t08:28:07z", "gt2021-12-08T08:28:07Z",
 		"2021-12-08T08:28:07+0200", "2021-12-08T08:28:07.Z", "2021-12-08T08:28:07Z,2021-12-09T08:28:07Z", "2021-12-08T08:28:60Z",
 	} {
@@ -273,10 +280,10 @@ func TestKickoffRefusesWhatTheUpstreamRefuses(t *testing.T) {
 func TestOtherMethodsAreRefusedOnOurPaths(t *testing.T) {
 	h, sample := newFHIRHouse(t, nil)
 	for path, allow := range map[string]string{
-		"/$export":                    "GET, OPTIONS",
-		"/%24export/":                 "GET, OPTIONS",
-		"/Patient/$export":            "GET, OPTIONS",
-		"/Group/demo-group/$export":   "GET, OPTIONS",
+		"/$export":                    "GET, POST, OPTIONS",
+		"/%24export/":                 "GET, POST, OPTIONS",
+		"/Patient/$export":            "GET, POST, OPTIONS",
+		"/Group/demo-group/$export":   "GET, POST, OPTIONS",
 		"/$export-status/x":           "GET, DELETE, OPTIONS",
 		"/$export-status/x/":          "GET, DELETE, OPTIONS",
 		"/$export-file/x/a.1.ndjson":  "GET, HEAD, OPTIONS",
@@ -322,16 +329,9 @@ func (stub) RoundTrip(r *http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body)), Request: r}, nil
 }
 
-var typeName = regexp.MustCompile(`^[A-Z][A-Za-z]{0,63}$`)
-
-// Ensure that no query makes the parser panic, pass an unknown parameter, or take for a type what is none.
-func FuzzKickoff(f *testing.F) {
-	for _, query := range []string{
-		"", "_type=Patient", "_type=Patient,Observation&_type=Patient", "_since=2021-12-08T08:28:07.000Z", "_since=2021-12-08T08:28:07+02:00",
-		"_outputFormat=application/fhir+ndjson", "a=1;b=2&c=%zz", "_type=x,y", "_type=&_since=", "%5Ftype=Patient", "_TYPE=Patient", "&&=&", "_type=Patient%00",
-	} {
-		f.Add(query)
-	}
+// fuzzed is a proxy before the stub, with an engine that begins any export.
+func fuzzed(f *testing.F) (http.Handler, *exports) {
+	f.Helper()
 	client, err := fhir.NewClient(fhir.Config{BaseURL: "http://upstream.invalid/fhir", Transport: stub{}})
 	if err != nil {
 		f.Fatal(err)
@@ -344,19 +344,45 @@ func FuzzKickoff(f *testing.F) {
 	}
 	handler, err := proxy.New(proxy.Config{
 		Upstream: upstream, Intercept: true, Client: client, Exports: engine, Jobs: &state.Store{}, Bucket: signing{}, Transport: stub{},
-		TypesOf: func(_ state.Level, s *fhir.CapabilityStatement) ([]string, []string, error) { return s.Types, nil, nil },
-		Log:     slog.New(slog.DiscardHandler),
+		TrustedProxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
+		TypesOf:        func(_ state.Level, s *fhir.CapabilityStatement) ([]string, []string, error) { return s.Types, nil, nil },
+		Log:            slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		f.Fatal(err)
 	}
+	return handler, engine
+}
+
+// kickOffWith sends one kick-off to the handler of fuzzed.
+func kickOffWith(t *testing.T, handler http.Handler, engine *exports, method, path, query, body string, header http.Header) *httptest.ResponseRecorder {
+	t.Helper()
+	engine.asked = nil
+	if header == nil {
+		header = http.Header{}
+	}
+	request := (&http.Request{
+		Method: method, URL: &url.URL{Path: path, RawQuery: query}, Host: "h", Header: header, RemoteAddr: "127.0.0.1:1",
+		Body: io.NopCloser(strings.NewReader(body)),
+	}).WithContext(t.Context())
+	recorder := httptest.NewRecorder()
+	handler.ServeHTTP(recorder, request)
+	return recorder
+}
+
+var typeName = regexp.MustCompile(`^[A-Z][A-Za-z]{0,63}$`)
+
+// Ensure that no query makes the parser panic, pass an unknown parameter, or take for a type what is none.
+func FuzzKickoff(f *testing.F) {
+	for _, query := range []string{
+		"", "_type=Patient", "_type=Patient,Observation&_type=Patient", "_since=2021-12-08T08:28:07.000Z", "_since=2021-12-08T08:28:07+02:00",
+		"_outputFormat=application/fhir+ndjson", "a=1;b=2&c=%zz", "_type=x,y", "_type=&_since=", "%5Ftype=Patient", "_TYPE=Patient", "&&=&", "_type=Patient%00",
+	} {
+		f.Add(query)
+	}
+	handler, engine := fuzzed(f)
 	f.Fuzz(func(t *testing.T, query string) {
-		engine.asked = nil
-		request := (&http.Request{
-			Method: http.MethodGet, URL: &url.URL{Path: "/fhir/$export", RawQuery: query}, Host: "h", Header: http.Header{}, RemoteAddr: "192.0.2.1:1",
-		}).WithContext(t.Context())
-		recorder := httptest.NewRecorder()
-		handler.ServeHTTP(recorder, request)
+		recorder := kickOffWith(t, handler, engine, http.MethodGet, "/fhir/$export", query, "", nil)
 		if recorder.Code != http.StatusAccepted {
 			checkCode := `"code":"invalid"`
 			if strings.Contains(recorder.Body.String(), `"code":"not-supported"`) {
@@ -370,7 +396,7 @@ func FuzzKickoff(f *testing.F) {
 		for part := range strings.FieldsFuncSeq(query, func(r rune) bool { return r == '&' }) {
 			raw, _, _ := strings.Cut(part, "=")
 			name, err := url.QueryUnescape(raw)
-			if err != nil || !slices.Contains([]string{"_type", "_since", "_outputFormat"}, name) {
+			if err != nil || !slices.Contains([]string{"_type", "_since", "_outputFormat", "_elements", "allowPartialManifests"}, name) {
 				t.Errorf("accepted with the parameter %q", raw)
 			}
 		}

@@ -37,6 +37,7 @@ func (p *Proxy) manifest(w http.ResponseWriter, r *http.Request, job *state.Job)
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.Header().Set("Expires", expires.UTC().Format(http.TimeFormat))
+	w.WriteHeader(pollStatus(w, job, http.StatusOK))
 	if _, err := w.Write(body); err != nil {
 		p.Log.DebugContext(r.Context(), "answer not delivered", "error", err)
 	}

@@ -28,7 +28,11 @@ const retryPause = 5 * time.Second
 // text from inside, and a line in the log.
 func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	var known *refusal
+	var wrong faults
 	switch {
+	case errors.As(err, &wrong):
+		p.writeOutcome(w, r, http.StatusBadRequest, wrong.outcome())
+		return
 	case errors.As(err, &known):
 	case errors.Is(err, state.ErrNotFound):
 		known = &refusal{http.StatusNotFound, "not-found", "there is no such export, or it was deleted or has expired"}

@@ -129,7 +129,8 @@ func (p *Proxy) routes() http.Handler {
 		router.Path(p.basePath + path).Handler(p.methods(methods))
 	}
 	kickOff := func(level state.Level) map[string]http.HandlerFunc {
-		return map[string]http.HandlerFunc{http.MethodGet: func(w http.ResponseWriter, r *http.Request) { p.kickOff(w, r, level) }}
+		handler := func(w http.ResponseWriter, r *http.Request) { p.kickOff(w, r, level) }
+		return map[string]http.HandlerFunc{http.MethodGet: handler, http.MethodPost: handler}
 	}
 	ours("/"+export, kickOff(state.System))
 	ours("/Patient/"+export, kickOff(state.Patient))
@@ -142,7 +143,7 @@ func (p *Proxy) routes() http.Handler {
 		http.MethodGet:  p.file,
 		http.MethodHead: p.file,
 	})
-	router.Path(p.basePath + "/metadata").Methods(http.MethodGet).Handler(p.newStatementForwarder())
+	router.Path(p.basePath+"/metadata").Methods(http.MethodGet, http.MethodHead).Handler(p.newStatementForwarder())
 	router.NotFoundHandler, router.MethodNotAllowedHandler = p.forward, p.forward
 	return router
 }
@@ -151,7 +152,7 @@ func (p *Proxy) routes() http.Handler {
 // the others are refused, because the server behind would not know the path.
 func (p *Proxy) methods(handlers map[string]http.HandlerFunc) http.Handler {
 	var allow []string
-	for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodDelete} {
+	for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodDelete} {
 		if handlers[method] != nil {
 			allow = append(allow, method)
 		}

@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"regexp"
 	"strings"
 )
 
@@ -13,14 +14,14 @@ func (p *Proxy) publicBase(r *http.Request) string {
 	if p.PublicBase != nil {
 		return strings.TrimRight(p.PublicBase.String(), "/")
 	}
-	proto, host, prefix := scheme(r), r.Host, ""
+	proto, host, prefix := scheme(r), "", ""
 	if p.trusted(r.RemoteAddr) {
 		if forwarded := firstElement(r.Header.Get("Forwarded")); forwarded != "" {
 			proto = orElse(forwardedPart(forwarded, "proto"), proto)
-			host = orElse(forwardedPart(forwarded, "host"), host)
+			host = forwardedPart(forwarded, "host")
 		} else {
 			proto = orElse(firstElement(r.Header.Get("X-Forwarded-Proto")), proto)
-			host = orElse(firstElement(r.Header.Get("X-Forwarded-Host")), host)
+			host = orElse(firstElement(r.Header.Get("X-Forwarded-Host")), r.Host)
 			if port := firstElement(r.Header.Get("X-Forwarded-Port")); port != "" && !hasPort(host) && !isDefaultPort(proto, port) {
 				host += ":" + port
 			}
@@ -30,8 +31,20 @@ func (p *Proxy) publicBase(r *http.Request) string {
 	if proto = strings.ToLower(proto); proto != "https" {
 		proto = "http"
 	}
+	if !hostForm.MatchString(host) { // none was forwarded, or what was makes no address
+		host = r.Host
+	}
+	if !prefixForm.MatchString(prefix) {
+		prefix = ""
+	}
 	return proto + "://" + host + prefix + p.basePath
 }
+
+// hostForm and prefixForm are what may become part of our links.
+var (
+	hostForm   = regexp.MustCompile(`^([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?$`)
+	prefixForm = regexp.MustCompile(`^(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+$`)
+)
 
 // hasPort looks behind the last bracket, because the colons of an IPv6 address stand within.
 func hasPort(host string) bool {
@@ -61,17 +74,14 @@ func (p *Proxy) trusted(remote string) bool {
 }
 
 // firstElement is what the first, public hop said.
-func firstElement(list string) string {
-	first, _, _ := strings.Cut(list, ",")
-	return strings.TrimSpace(first)
-}
+func firstElement(list string) string { return strings.TrimSpace(splitQuoted(list, ",")[0]) }
 
 // forwardedPart reads one parameter of an element of Forwarded (RFC 7239).
 func forwardedPart(element, name string) string {
-	for part := range strings.SplitSeq(element, ";") {
+	for _, part := range splitQuoted(element, ";") {
 		key, value, _ := strings.Cut(strings.TrimSpace(part), "=")
 		if strings.EqualFold(key, name) {
-			return strings.Trim(value, `"`)
+			return unquote(value)
 		}
 	}
 	return ""

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -36,6 +37,9 @@ func TestPublicBase(t *testing.T) {
 		"prefix":               {"", loopback, []string{"X-Forwarded-Host", "a.example", "X-Forwarded-Prefix", "/tenant/1/"}, "http://a.example/tenant/1/fhir"},
 		"forwarded":            {"", loopback, []string{"Forwarded", `for=1.2.3.4;Proto=https; host="a.example:8443", for=5.6.7.8;host=b.example`}, "https://a.example:8443/fhir"},
 		"forwarded goes first": {"", loopback, []string{"Forwarded", "host=a.example", "X-Forwarded-Host", "b.example", "X-Forwarded-Proto", "https"}, "http://a.example/fhir"},
+		"quoted comma":         {"", loopback, []string{"Forwarded", `for="x,y;host=b.example";host="a.\example"`}, "http://a.example/fhir"},
+		"no host":              {"", loopback, []string{"X-Forwarded-Host", `a.example/"><b`, "X-Forwarded-Prefix", "/x y"}, "http://HOST/fhir"},
+		"prefix that is none":  {"", loopback, []string{"X-Forwarded-Host", "a.example", "X-Forwarded-Prefix", "b.example//c"}, "http://a.example/fhir"},
 		"odd proto":            {"", loopback, []string{"X-Forwarded-Host", "a.example", "X-Forwarded-Proto", "javascript"}, "http://a.example/fhir"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -91,4 +95,23 @@ func TestOurPathsLieBelowTheBaseOfTheUpstream(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Ensure that no header of a trusted hop makes an address of ours that is none.
+func FuzzForwarded(f *testing.F) {
+	for _, value := range []string{"", "host=a.example", `for="[::1]:1";host="a.example:1";proto=https, x`, `host="\`, "host=a/b?c#d", ";=,;=", `host="";proto`} {
+		f.Add(value, value)
+	}
+	handler, engine := fuzzed(f)
+	f.Fuzz(func(t *testing.T, forwarded, plain string) {
+		for _, header := range []http.Header{{"Forwarded": {forwarded}}, {"X-Forwarded-Host": {forwarded}, "X-Forwarded-Port": {plain}, "X-Forwarded-Prefix": {plain}, "X-Forwarded-Proto": {plain}}} {
+			recorder := kickOffWith(t, handler, engine, http.MethodGet, "/fhir/$export", "", "", header)
+			base := engine.asked[0].Base
+			address, err := url.Parse(base)
+			if err != nil || address.Scheme != "http" && address.Scheme != "https" || address.Host == "" || address.User != nil || strings.ContainsAny(base, "?#\"<> \\") ||
+				!strings.HasSuffix(address.Path, "/fhir") || recorder.Header().Get("Content-Location") != base+"/$export-status/job" {
+				t.Errorf("base %q of %q", base, header)
+			}
+		}
+	})
 }

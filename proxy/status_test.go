@@ -76,10 +76,78 @@ func TestStatusOfARunningJob(t *testing.T) {
 				t.Errorf("X-Progress: got %q, want %q", progress, test.progress)
 			}
 			wait, err := strconv.Atoi(got.header.Get("Retry-After"))
-			if want := time.Since(job.Accepted) > time.Minute; err != nil || wait < 1 || (wait == 30) != want {
+			if want := time.Since(job.Accepted) > time.Minute; err != nil || wait < 1 || (wait == 60) != want {
 				t.Errorf("Retry-After: got %q", got.header.Get("Retry-After"))
 			}
 		})
+	}
+}
+
+// Ensure small jobs are polled each second, long ones each minute, and each by its own pace in between.
+func TestRetryAfterFollowsThePace(t *testing.T) {
+	for _, test := range []struct {
+		elapsed time.Duration
+		percent int64
+		want    int
+	}{
+		{0, 0, 1},
+		{5 * time.Second, 0, 1},
+		{2 * time.Minute, 0, 12},
+		{time.Hour, 0, 60},
+		{time.Second, 1, 1},
+		{4 * time.Second, 1, 2},
+		{time.Minute, 50, 6},
+		{time.Minute, 90, 1},
+		{10 * time.Minute, 50, 60},
+		{10 * time.Minute, 90, 6},
+		{24 * time.Hour, 99, 60},
+		{100 * 24 * time.Hour, 1, 60},
+		{-time.Hour, 0, 1},
+		{-time.Hour, 50, 1},
+	} {
+		if got := proxy.RetryAfter(test.elapsed, test.percent); got != test.want {
+			t.Errorf("%s at %d %%: got %d, want %d", test.elapsed, test.percent, got, test.want)
+		}
+	}
+}
+
+// wordy is an engine that says much of what it does.
+type wordy struct{}
+
+func (wordy) Stage(string) string { return strings.Repeat("waiting ", 30) }
+
+// Ensure X-Progress stays below the guide's 100 characters whatever the numbers and the stage, and never goes back.
+func TestProgressIsShortAndNeverGoesBack(t *testing.T) {
+	h, _ := newFHIRHouse(t, func(c *proxy.Config) { c.Stages = wordy{} })
+	job := state.Job{ID: "j", Status: state.InProgress, Accepted: time.Now()}
+	if err := h.store.Create(t.Context(), &job, 1); err != nil {
+		t.Fatal(err)
+	}
+	last := -1
+	poll := func() {
+		t.Helper()
+		progress := h.ask(http.MethodGet, h.base+"/$export-status/j").header.Get("X-Progress")
+		number, _, _ := strings.Cut(progress, " %")
+		percent, err := strconv.Atoi(number)
+		if err != nil || percent < last || percent > 99 || len(progress) >= 100 {
+			t.Errorf("X-Progress: got %q (%d characters) after %d %%", progress, len(progress), last)
+		}
+		last = percent
+	}
+	poll()
+	slices := []state.Slice{{Seq: 1, Counted: 1 << 50}, {Seq: 2, Counted: 1 << 50}, {Seq: 3, Counted: -1}}
+	if err := h.store.PutPlan(t.Context(), "j", slices, func(job *state.Job) { job.Planned = true }); err != nil {
+		t.Fatal(err)
+	}
+	poll()
+	for _, slice := range []state.Slice{{Seq: 1, Counted: 1 << 50, Shown: 1 << 49}, {Seq: 2, Counted: 1 << 50, Shown: 1 << 60}, {Seq: 3, Counted: -1, Shown: 7}, {Seq: 4, Counted: -1}} {
+		if err := h.store.Checkpoint(t.Context(), "j", &slice); err != nil {
+			t.Fatal(err)
+		}
+		poll()
+	}
+	if last != 75 {
+		t.Errorf("progress at the end: got %d %%", last)
 	}
 }
 

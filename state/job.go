@@ -295,8 +295,12 @@ type File struct {
 	Stored bool `json:"stored"`
 	// Slices are the numbers of the slices whose spool files, one after another, are the content.
 	Slices []int `json:"slices,omitempty"`
-	// First is the number in its slice's index of the first row of a file that was stored while the slice was read.
+	// First is the number in its slice's index of the first row of a file that was made while the slice was read.
 	First int64 `json:"first,omitempty"`
-	// Rewritten tells that the content is a local copy without rows that were dropped, no more the slices' spool files.
+	// Sealed tells that the rows that were dropped are not in the file: it was made when that was known, or rewritten since.
+	// Count says then no more which rows of the index it holds, so that nothing may be taken out of it again.
+	Sealed bool `json:"sealed,omitempty"`
+	// Rewritten tells that the content is a local copy without rows that were dropped, no more the slices' spool files. One
+	// without a row is to be removed.
 	Rewritten bool `json:"rewritten,omitempty"`
 }

@@ -67,7 +67,7 @@ type badRequest struct {
 }
 
 var badRequests = []badRequest{
-	{"unknown parameter", "GET", "/$export?_elements=id", 400, "not-supported", ""},
+	{"unknown parameter", "GET", "/$export?_element=id", 400, "not-supported", ""},
 	{"_typeFilter", "GET", "/$export?_typeFilter=Patient%3Factive%3Dtrue", 400, "not-supported", ""},
 	{"parameter of another case", "GET", "/$export?_Since=2021-01-01T00:00:00Z", 400, "not-supported", ""},
 	{"parameter without a name", "GET", "/$export?=1", 400, "not-supported", ""},
@@ -76,7 +76,8 @@ var badRequests = []badRequest{
 	{"_outputFormat CSV", "GET", "/$export?_outputFormat=text%2Fcsv", 400, "not-supported", ""},
 	{"_outputFormat empty", "GET", "/$export?_outputFormat=", 400, "not-supported", ""},
 	{"_since empty", "GET", "/$export?_since=", 400, "invalid", ""},
-	{"_since a date", "GET", "/$export?_since=2021-12-08", 400, "invalid", ""},
+	{"_since in the future", "GET", "/$export?_since=9021-12-08", 400, "invalid", ""},
+	{"_elements below the root", "GET", "/$export?_elements=Patient.name.family", 400, "invalid", ""},
 	{"_since without zone", "GET", "/Patient/$export?_since=2021-12-08T08:28:07", 400, "invalid", ""},
 	{"_since on a day that is not", "GET", "/$export?_since=2021-02-30T00:00:00Z", 400, "invalid", ""},
 	{"_since in words", "GET", "/$export?_since=yesterday", 400, "invalid", ""},
@@ -101,10 +102,10 @@ var badRequests = []badRequest{
 	{"Group with a letter of another script", "GET", "/Group/%E2%82%AC/$export", 404, "not-found", ""},
 	{"a name that is markup", "GET", "/$export?%3Cscript%3E%00%E2%82%AC=1", 400, "not-supported", ""},
 	{"a type without end", "GET", "/$export?_type=" + strings.Repeat("A", 5000), 400, "invalid", ""},
-	{"POST kick-off", "POST", "/$export", 405, "not-supported", "GET, OPTIONS"},
-	{"POST at Patient", "POST", "/Patient/$export", 405, "not-supported", "GET, OPTIONS"},
-	{"PUT at Group", "PUT", "/Group/demo-group/$export", 405, "not-supported", "GET, OPTIONS"},
-	{"DELETE of the kick-off", "DELETE", "/%24export/", 405, "not-supported", "GET, OPTIONS"},
+	{"POST of an unknown parameter", "POST", "/$export?x=1", 400, "not-supported", ""},
+	{"patient by GET", "GET", "/Patient/$export?patient=Patient/1", 400, "not-supported", ""},
+	{"PUT at Group", "PUT", "/Group/demo-group/$export", 405, "not-supported", "GET, POST, OPTIONS"},
+	{"DELETE of the kick-off", "DELETE", "/%24export/", 405, "not-supported", "GET, POST, OPTIONS"},
 	{"POST to the status", "POST", "/$export-status/x", 405, "not-supported", "GET, DELETE, OPTIONS"},
 	{"PATCH of a file", "PATCH", "/$export-file/x/Patient.1.ndjson", 405, "not-supported", "GET, HEAD, OPTIONS"},
 	{"DELETE of a file", "DELETE", "/$export-file/x/Patient.1.ndjson", 405, "not-supported", "GET, HEAD, OPTIONS"},
@@ -157,10 +158,10 @@ func TestBadMethodsAreRefusedOnEveryPath(t *testing.T) {
 	sample, upstream := newSample(t, fhirtest.Plain(), 1)
 	s := startSidecar(t, upstream, nil)
 	for path, allow := range map[string]string{
-		"/$export":                  "GET, OPTIONS",
-		"/%24export/?_type=Patient": "GET, OPTIONS",
-		"/Patient/$export":          "GET, OPTIONS",
-		"/Group/demo-group/$export": "GET, OPTIONS",
+		"/$export":                  "GET, POST, OPTIONS",
+		"/%24export/?_type=Patient": "GET, POST, OPTIONS",
+		"/Patient/$export":          "GET, POST, OPTIONS",
+		"/Group/demo-group/$export": "GET, POST, OPTIONS",
 		"/$export-status/x":         "GET, DELETE, OPTIONS",
 		"/%24export-status/x/":      "GET, DELETE, OPTIONS",
 		"/$export-file/x/y":         "GET, HEAD, OPTIONS",

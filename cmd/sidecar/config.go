@@ -43,6 +43,7 @@ type config struct {
 
 	Listen         string        `yaml:"listen"`
 	AdminListen    string        `yaml:"admin_listen"`
+	AdminToken     secret        `yaml:"admin_token"`
 	PublicURL      string        `yaml:"public_url"`
 	TrustedProxies []string      `yaml:"trusted_proxies"`
 	ShutdownGrace  time.Duration `yaml:"shutdown_grace"`

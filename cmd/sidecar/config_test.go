@@ -204,6 +204,7 @@ func TestConfigTakesNumbersFromVariables(t *testing.T) {
 func TestConfigNeverPrintsSecrets(t *testing.T) {
 	c := defaultConfig()
 	err := decoded(c, []byte(`
+admin_token: hunter2-hunter2-hunter2
 upstream_auth: {header: {name: X-Key, value: hunter2}, basic: {username: u, password: hunter2}}
 bucket: {s3: {secret_access_key: hunter2, session_token: hunter2}, gcs: {private_key: hunter2}}
 accounts: [{private-key: hunter2, secret-access-key: hunter2}]
@@ -287,6 +288,7 @@ func TestConfigFaultsAreForPeople(t *testing.T) {
 		"upstream: ${SIDECAR_TEST_IS_NOT_SET}\n":                                   "line 1: the environment has no SIDECAR_TEST_IS_NOT_SET",
 		"upstream: http://a/fhir\nlisten: 99999999\n":                              "line 2: listen must be an address such as :8000 or 127.0.0.1:8000",
 		"upstream: http://a/fhir\nlisten: \":8000\"\nadmin_listen: nope\n":         "line 3: admin_listen must be an address such as :8000 or 127.0.0.1:8000",
+		"upstream: http://a/fhir\nadmin_token: short\n":                            "line 2: admin_token must have at least 16 characters and no white space",
 		"upstream: http://a/fhir\nstrategy: best\n":                                "line 2: strategy must be one of auto, crawl, lists, patients, compartment, has",
 		"upstream: http://a/fhir\nupstream_auth: {header: {value: \"${NOPE}\"}}\n": "line 2: the environment has no NOPE",
 	} {

@@ -293,6 +293,7 @@ then poll the address in Content-Location (curl -i, DELETE ends an export), or l
 
   curl '%[1]s/metadata'
   curl 'http://%[2]s/metrics'
+  curl 'http://%[2]s/jobs'
 
 Files and state lie in %[3]s and go when the demo ends.
 `, base, adminAddress, data)

@@ -352,8 +352,8 @@ func TestDemoKeepsRunning(t *testing.T) {
 	for _, found := range commands.FindAllStringSubmatch(text.String(), -1) {
 		addresses = append(addresses, found[1])
 	}
-	if len(addresses) != 5 {
-		t.Fatalf("%d curl commands, want three kick-offs, metadata and metrics:\n%s", len(addresses), text.String())
+	if len(addresses) != 6 {
+		t.Fatalf("%d curl commands, want three kick-offs, metadata, metrics and jobs:\n%s", len(addresses), text.String())
 	}
 	for _, address := range addresses {
 		checkAddress(ctx, t, address)

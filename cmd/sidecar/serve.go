@@ -128,14 +128,13 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	if err != nil {
 		return nil, err
 	}
-	//nolint:contextcheck // the handler works in the context of each request
 	if s.handler, err = newProxy(c, client, s.exporter, s.store, bucket, writes, log, frontMetrics); err != nil {
 		return nil, err
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	registry.MustRegister(append(engineMetrics.Collectors(), frontMetrics.Collectors()...)...)
-	s.admin = admin.New(registry, s.exporter)
+	s.admin = admin.New(admin.Config{Metrics: registry, Server: s.exporter, Exports: s.store, Work: s.exporter, Token: string(c.AdminToken)})
 	return s, s.listen(ctx)
 }
 

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"sidecar/exporter"
 	"sidecar/exporter/blob"
@@ -41,11 +42,17 @@ func (c *config) validate(found *faultList) {
 	if c.Data == "" {
 		found.add("data", " is empty")
 	}
+	if token := string(c.AdminToken); token != "" && (len(token) < minAdminToken || strings.ContainsFunc(token, unicode.IsSpace)) {
+		found.add("admin_token", " must have at least %d characters and no white space", minAdminToken)
+	}
 	c.validateAuth(found)
 	c.validateNumbers(found)
 	c.validateChoices(found)
 	c.validateBucket(found)
 }
+
+// minAdminToken is the least length of a token that nobody guesses.
+const minAdminToken = 16
 
 // isAddress tells whether a port can be opened at the address, as far as its form goes.
 func isAddress(address string) bool {

@@ -8,7 +8,8 @@ import (
 )
 
 // Page is one Bundle that is being read from the upstream. Whatever its size, reading it takes the same memory: 64 KiB,
-// and what a resource needs up to 1 MiB. A longer resource goes through a temporary file. Only Buffer takes more.
+// and what a resource needs up to 1 MiB. A longer resource goes through a temporary file. Only Buffer takes more. How long
+// page and resource may be is said by Config.
 type Page struct {
 	client *Client
 	op     string
@@ -45,14 +46,14 @@ func (p *Page) Collect(c *Compartment, all bool) {
 
 // Each reads the page to its end and hands each entry to fn, in order. It fails with ErrMalformed, wrapped, when the
 // answer is not a whole Bundle of the expected kind; fn may have seen entries by then, which the caller has to take
-// back. It fails with ErrSpill, wrapped, when the temporary file of a long resource cannot be written. An error of fn
-// ends the reading and is returned as it is. The body is closed in any case.
+// back. It fails with ErrTooLarge, wrapped, when the page or a resource has more bytes than Config allows, and with ErrSpill,
+// wrapped, when the temporary file of a long resource cannot be written. An error of fn ends the reading and is returned as it is. The body is closed in any case.
 func (p *Page) Each(fn func(*Entry) error) (err error) {
 	defer func() { err = errors.Join(err, p.body.Close()) }()
 	p.whole = nil // the buffer is another page's when this one is closed
-	p.scanner = newScanner(p.body)
+	p.scanner = newScanner(&bounded{p.body, p.client.maxPage})
 	defer func() { err = errors.Join(err, p.release()); p.scanner = nil }()
-	p.kept.dir = p.client.spill
+	p.kept.dir, p.kept.most = p.client.spill, p.client.maxResource
 	p.found = p.refs.add
 	p.fn, p.Total = fn, -1
 	if err := p.bundle(); err != nil {
@@ -69,13 +70,28 @@ type callerError struct{ err error }
 
 func (e *callerError) Error() string { return e.err.Error() }
 
+// bounded is a body that fails beyond a number of bytes.
+type bounded struct {
+	io.Reader
+	left int64
+}
+
+// Read reads up to one byte more than is allowed, so that an end behind the last one is seen.
+func (b *bounded) Read(p []byte) (int, error) {
+	n, err := b.Reader.Read(p[:min(int64(len(p)), b.left+1)])
+	if b.left -= int64(n); b.left < 0 {
+		return 0, fmt.Errorf("page: %w", ErrTooLarge)
+	}
+	return n, err
+}
+
 // explain tells the four sources of an error apart: the caller, the disk, the connection, the answer.
 func (p *Page) explain(err error) error {
 	var caller *callerError
 	switch {
 	case errors.As(err, &caller):
 		return caller.err
-	case errors.Is(err, ErrSpill):
+	case errors.Is(err, ErrSpill), errors.Is(err, ErrTooLarge):
 		return fmt.Errorf("%s: %w", p.op, err)
 	case p.trouble != nil:
 		return unreachable(p.op, p.trouble)
@@ -231,12 +247,14 @@ func (p *Page) resource() error {
 		return err
 	}
 	p.keep, p.start = true, p.pos
-	p.all = p.refs.all
+	if p.refs.all {
+		p.anywhere = allReferences
+	}
 	err := p.members(p.resourceMember)
 	if err == nil {
 		err = p.flush()
 	}
-	p.keep, p.all = false, false
+	p.keep, p.anywhere = false, nil
 	if err != nil {
 		return err
 	}

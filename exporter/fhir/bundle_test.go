@@ -5,9 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/jarcoal/httpmock"
 
 	"sidecar/exporter/fhir"
 )
@@ -220,5 +223,39 @@ func TestPageReturnsTheErrorOfItsCaller(t *testing.T) {
 	own := fmt.Errorf("disk: %w", fhir.ErrForeignLink)
 	if err := page.Each(func(*fhir.Entry) error { return own }); !errors.Is(err, own) || errors.Is(err, fhir.ErrMalformed) {
 		t.Errorf("got %v, want the caller's error", err)
+	}
+}
+
+// Ensure a page or a resource that does not end is given up at its limit, by an error that names the type.
+func TestWhatIsTooLargeIsGivenUp(t *testing.T) {
+	const most = 10 << 20
+	page := `{"resourceType":"Bundle","type":"searchset","entry":[`
+	for name, body := range map[string]io.Reader{
+		"page":        repeated(page, `{"resource":{"resourceType":"Binary","id":"b"}}`, ",", 1<<20, ""),
+		"resource":    repeated(page+`{"resource":{"resourceType":"Binary","id":"b","data":"`, "x", "", 30<<20, ""),
+		"white space": repeated(page, " ", "", 30<<20, ""),
+		"ids":         repeated(page+`{"resource":{"resourceType":"Binary","id":"`, "x", "", 30<<20, ""),
+	} {
+		t.Run(name, func(t *testing.T) {
+			mock := httpmock.NewMockTransport()
+			mock.RegisterNoResponder(func(r *http.Request) (*http.Response, error) {
+				return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(body), Request: r}, nil
+			})
+			client, err := fhir.NewClient(fhir.Config{BaseURL: upstreamBase, Transport: mock, Spill: t.TempDir(), MaxPage: 2 * most, MaxResource: most})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := client.Search(t.Context(), fhir.Query{Type: "Binary"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = got.Each(func(*fhir.Entry) error { return nil })
+			if !errors.Is(err, fhir.ErrTooLarge) || !strings.Contains(err.Error(), "search Binary: ") {
+				t.Errorf("got %v", err)
+			}
+			if strings.Contains(err.Error(), "resource of more") != (name == "resource" || name == "ids") {
+				t.Errorf("the limit of the other is named: %v", err)
+			}
+		})
 	}
 }

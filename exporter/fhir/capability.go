@@ -26,6 +26,9 @@ type CapabilityStatement struct {
 	RevIncludes map[string][]string
 	// Export tells that the server declares an $export of its own.
 	Export bool
+	// Ahead is how far the server's clock was ahead of ours when the statement was read, to a second or two; 0 where it sends
+	// no Date.
+	Ahead time.Duration
 }
 
 // Offers tells whether the type can be searched.
@@ -77,7 +80,7 @@ func (c *Client) Capabilities(ctx context.Context) (*CapabilityStatement, error)
 		return known, nil
 	}
 	const op = "read CapabilityStatement"
-	body, _, err := c.small(ctx, op, c.address("/metadata", ""), c.credentials(http.Header{"Cache-Control": {"no-cache"}}))
+	body, header, err := c.small(ctx, op, c.address("/metadata", ""), c.credentials(http.Header{"Cache-Control": {"no-cache"}}))
 	if err != nil {
 		return nil, err
 	}
@@ -86,6 +89,9 @@ func (c *Client) Capabilities(ctx context.Context) (*CapabilityStatement, error)
 		return nil, fmt.Errorf("%s: not a CapabilityStatement: %w", op, ErrMalformed)
 	}
 	statement := wire.statement()
+	if date, err := http.ParseTime(header.Get("Date")); err == nil {
+		statement.Ahead = time.Until(date)
+	}
 	c.mu.Lock()
 	c.capabilities, c.askedAt = statement, time.Now()
 	c.mu.Unlock()

@@ -2,6 +2,7 @@ package fhir
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,6 +27,10 @@ const (
 	stallTimeout = 60 * time.Second
 	// smallBody bounds in bytes what is read as a whole: outcomes, statements, Groups.
 	smallBody = 64 << 20
+	// maxPage and maxResource are the limits of Config. A page is read whole before anything of it counts, so it has to fit
+	// onto the disk; what is longer has no end, or comes of a server that ignores _count, and is asked for in smaller parts.
+	// No resource of a known server gets to 1 GiB: it is what PostgreSQL takes as one value, and MongoDB takes 16 MiB.
+	maxPage, maxResource = 4 << 30, 1 << 30
 	// hapiMaxResults is the largest max-results that HAPI takes by default; larger values are 400.
 	hapiMaxResults = 1000
 )
@@ -48,18 +53,21 @@ type Config struct {
 	// Spill is the folder of temporary files for resources above 1 MiB, empty for the system's. A file there has no name
 	// and is gone with the page.
 	Spill string
+	// MaxPage and MaxResource bound in bytes what a page, and a resource on it, may have; 0 means 4 GiB and 1 GiB.
+	MaxPage, MaxResource int64
 }
 
 // Client searches one upstream. Its methods may be called from any goroutine. It does not repeat a failed request:
 // whoever has the budget does (package exporter).
 type Client struct {
-	base       *url.URL
-	publicBase string
-	host       string
-	header     http.Header
-	observe    func(status int)
-	rest       *resty.Client
-	spill      string
+	base                 *url.URL
+	publicBase           string
+	host                 string
+	header               http.Header
+	observe              func(status int)
+	rest                 *resty.Client
+	spill                string
+	maxPage, maxResource int64
 
 	mu           sync.Mutex
 	capabilities *CapabilityStatement
@@ -88,7 +96,10 @@ func NewClient(cfg Config) (*Client, error) {
 		// A redirect could carry the credentials to another host, and searches are not redirected by any known server.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}).SetDisableWarn(true).SetLogger(quiet{})
-	return &Client{base: base, publicBase: cfg.PublicBase, host: cfg.Host, header: cfg.Header.Clone(), observe: observe, rest: rest, spill: cfg.Spill}, nil
+	return &Client{
+		base: base, publicBase: cfg.PublicBase, host: cfg.Host, header: cfg.Header.Clone(), observe: observe, rest: rest,
+		spill: cfg.Spill, maxPage: cmp.Or(cfg.MaxPage, maxPage), maxResource: cmp.Or(cfg.MaxResource, maxResource),
+	}, nil
 }
 
 // ParseBase reads the address of a FHIR base and takes a slash off its end.
@@ -164,6 +175,7 @@ func (c *Client) ask(ctx context.Context, verb string, q Query, extra []QueryPar
 // Follow reads the page behind a link that Page.Next returned.
 func (c *Client) Follow(ctx context.Context, typ, kind, link string) (*Page, error) {
 	header := http.Header{"Cache-Control": {"no-cache"}}
+	c.strong(header)
 	return c.page(ctx, "next page", typ, kind, link, header)
 }
 

@@ -10,7 +10,7 @@ import (
 	"sync"
 )
 
-// The tables are reduced from the core packages of HL7 by compartment/generate; everything that is not in the official
+// The tables are reduced from the core packages of HL7 by generate; everything that is not in the official
 // definitions is added in this file.
 //
 //go:embed compartment/*.json
@@ -35,25 +35,27 @@ type Param struct {
 	Paths []string `json:"paths"`
 }
 
-// compartmentReleases is keyed by the major.minor of a FHIR version. 4.1 was the ballot of R4B; 4.2 and 4.4 to 4.6 were
-// drafts of R5 whose definitions fit neither release.
 var compartmentReleases = map[string]func() (*Compartment, error){
-	"4.0": sync.OnceValues(func() (*Compartment, error) { return loadCompartment("r4", true) }),
-	"4.1": r4b,
-	"4.3": r4b,
-	"5.0": sync.OnceValues(func() (*Compartment, error) { return loadCompartment("r5", false) }),
+	"r4":  sync.OnceValues(func() (*Compartment, error) { return loadCompartment("r4", true) }),
+	"r4b": sync.OnceValues(func() (*Compartment, error) { return loadCompartment("r4b", true) }),
+	"r5":  sync.OnceValues(func() (*Compartment, error) { return loadCompartment("r5", false) }),
 }
 
-var r4b = sync.OnceValues(func() (*Compartment, error) { return loadCompartment("r4b", true) })
+// release names the tables for a FHIR version by its major and minor, "" where there are none. 4.1 was the ballot of R4B;
+// 4.2 and 4.4 to 4.6 were drafts of R5 whose definitions fit neither release.
+func release(fhirVersion string) string {
+	parts := strings.SplitN(fhirVersion, ".", 3)
+	if len(parts) < 2 {
+		return ""
+	}
+	return map[string]string{"4.0": "r4", "4.1": "r4b", "4.3": "r4b", "5.0": "r5"}[parts[0]+"."+parts[1]]
+}
 
 // PatientCompartment returns the Patient compartment for a CapabilityStatement.fhirVersion such as "4.0.1", of which
 // major and minor count: R4, R4B or R5. It fails for every other release, STU3 among them.
 func PatientCompartment(fhirVersion string) (*Compartment, error) {
-	parts := strings.Split(fhirVersion, ".")
-	if len(parts) >= 2 {
-		if load, ok := compartmentReleases[parts[0]+"."+parts[1]]; ok {
-			return load()
-		}
+	if load := compartmentReleases[release(fhirVersion)]; load != nil {
+		return load()
 	}
 	return nil, fmt.Errorf("patient compartment: no table for FHIR version %q, only for R4, R4B and R5", fhirVersion)
 }
@@ -180,6 +182,8 @@ type pathNode struct {
 	name     string
 	params   []string
 	children []*pathNode
+	// end tells that a string here is what is looked for.
+	end bool
 }
 
 func (n *pathNode) add(path, param string) {
@@ -191,7 +195,7 @@ func (n *pathNode) add(path, param string) {
 		}
 		n = next
 	}
-	n.params = append(n.params, param)
+	n.params, n.end = append(n.params, param), true
 }
 
 // child is a plain loop: no type has more than four members on its paths at one level.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -41,6 +42,7 @@ func (c *Client) adapt(q Query) Query {
 // no-store it writes no search into its database and is faster, but then gives no next link.
 func (c *Client) dialect(q Query) ([]QueryParam, http.Header) {
 	header := http.Header{"Prefer": {"handling=strict"}, "Cache-Control": {"no-cache"}}
+	c.strong(header)
 	if !c.isHAPI() {
 		return nil, header
 	}
@@ -48,6 +50,16 @@ func (c *Client) dialect(q Query) ([]QueryParam, http.Header) {
 		header.Set("Cache-Control", "no-store, max-results="+strconv.Itoa(q.Count))
 	}
 	return []QueryParam{{"_pretty", "false"}}, header
+}
+
+// strong asks HealthLake to find the version before an update for as long as the new one is not indexed; it finds neither
+// otherwise (its documentation, "FHIR Search Consistency Levels").
+func (c *Client) strong(header http.Header) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.capabilities != nil && strings.Contains(strings.ToLower(c.capabilities.Software), "healthlake") {
+		header.Set("x-amz-fhir-history-consistency-level", "strong")
+	}
 }
 
 // Count asks how many rows q has, by the method that Adopt was told. It fails with ErrMalformed when the answer has no

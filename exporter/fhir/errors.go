@@ -18,6 +18,9 @@ import (
 // kind, JSON that is cut. It says nothing about the data, so the request may be repeated.
 var ErrMalformed = errors.New("malformed answer")
 
+// ErrTooLarge is returned for a page or a resource above the limit of its size. The same request finds it again.
+var ErrTooLarge = errors.New("too large")
+
 // ErrForeignLink is returned when a next link leaves the server. It is never followed.
 var ErrForeignLink = errors.New("next link leaves the server")
 

@@ -89,9 +89,12 @@ func (p *Profile) rowFindings() []Finding {
 
 // historyFindings are about versions.
 func (p *Profile) historyFindings() []Finding {
+	without := "deletions cannot be reported, and what changes while an export runs is not as of the transaction time: see without_history; export at quiet hours"
+	if p.Keyset && p.InstanceHistory {
+		without = "deletions cannot be reported, and what is deleted while an export runs may be missing; what changes is as of the transaction time, from the resources' own histories"
+	}
 	return []Finding{
-		either("P8", "history of a type", p.TypeHistory, "exports are exact as of the transaction time while data change; deletions can be found",
-			"deletions cannot be reported, and what changes while an export runs is not as of the transaction time: see without_history; export at quiet hours"),
+		either("P8", "history of a type", p.TypeHistory, "exports are exact as of the transaction time while data change; deletions can be found", without),
 		either("P8", "history of a resource", p.InstanceHistory, "the version as of the transaction time can be found",
 			"the version as of the transaction time cannot be found where the type's history does not hold it"),
 		optional(either("P8", "history of the server", p.SystemHistory, "it is not needed", "types are asked one by one")),

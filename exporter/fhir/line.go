@@ -20,6 +20,7 @@ type line struct {
 	buf     []byte
 	file    *os.File
 	spilled int64 // the first bytes of the line, which are in file
+	most    int64 // the bytes that a line may have
 }
 
 // reset begins a new line.
@@ -27,6 +28,9 @@ func (l *line) reset() { l.buf, l.spilled = l.buf[:0], 0 }
 
 // add appends to the line. span is not longer than longResource.
 func (l *line) add(span []byte) error {
+	if l.spilled+int64(len(l.buf)+len(span)) > l.most {
+		return fmt.Errorf("resource of more than %d bytes: %w", l.most, ErrTooLarge)
+	}
 	if size := len(l.buf) + len(span); size > cap(l.buf) {
 		if size > longResource {
 			if err := l.spill(); err != nil {

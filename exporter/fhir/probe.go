@@ -166,7 +166,7 @@ func reason(err error) string {
 // isAnswer tells whether an error says that the server cannot do a thing, rather than that it cannot be reached.
 func isAnswer(err error) bool {
 	var response *ResponseError
-	return errors.Is(err, ErrMalformed) || errors.As(err, &response) && !response.Temporary() && response.StatusCode != 401
+	return errors.Is(err, ErrMalformed) || errors.Is(err, ErrTooLarge) || errors.As(err, &response) && !response.Temporary() && response.StatusCode != 401
 }
 
 // isUnknown tells whether an error says nothing about what the server can do: it broke, or took too long over this one

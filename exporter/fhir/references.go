@@ -42,7 +42,9 @@ var errEnough = errors.New("enough")
 func scanReferences(resource io.Reader, root *pathNode, all bool, found func(*pathNode, []byte) error) (err error) {
 	s := newScanner(resource)
 	defer func() { err = errors.Join(err, s.release()) }()
-	s.all, s.found = all, found
+	if s.found = found; all {
+		s.anywhere = allReferences
+	}
 	err = s.expect('{')
 	if err == nil {
 		err = s.object(root)
@@ -60,7 +62,10 @@ func scanReferences(resource io.Reader, root *pathNode, all bool, found func(*pa
 }
 
 // anyReference is what a "reference" that is on no path leads to.
-var anyReference = &pathNode{name: "reference"}
+var anyReference = &pathNode{name: "reference", end: true}
+
+// allReferences looks for each string that is called "reference".
+var allReferences = &pathNode{children: []*pathNode{anyReference}}
 
 // child returns what is looked for in the member called name.
 func (s *scanner) child(node *pathNode, name []byte) *pathNode {
@@ -69,19 +74,20 @@ func (s *scanner) child(node *pathNode, name []byte) *pathNode {
 			return child
 		}
 	}
-	if s.all && string(name) == anyReference.name {
-		return anyReference
+	if s.anywhere != nil {
+		return s.anywhere.child(name)
 	}
 	return nil
 }
 
-// isReference tells whether a string at node is a literal reference that was asked for.
-func (s *scanner) isReference(node *pathNode) bool {
-	return node.params != nil || s.all && node.name == anyReference.name
+// isSought tells whether a string at node is looked for. On a path a "reference" may be the element of R5 that has another
+// one in it: a string there is one of all references nevertheless.
+func (s *scanner) isSought(node *pathNode) bool {
+	return node.end || s.anywhere == allReferences && node.name == anyReference.name
 }
 
-// reference reads a string that is a literal reference. One longer than the buffer names nothing that a server has.
-func (s *scanner) reference(node *pathNode) error {
+// sought reads a string that is looked for. One longer than the buffer names nothing that a server has.
+func (s *scanner) sought(node *pathNode) error {
 	text, ok, err := s.text()
 	if err != nil || !ok {
 		return err

@@ -37,15 +37,17 @@ type scanner struct {
 	depth    int
 
 	keep  bool
-	start int // of what is to be kept and not in kept yet
+	start int // of what is to be kept and is not yet
 	kept  line
+	out   io.Writer // takes what is to be kept, where it is not nil, instead of kept
 
 	scratch []byte // the last text with escapes
+	at      int    // where the last text began, as long as nothing more was read
 
-	// all asks for each string that is called "reference", beside those at the end of a path.
-	all bool
-	// found is told of each reference; node is the end of its path, or anyReference. An error ends the reading.
-	found func(node *pathNode, reference []byte) error
+	// anywhere holds what is looked for wherever it stands, beside what is on a path.
+	anywhere *pathNode
+	// found is told of each string that is looked for; node is where it stands. An error ends the reading.
+	found func(node *pathNode, text []byte) error
 }
 
 var scanners = sync.Pool{New: func() any { return new(scanner) }}
@@ -61,7 +63,7 @@ func newScanner(src io.Reader) *scanner {
 func (s *scanner) release() error {
 	err := s.kept.close()
 	s.src, s.trouble, s.pos, s.end, s.depth, s.keep, s.start = nil, nil, 0, 0, 0, false, 0
-	s.all, s.found = false, nil
+	s.out, s.anywhere, s.found = nil, nil, nil
 	scanners.Put(s)
 	return err
 }
@@ -69,20 +71,19 @@ func (s *scanner) release() error {
 // more reads on into the buffer. Bytes from pos or mark on stay in it and move to its front. It returns io.EOF at the
 // end of src.
 func (s *scanner) more() error {
-	if err := s.flush(); err != nil {
-		return err
-	}
-	from := s.pos
 	if s.mark == 0 && s.end == scanBuffer {
 		s.mark = -1 // longer than the buffer: nobody looks at it
 	}
+	from := s.pos
 	if s.mark >= 0 {
 		from = s.mark
 		s.mark = 0
 	}
+	if err := s.flushTo(from); err != nil {
+		return err
+	}
 	copy(s.buf[:], s.buf[from:s.end])
-	s.pos, s.end = s.pos-from, s.end-from
-	s.start = s.pos
+	s.pos, s.end, s.start = s.pos-from, s.end-from, 0
 	for range 100 {
 		n, err := s.src.Read(s.buf[s.end:scanBuffer])
 		s.end += n
@@ -102,13 +103,20 @@ func (s *scanner) more() error {
 }
 
 // flush keeps what was read since the last time, up to pos.
-func (s *scanner) flush() error {
-	if s.keep && s.start < s.pos {
-		if err := s.kept.add(s.buf[s.start:s.pos]); err != nil {
-			return err
+func (s *scanner) flush() error { return s.flushTo(s.pos) }
+
+// flushTo keeps what was read since the last time, up to the byte at. What stands behind it is kept later.
+func (s *scanner) flushTo(at int) error {
+	if s.keep && s.start < at {
+		span := s.buf[s.start:at]
+		s.start = at
+		if s.out == nil {
+			return s.kept.add(span)
 		}
+		_, err := s.out.Write(span)
+		return err
 	}
-	s.start = s.pos
+	s.start = at
 	return nil
 }
 

@@ -5,7 +5,7 @@ import (
 	"unicode/utf8"
 )
 
-// value reads a value of whatever kind. node says which references are looked for in it; nil stands for none on a path.
+// value reads a value of whatever kind. node says what is looked for in it; nil stands for nothing on a path.
 func (s *scanner) value(node *pathNode) error {
 	c, err := s.token()
 	if err != nil {
@@ -13,8 +13,8 @@ func (s *scanner) value(node *pathNode) error {
 	}
 	switch c {
 	case '"':
-		if node != nil && s.isReference(node) {
-			return s.reference(node)
+		if node != nil && s.isSought(node) {
+			return s.sought(node)
 		}
 		_, err := s.str()
 		return err
@@ -169,7 +169,7 @@ func (s *scanner) name(node *pathNode) (child *pathNode, err error) {
 	if c != '"' {
 		return nil, errJSON
 	}
-	if node == nil && !s.all {
+	if node == nil && s.anywhere == nil {
 		if _, err = s.str(); err != nil {
 			return nil, err
 		}
@@ -202,7 +202,8 @@ func (s *scanner) text() (text []byte, ok bool, err error) {
 		return nil, false, err
 	case mark < 0:
 		return nil, false, nil
-	case escaped:
+	}
+	if s.at = mark; escaped {
 		s.scratch = appendText(s.scratch[:0], s.buf[mark:s.pos-1])
 		return s.scratch, true, nil
 	}

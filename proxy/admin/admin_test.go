@@ -15,10 +15,21 @@ import (
 	"sidecar/proxy/admin"
 )
 
+// ask is a request of a caller on the same machine.
 func ask(a http.Handler, method, path string) *httptest.ResponseRecorder {
+	request := httptest.NewRequest(method, "http://127.0.0.1:8001"+path, nil)
+	request.RemoteAddr = "127.0.0.1:50000"
 	recorder := httptest.NewRecorder()
-	a.ServeHTTP(recorder, httptest.NewRequest(method, path, nil))
+	a.ServeHTTP(recorder, request)
 	return recorder
+}
+
+// open returns the admin port of a server.
+func open(server interface {
+	Profile(ctx context.Context) (*fhir.Profile, time.Time)
+},
+) *admin.Admin {
+	return admin.New(admin.Config{Metrics: prometheus.NewRegistry(), Server: server})
 }
 
 // unasked is a server that nobody has asked.
@@ -37,17 +48,18 @@ func (asked) Profile(context.Context) (*fhir.Profile, time.Time) {
 }
 
 func TestProfileShowsWhatFollows(t *testing.T) {
-	if got := ask(admin.New(prometheus.NewRegistry(), unasked{}), http.MethodGet, "/profile"); got.Code != http.StatusNotFound {
+	if got := ask(open(unasked{}), http.MethodGet, "/profile"); got.Code != http.StatusNotFound {
 		t.Errorf("before the first export: got %d", got.Code)
 	}
-	a := admin.New(prometheus.NewRegistry(), asked{})
+	a := open(asked{})
 	text := ask(a, http.MethodGet, "/profile")
 	for _, want := range []string{"Server 1, FHIR 4.0.1, asked 2024-05-01T12:00:00Z", "by _summary=count", "deletions cannot be reported", "a remark\n"} {
 		if !strings.Contains(text.Body.String(), want) || text.Code != http.StatusOK {
 			t.Errorf("got %d, no %q in\n%s", text.Code, want, text.Body)
 		}
 	}
-	request := httptest.NewRequest(http.MethodGet, "/profile", nil)
+	request := httptest.NewRequest(http.MethodGet, "http://localhost/profile", nil)
+	request.RemoteAddr = "[::1]:50000"
 	request.Header.Set("Accept", "application/json")
 	recorder := httptest.NewRecorder()
 	a.ServeHTTP(recorder, request)
@@ -62,7 +74,7 @@ func TestProfileShowsWhatFollows(t *testing.T) {
 }
 
 func TestReadyzFollowsReadiness(t *testing.T) {
-	a := admin.New(prometheus.NewRegistry(), unasked{})
+	a := open(unasked{})
 	for _, ready := range []bool{false, true, false} {
 		a.SetReady(ready)
 		want := http.StatusServiceUnavailable
@@ -83,14 +95,14 @@ func TestMetricsShowsWhatIsRegistered(t *testing.T) {
 	counter := prometheus.NewCounter(prometheus.CounterOpts{Name: "sidecar_test_total", Help: "A test."})
 	registry.MustRegister(counter)
 	counter.Add(3)
-	got := ask(admin.New(registry, unasked{}), http.MethodGet, "/metrics")
+	got := ask(admin.New(admin.Config{Metrics: registry, Server: unasked{}}), http.MethodGet, "/metrics")
 	if got.Code != http.StatusOK || !strings.Contains(got.Body.String(), "sidecar_test_total 3") {
 		t.Errorf("metrics: got %d %s", got.Code, got.Body)
 	}
 }
 
 func TestOtherRequestsAreRefused(t *testing.T) {
-	a := admin.New(prometheus.NewRegistry(), unasked{})
+	a := open(unasked{})
 	for target, want := range map[string]int{
 		"GET /": http.StatusNotFound, "GET /fhir/$export": http.StatusNotFound, "POST /livez": http.StatusMethodNotAllowed, "HEAD /livez": http.StatusOK,
 	} {

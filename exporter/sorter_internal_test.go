@@ -9,12 +9,12 @@ import (
 )
 
 // Ensure ids come out in order and once each, also where they do not fit into memory at once.
-func TestIDSorter(t *testing.T) {
+func TestSorter(t *testing.T) {
 	const seed = 3
 	random := rand.New(rand.NewPCG(seed, seed))
 	long := strings.Repeat("x", 40)
-	for _, n := range []int{0, 1, 10, 2 * sortedInMemory / len(long)} {
-		s := newIDSorter(t.TempDir(), "Patient.alive")
+	for _, n := range []int{0, 1, 10, 2 * sorterBytes / len(long)} {
+		s := newSorter(t.TempDir(), "Patient.alive")
 		var want []string
 		for range n {
 			id := fmt.Sprintf("%d%s", random.IntN(n), long)

@@ -1,0 +1,233 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"sidecar/exporter/fhir"
+	"sidecar/state"
+)
+
+const (
+	// checkTimeout bounds all checks of one kick-off at the upstream together.
+	checkTimeout = 10 * time.Second
+	// checksAtOnce bounds how many of them run at once.
+	checksAtOnce = 8
+	// maxPatientReads is up to how many Patients of the parameter patient are read as the client before the export. What
+	// is wrong with longer lists the export itself finds out.
+	maxPatientReads = 20
+)
+
+// mayKickOff checks a kick-off against the server's statement, the bucket, and the upstream's own rules for this client.
+func (p *Proxy) mayKickOff(r *http.Request, kickoff *state.Kickoff, prefer preferences) error {
+	ctx, cancel := context.WithTimeout(r.Context(), checkTimeout)
+	defer cancel()
+	statement, err := p.Client.Capabilities(ctx)
+	if err != nil {
+		p.Log.WarnContext(ctx, "kick-off refused: the CapabilityStatement cannot be read", "check", whyNoStatement(err), "error", err)
+		return &refusal{http.StatusServiceUnavailable, "transient", "the FHIR server's CapabilityStatement cannot be read now"}
+	}
+	wrong, err := wrongTypes(kickoff, statement, p.TypesOf)
+	if err != nil {
+		return err
+	}
+	wrong = append(wrong, wrongElements(kickoff, statement.FHIRVersion)...)
+	wrong = append(wrong, wrongTimes(kickoff, time.Now().Add(statement.Ahead))...)
+	if err := prefer.settle(kickoff, wrong); err != nil {
+		return err
+	}
+	if err := p.Exports.Ready(); err != nil {
+		p.Log.WarnContext(ctx, "kick-off refused: the bucket does not work", "error", err) // its address is not for clients
+		return &refusal{http.StatusServiceUnavailable, "transient", "the export files cannot be stored now; the sidecar's log says more"}
+	}
+	return p.checkAccess(ctx, kickoff, p.clientHeaders(r))
+}
+
+// whyNoStatement says what to look at where the CapabilityStatement cannot be read.
+func whyNoStatement(err error) string {
+	switch fhir.StatusOf(err) {
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return "the setting upstream_auth: the server refuses the sidecar's own credentials"
+	}
+	return "the setting upstream: it must be the FHIR base"
+}
+
+// CheckTypes tells whether an export of the kick-off's level may name its types on the server of the statement. Its errors
+// are for the client.
+func CheckTypes(kickoff state.Kickoff, statement *fhir.CapabilityStatement, typesOf TypesOf) error {
+	wrong, err := wrongTypes(&kickoff, statement, typesOf)
+	if err == nil && len(wrong) > 0 {
+		err = wrong
+	}
+	return err
+}
+
+// wrongTypes takes the types that an export of the kick-off's level cannot hold out of it, and says why.
+func wrongTypes(kickoff *state.Kickoff, statement *fhir.CapabilityStatement, typesOf TypesOf) (wrong faults, err error) {
+	allowed, beside, err := typesOf(kickoff.Level, statement)
+	if err != nil {
+		return nil, &refusal{http.StatusBadRequest, "not-supported", "exports of Patients and Groups need FHIR R4, R4B or R5"}
+	}
+	inCompartment := slices.ContainsFunc(kickoff.Types, func(typ string) bool {
+		return statement.Offers(typ) && slices.Contains(allowed, typ)
+	})
+	// why says what is wrong with a type in a parameter; empty where nothing is.
+	why := func(typ, parameter string, alone bool) string {
+		switch {
+		case !statement.Offers(typ):
+			return "the FHIR server offers no search of the type " + printable(typ) + " in " + parameter
+		case slices.Contains(allowed, typ), !alone && slices.Contains(beside, typ):
+			return ""
+		case slices.Contains(beside, typ):
+			return "the type " + typ + " in " + parameter + " is not part of the Patient compartment: name it beside a type that is, whose resources refer to it"
+		}
+		return "the type " + typ + " in " + parameter + " is not part of the Patient compartment"
+	}
+	keep := func(parameter, text string) bool {
+		if text != "" {
+			wrong = append(wrong, fault{parameter, "not-supported", text})
+		}
+		return text == ""
+	}
+	kickoff.Types = slices.DeleteFunc(slices.Clone(kickoff.Types), func(typ string) bool {
+		return !keep("_type", why(typ, "_type", !inCompartment))
+	})
+	kickoff.Filters = slices.DeleteFunc(slices.Clone(kickoff.Filters), func(filter state.TypeFilter) bool {
+		return !keep("_typeFilter", why(filter.Type, "_typeFilter", true))
+	})
+	if typ := kickoff.OrganizeBy; typ != "" && !keep("organizeOutputBy", why(typ, "organizeOutputBy", false)) {
+		kickoff.OrganizeBy = ""
+	}
+	if len(kickoff.Associated) > 0 && !keep("includeAssociatedData", why("Provenance", "includeAssociatedData", false)) {
+		kickoff.Associated = nil
+	}
+	return wrong, nil
+}
+
+// wrongElements takes the elements that the FHIR release does not have out of the kick-off, and says so.
+func wrongElements(kickoff *state.Kickoff, release string) (wrong faults) {
+	if len(kickoff.Elements) == 0 {
+		return nil
+	}
+	table, err := fhir.Elements(release)
+	if err != nil {
+		kickoff.Elements = nil
+		return faults{{"_elements", "not-supported", "_elements needs FHIR R4, R4B or R5"}}
+	}
+	kickoff.Elements = slices.DeleteFunc(kickoff.Elements, func(entry string) bool {
+		typ, element, ofType := strings.Cut(entry, ".")
+		if !ofType {
+			typ, element = "", entry
+		}
+		unknown := !table.Known(typ, element)
+		if unknown {
+			wrong = append(wrong, fault{"_elements", "not-supported", "_elements holds " + printable(entry) + ", which the FHIR release does not have"})
+		}
+		return unknown
+	})
+	return wrong
+}
+
+// clockLeeway is how far a client's clock may be ahead of the server's.
+const clockLeeway = time.Minute
+
+// wrongTimes says which bounds lie in the future of the server: nobody can know yet what will have changed by then.
+func wrongTimes(kickoff *state.Kickoff, now time.Time) (wrong faults) {
+	bound := func(name string, at time.Time) {
+		if at.After(now.Add(clockLeeway)) {
+			wrong = append(wrong, fault{name, "invalid", name + " is in the future by the FHIR server's clock"})
+		}
+	}
+	bound("_since", kickoff.Since)
+	bound("_until", kickoff.Until)
+	return wrong
+}
+
+// clientHeaders are the headers by which the upstream knows this client. "Bearer" with nothing behind it is what some
+// clients send where no authorisation is configured.
+func (p *Proxy) clientHeaders(r *http.Request) http.Header {
+	headers := http.Header{}
+	for _, name := range append([]string{"Authorization"}, p.ForwardHeaders...) {
+		if values := r.Header.Values(name); len(values) > 0 {
+			headers[http.CanonicalHeaderKey(name)] = values
+		}
+	}
+	if strings.EqualFold(strings.TrimSpace(headers.Get("Authorization")), "bearer") {
+		headers.Del("Authorization")
+	}
+	return headers
+}
+
+// checkAccess asks the upstream, as the client, for the Group and for one row of each type that is named.
+func (p *Proxy) checkAccess(ctx context.Context, kickoff *state.Kickoff, client http.Header) error {
+	types := slices.Clone(kickoff.Types)
+	if len(types) == 0 {
+		types = []string{"Patient"}
+	}
+	if len(kickoff.Associated) > 0 && !slices.Contains(types, "Provenance") {
+		types = append(types, "Provenance")
+	}
+	group, checkCtx := errgroup.WithContext(ctx)
+	group.SetLimit(checksAtOnce)
+	if kickoff.Level == state.Group {
+		group.Go(func() error { return p.checkGroup(checkCtx, kickoff.Group, client) })
+	}
+	for _, typ := range types {
+		group.Go(func() error {
+			if err := p.Client.MaySearch(checkCtx, typ, client); err != nil {
+				return orTimeout(ctx, upstreamRefusal(err, "a search of "+typ))
+			}
+			return nil
+		})
+	}
+	if len(kickoff.Patients) <= maxPatientReads {
+		for _, id := range kickoff.Patients {
+			group.Go(func() error {
+				if _, err := p.Client.MayRead(checkCtx, "Patient", id, client); err != nil {
+					return orTimeout(ctx, upstreamRefusal(err, "a Patient that is named in patient"))
+				}
+				return nil
+			})
+		}
+	}
+	return group.Wait()
+}
+
+// orTimeout replaces the error of a check that was cut off.
+func orTimeout(ctx context.Context, err error) error {
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return &refusal{http.StatusServiceUnavailable, "timeout", "the FHIR server did not answer the checks of this kick-off within 10 seconds"}
+	}
+	return err
+}
+
+// checkGroup reads the Group as the client.
+func (p *Proxy) checkGroup(ctx context.Context, id string, client http.Header) error {
+	raw, err := p.Client.MayRead(ctx, "Group", id, client)
+	return orTimeout(ctx, CheckGroup(raw, err))
+}
+
+// CheckGroup tells whether a Group can be exported, by the answer to a read of it. One that is described by characteristics
+// alone has no members that anybody here could find. Its errors are for the client.
+func CheckGroup(raw []byte, err error) error {
+	if err != nil {
+		return upstreamRefusal(err, "this Group")
+	}
+	group, err := fhir.ParseGroup(raw)
+	if err != nil {
+		return &refusal{http.StatusBadRequest, "invalid", "the members of this Group cannot be read"}
+	}
+	if !group.Person {
+		return &refusal{http.StatusBadRequest, "not-supported", "the members of this Group are not persons"}
+	}
+	if group.Characteristic && len(group.Members) == 0 {
+		return &refusal{http.StatusBadRequest, "not-supported", "this Group is described by characteristics and lists no members"}
+	}
+	return nil
+}
