@@ -160,7 +160,7 @@ func TestLateCommitDoesNotDoubleARow(t *testing.T) {
 	for history, server := range histories() {
 		for _, took := range []time.Duration{0, 90 * time.Second} {
 			for _, later := range []bool{false, true} {
-				if later && history == "none" { // nobody has the version between any more
+				if later && (history == "none" || history == "of types" && took > 0) { // nobody has, or looks for, the version between
 					continue
 				}
 				t.Run(fmt.Sprintf("%s/since %s before/changed again=%v", history, took, later), func(t *testing.T) {
