@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"sidecar/exporter/blob"
 	"sidecar/exporter/fhir"
 	"sidecar/state"
 	"sidecar/state/failpoint"
@@ -102,7 +103,7 @@ func (r *run) putContent(ctx context.Context, file state.File, paths []string, s
 	if err != nil {
 		return err
 	}
-	err = r.put(ctx, file.Name, ndjsonType, body)
+	err = r.putRows(ctx, &file, body)
 	if err := errors.Join(err, body.close()); err != nil {
 		return err
 	}
@@ -117,9 +118,9 @@ func (r *run) putContent(ctx context.Context, file state.File, paths []string, s
 }
 
 // put stores one object of the job. A bucket that is away for a while costs time, not the export.
-func (r *run) put(ctx context.Context, name, contentType string, body io.ReadSeeker) error {
+func (r *run) put(ctx context.Context, name string, media blob.Media, body io.ReadSeeker) error {
 	failpoint.Pass("before put")
-	err := r.bucketPace.do(ctx, func() error { return r.Bucket.Put(ctx, r.job.Folder+"/"+name, contentType, body) })
+	err := r.bucketPace.do(ctx, func() error { return r.Bucket.Put(ctx, r.job.Folder+"/"+name, media, body) })
 	failpoint.Pass("after put")
 	if err != nil {
 		return local(fmt.Errorf("store file: %w", err))
@@ -237,7 +238,7 @@ func (r *run) putIssues(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := r.put(ctx, file.Name, ndjsonType, bytes.NewReader(body.Bytes())); err != nil {
+	if err := r.putRows(ctx, &file, bytes.NewReader(body.Bytes())); err != nil {
 		return err
 	}
 	return r.Store.MarkStored(ctx, r.job.ID, file, nil)
@@ -252,5 +253,5 @@ func (r *run) putManifest(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return r.put(ctx, manifestName, "application/json", bytes.NewReader(body))
+	return r.put(ctx, manifestName, blob.Media{Type: "application/json"}, bytes.NewReader(body))
 }

@@ -154,6 +154,42 @@ func TestChangeInTheSecondAfterT(t *testing.T) {
 	}
 }
 
+// Ensure a search for what has changed that fails is a hole, which names the type; and that a broken row before T costs no more
+// than itself, though the search begins before it.
+func TestSearchForChangesThatFails(t *testing.T) {
+	for name, broken := range map[string]string{"row after T": "Obs-29", "row before T": "last"} {
+		for _, mode := range []exporter.WithoutHistory{exporter.Strict, exporter.IncludeCurrent} {
+			t.Run(name+"/"+string(mode), func(t *testing.T) {
+				t.Parallel()
+				edit := func(c *exporter.Config) { smallPages(c); c.WithoutHistory, c.AllowPartial = mode, true }
+				inBubble(t, histories()["of resources"], edit, thirtyRows(t), func(t *testing.T, b *bubble) {
+					probeBefore(b)
+					want := b.snapshot()
+					must(t, b.sample.Put([]byte(`{"resourceType":"Observation","id":"last"}`)))
+					b.sample.Poison("Observation", broken)
+					disturb(b, func() { must(t, b.sample.Put([]byte(`{"resourceType":"Observation","id":"Obs-29","language":"fr"}`))) })
+					job := b.finish(b.kickOff(ofObservations()))
+					if mode == exporter.Strict && broken == "Obs-29" {
+						if job.Status != state.Failed || job.Failure.Code != "incomplete" {
+							t.Errorf("the export ended %s: %+v", job.Status, job.Failure)
+						}
+						return
+					}
+					got := b.rows(job)
+					delete(got, "Observation/last")
+					if broken == "Obs-29" {
+						delete(want, "Observation/Obs-29")
+					}
+					same(t, got, want)
+					if (broken == "Obs-29") != says(job, "Observation: the history cannot be read") {
+						t.Errorf("the remarks are %+v", job.Issues)
+					}
+				})
+			})
+		}
+	}
+}
+
 // Ensure a row stands once in the output where a commit shows after its old version was read, and its new one on a later page:
 // the crawl has both then, and the history that the repair reads does not have one that took longer than its span.
 func TestLateCommitDoesNotDoubleARow(t *testing.T) {

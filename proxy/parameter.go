@@ -51,9 +51,6 @@ var parameters = map[string]parameter{
 	"_maximumFileSize":      {refused: true, read: func(r *reading, values []string) { r.fileSize("_maximumFileSize", values[0], &r.MaxFileBytes) }},
 }
 
-// gzipRefused tells that exports cannot write compressed files yet.
-var gzipRefused = true
-
 // parameters reads all of them, in the order of their names.
 func (r *reading) parameters(given map[string][]string) {
 	for _, name := range slices.Sorted(maps.Keys(given)) {
@@ -122,8 +119,8 @@ var outputFormats = []string{"application/fhir+ndjson", "application/ndjson", "n
 // blank.
 func (r *reading) outputFormat(values []string) {
 	format, gzip := strings.CutSuffix(strings.ReplaceAll(values[0], " ", "+"), "+gzip")
-	if !slices.Contains(outputFormats, format) || gzip && gzipRefused {
-		r.fault("_outputFormat", "not-supported", "_outputFormat must be application/fhir+ndjson, application/ndjson or ndjson")
+	if !slices.Contains(outputFormats, format) {
+		r.fault("_outputFormat", "not-supported", "_outputFormat must be application/fhir+ndjson, application/ndjson or ndjson, or one of them with +gzip")
 		return
 	}
 	r.Gzip = gzip

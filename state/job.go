@@ -288,7 +288,9 @@ type File struct {
 	Kind  Kind   `json:"kind"`
 	Type  string `json:"type"`
 	Count int64  `json:"count"`
-	Bytes int64  `json:"bytes"`
+	// Bytes is the size of the rows, Compressed that of the object in the bucket where it is gzip, 0 where it is not.
+	Bytes      int64 `json:"bytes"`
+	Compressed int64 `json:"compressed,omitempty"`
 	// Stored tells that the bucket has the whole object. A file that is not stored is put again by the next start.
 	Stored bool `json:"stored"`
 	// Slices are the numbers of the slices whose spool files, one after another, are the content.
