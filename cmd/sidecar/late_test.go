@@ -32,10 +32,10 @@ func TestLateBucketIsOpenedAgainAfterAFailure(t *testing.T) {
 		return blob.NewDir(t.TempDir())
 	}}
 	ctx := t.Context()
-	put := func() error { return bucket.Put(ctx, "a", "text/plain", strings.NewReader("a")) }
+	put := func() error { return bucket.Put(ctx, "a", blob.Media{Type: "text/plain"}, strings.NewReader("a")) }
 	for name, use := range map[string]func() error{
 		"put":    put,
-		"open":   func() error { _, err := bucket.Open(ctx, "a"); return err },
+		"open":   func() error { _, err := bucket.Open(ctx, "a", 0); return err },
 		"sign":   func() error { _, _, err := bucket.SignURL(ctx, "a", time.Minute); return err },
 		"delete": func() error { return bucket.Delete(ctx, "a") },
 	} {
@@ -46,7 +46,7 @@ func TestLateBucketIsOpenedAgainAfterAFailure(t *testing.T) {
 	if err := put(); err != nil {
 		t.Fatal(err)
 	}
-	body, err := bucket.Open(ctx, "a")
+	body, err := bucket.Open(ctx, "a", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +116,7 @@ func TestUpstreamDownAtTheStart(t *testing.T) {
 	checkOutcome(t, ask(t, http.MethodGet, s.base+"/Patient"), http.StatusBadGateway, "transient")
 	checkOutcome(t, ask(t, http.MethodGet, s.base+"/metadata"), http.StatusBadGateway, "transient")
 	checkOutcome(t, ask(t, http.MethodGet, s.base+"/$export-status/x"), http.StatusNotFound, "not-found")
-	checkOutcome(t, ask(t, http.MethodPost, s.base+"/$export"), http.StatusMethodNotAllowed, "not-supported")
+	checkOutcome(t, ask(t, http.MethodPut, s.base+"/$export"), http.StatusMethodNotAllowed, "not-supported")
 	if got := ask(t, http.MethodGet, "http://"+s.server.back.Addr().String()+"/readyz"); got.status != http.StatusOK {
 		t.Errorf("/readyz: got %d", got.status)
 	}
