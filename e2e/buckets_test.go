@@ -48,7 +48,7 @@ func TestS3LinkIsCheckedByTheStore(t *testing.T) {
 	b := openS3(t, cfg)
 	const object, other = "job/Patient.1.ndjson", "job/Patient.2.ndjson"
 	for _, name := range []string{object, other} {
-		if err := b.Put(t.Context(), name, "application/fhir+ndjson", strings.NewReader("x\n")); err != nil {
+		if err := b.Put(t.Context(), name, blob.Media{Type: "application/fhir+ndjson"}, strings.NewReader("x\n")); err != nil {
 			t.Fatal(err)
 		}
 	}

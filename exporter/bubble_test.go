@@ -159,11 +159,11 @@ type slowBucket struct {
 	events *events
 }
 
-func (b *slowBucket) Put(ctx context.Context, name, contentType string, body io.ReadSeeker) error {
+func (b *slowBucket) Put(ctx context.Context, name string, media blob.Media, body io.ReadSeeker) error {
 	if err := b.events.pass(ctx, "before put "+name); err != nil {
 		return err
 	}
-	if err := b.Bucket.Put(ctx, name, contentType, body); err != nil {
+	if err := b.Bucket.Put(ctx, name, media, body); err != nil {
 		return err
 	}
 	return b.events.pass(ctx, "after put "+name)

@@ -47,6 +47,7 @@ type chaos struct {
 	// killAt is the number of the event at which the process is ended, 0 for none; hard is kill -9.
 	killAt int64
 	hard   bool
+	gzip   bool
 }
 
 // drawChaos draws an export from its seed. Seeds in a row go round the products.
@@ -57,7 +58,7 @@ func drawChaos(seed uint64) *chaos {
 		product: all[seed%uint64(len(all))], random: random,
 		kickoff:  kickoffOf([]state.Level{state.System, state.Patient, state.Group}[random.IntN(3)]),
 		pageSize: 8 + random.IntN(25), workers: 1 + random.IntN(4), fileSize: int64(1+random.IntN(20)) << 10,
-		hard: random.IntN(2) == 0,
+		hard: random.IntN(2) == 0, gzip: seed/uint64(len(all))%2 == 1,
 	}
 	switch {
 	case c.promise == refused && random.IntN(4) > 0:
@@ -71,6 +72,9 @@ func drawChaos(seed uint64) *chaos {
 	c.narrow()
 	if random.IntN(3) == 0 {
 		c.kickoff.Elements = [][]string{{"id"}, {"subject", "Patient.photo"}, {"Observation.language", "Patient.gender"}, {"language"}}[random.IntN(4)]
+	}
+	if random.IntN(4) == 0 {
+		c.kickoff.OrganizeBy = state.Organizable[random.IntN(len(state.Organizable))]
 	}
 	if random.IntN(3) == 0 {
 		c.killAt = 1 + random.Int64N(300)
@@ -164,7 +168,7 @@ func (c *chaos) canComplete() bool {
 // run makes the export and returns 1 if it completed. One that failed, as it may, has to complete once the server is left alone.
 func (c *chaos) run(t *testing.T) (completed int64) {
 	edit := func(cfg *exporter.Config) {
-		cfg.PageSize, cfg.Workers, cfg.MaxFileBytes, cfg.Settle = c.pageSize, c.workers, c.fileSize, c.settle
+		cfg.PageSize, cfg.Workers, cfg.MaxFileBytes, cfg.Settle, cfg.Gzip = c.pageSize, c.workers, c.fileSize, c.settle, c.gzip
 		if c.pause > 0 {
 			cfg.Settle = 0
 		}

@@ -20,11 +20,11 @@ type faultyBucket struct {
 	mended *atomic.Bool
 }
 
-func (b *faultyBucket) Put(ctx context.Context, name, contentType string, body io.ReadSeeker) error {
+func (b *faultyBucket) Put(ctx context.Context, name string, media blob.Media, body io.ReadSeeker) error {
 	if strings.HasSuffix(name, ".ndjson") && !b.mended.Load() {
 		panic("a fault that names pat-1")
 	}
-	return b.Bucket.Put(ctx, name, contentType, body)
+	return b.Bucket.Put(ctx, name, media, body)
 }
 
 // Ensure a panic in any stage of an export ends that export with words that say nothing of the inside, that the process and

@@ -152,7 +152,7 @@ func TestStaleRowsAreTakenOutOfStoredFiles(t *testing.T) {
 	for _, personality := range personalities() {
 		t.Run(personality.Name, func(t *testing.T) {
 			t.Parallel()
-			small := func(c *exporter.Config) { smallPages(c); c.MaxFileBytes = 700 }
+			small := func(c *exporter.Config) { smallPages(c); c.MaxFileBytes, c.Gzip = 700, personality.Name != "plain" }
 			inBubble(t, personality, small, thirtyRows(t), func(t *testing.T, b *bubble) {
 				clock := b.sample.Now
 				pages := 0

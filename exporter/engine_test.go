@@ -2,17 +2,20 @@ package exporter_test
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"log/slog"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/klauspost/compress/gzip"
 
 	"sidecar/exporter"
 	"sidecar/exporter/blob"
@@ -140,6 +143,9 @@ func (e *engine) rows(job *state.Job) map[string]string {
 	if err != nil {
 		e.t.Fatal(err)
 	}
+	if job.Kickoff.OrganizeBy != "" {
+		return e.organized(job).rows
+	}
 	rows := map[string]string{}
 	for _, file := range files {
 		if file.Kind != state.Output {
@@ -162,15 +168,24 @@ func (e *engine) rows(job *state.Job) map[string]string {
 
 func (e *engine) lines(name string) []string {
 	e.t.Helper()
-	raw, err := os.ReadFile(filepath.Join(e.folder, "files", name))
+	file, err := os.Open(filepath.Join(e.folder, "files", name))
+	var rows io.Reader = file
+	if errors.Is(err, fs.ErrNotExist) {
+		if file, err = os.Open(filepath.Join(e.folder, "files", name+".gz")); err == nil {
+			rows, err = gzip.NewReader(file)
+		}
+	}
 	if err != nil {
 		e.t.Fatal(err)
 	}
 	var lines []string
-	scanner := bufio.NewScanner(bytes.NewReader(raw))
+	scanner := bufio.NewScanner(rows)
 	scanner.Buffer(nil, 16<<20)
 	for scanner.Scan() {
 		lines = append(lines, scanner.Text())
+	}
+	if err := errors.Join(scanner.Err(), file.Close()); err != nil {
+		e.t.Fatal(err)
 	}
 	return lines
 }

@@ -63,6 +63,8 @@ type Config struct {
 	MaxFileBytes int64
 	// Shape is the form of the manifests of which the kick-off does not say another; empty means state.Shape3.
 	Shape state.Shape
+	// Gzip compresses the files of all exports, also of those whose kick-off does not ask for it.
+	Gzip bool
 	// Retention is how long a finished export is kept.
 	Retention time.Duration
 	// GiveUp is how long the upstream may answer nothing at all before a job fails.
@@ -166,6 +168,7 @@ func (e *Exporter) KickOff(ctx context.Context, kickoff state.Kickoff) (*state.J
 	if kickoff.Shape == "" { // what holds now: a job goes through with one shape, whatever a next start is configured to
 		kickoff.Shape = e.Shape
 	}
+	kickoff.Gzip = kickoff.Gzip || e.Gzip
 	now := time.Now().UTC()
 	id := uuid.NewString()
 	job := &state.Job{

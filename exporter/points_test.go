@@ -15,7 +15,6 @@ import (
 // Ensure an export gives the same when its process is ended at each kind of point of its work.
 func TestKilledAtEachKindOfPoint(t *testing.T) {
 	has := strings.Contains
-	small := func(c *exporter.Config) { c.PageSize, c.MaxFileBytes, c.Workers = 20, 2<<10, 1 }
 	for point, on := range map[string]func(name string) bool{
 		"clock and capabilities":    func(name string) bool { return has(name, "/metadata") },
 		"before the plan is stored": func(name string) bool { return has(name, "/VisionPrescription?") && has(name, "_summary=count") },
@@ -37,6 +36,7 @@ func TestKilledAtEachKindOfPoint(t *testing.T) {
 		for _, hard := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s/hard=%v", point, hard), func(t *testing.T) {
 				t.Parallel()
+				small := func(c *exporter.Config) { c.PageSize, c.MaxFileBytes, c.Workers, c.Gzip = 20, 2<<10, 1, hard }
 				inBubble(t, fhirtest.HAPI(), small, killData(t), func(t *testing.T, b *bubble) {
 					want := b.snapshot()
 					writeBehind(t, b, 1)

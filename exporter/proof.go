@@ -172,7 +172,7 @@ func (r *run) countSlice(ctx context.Context, slice *state.Slice) (int64, error)
 
 // movement is what the history says of the rows of a slice.
 type movement struct {
-	left int64 // met, and in the window no more
+	left int64 // met, and in the window no more, or in it in another version that was met, too
 	came int64 // in the window now and not met: a late write; the repair adds it
 	// unsure are met and still in the window, where a late write may have made them match no filter any more.
 	unsure int64
@@ -198,6 +198,8 @@ func (r *run) moved(slice *state.Slice, h *changes) (movement, error) {
 		switch {
 		case c.left(slice.To):
 			m.left += times // from several lists a row is met, and counted, more than once
+		case times > 1 && !several(slice) && c.in(slice.From, slice.To):
+			m.left += times - 1 // a late write showed between its old place and its new one
 		case len(slice.Filters) > 0: // what was not met may just not match: a late write that does is met when it is read again
 			m.unsure += times
 		case times == 0 && len(slice.Lists) == 0 && c.in(slice.From, slice.To):

@@ -217,6 +217,9 @@ func (t *typeRepair) written(wanted func(id string) bool) (map[string][]place, e
 
 // reconcile holds each changed id against what was written: exactly its version as of T belongs to the output.
 func (t *typeRepair) reconcile(ctx context.Context, w *walk, gone *deletions) error {
+	if err := t.takeTwice(); err != nil {
+		return err
+	}
 	places, err := t.written(func(id string) bool {
 		return t.changes.byID[id] != nil || t.changes.old[id] != nil || t.changes.strangers.has(id)
 	})

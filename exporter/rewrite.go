@@ -62,7 +62,7 @@ func (r *run) rewriteStored(ctx context.Context, all []state.Slice) error {
 func (r *run) rewrite(ctx context.Context, file state.File, dropped []int64) error {
 	var copied content
 	err := r.bucketPace.do(ctx, func() error {
-		object, err := r.Bucket.Open(ctx, r.job.Folder+"/"+file.Name)
+		object, err := r.openRows(ctx, file)
 		if err != nil {
 			return err
 		}

@@ -242,7 +242,11 @@ func (r *run) probe(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("probe the server: %w", err)
 	}
-	if r.output, err = fhir.NewOutput(r.profile.FHIRVersion, r.job.Kickoff.Base, r.job.Kickoff.Elements); err != nil {
+	elements := r.job.Kickoff.Elements
+	if r.job.Kickoff.OrganizeBy != "" { // the references decide about the blocks: they are left out when these are written
+		elements = nil
+	}
+	if r.output, err = fhir.NewOutput(r.profile.FHIRVersion, r.job.Kickoff.Base, elements); err != nil {
 		return err
 	}
 	if r.job.Kickoff.Level == state.System && len(r.job.Kickoff.Associated) == 0 {

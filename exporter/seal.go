@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"sidecar/exporter/blob"
 	"sidecar/exporter/fhir"
 	"sidecar/state"
 	"sidecar/state/failpoint"
@@ -43,6 +44,8 @@ func (r *run) finishFiles(ctx context.Context) error {
 			continue
 		case file.Rewritten:
 			err = r.putRewritten(ctx, file)
+		case file.Kind == state.Output && r.job.Kickoff.OrganizeBy != "":
+			err = r.putOrganized(ctx, file)
 		default:
 			var parts []state.Slice
 			for _, seq := range file.Slices {
@@ -102,14 +105,14 @@ func (r *run) putContent(ctx context.Context, file state.File, paths []string, s
 	if err != nil {
 		return err
 	}
-	err = r.put(ctx, file.Name, ndjsonType, body)
+	err = r.putRows(ctx, &file, body)
 	if err := errors.Join(err, body.close()); err != nil {
 		return err
 	}
 	if err := r.Store.MarkStored(ctx, r.job.ID, file, parts); err != nil {
 		return err
 	}
-	if file.Kind == state.Output && !file.Rewritten {
+	if file.Kind == state.Output && !file.Rewritten && r.job.Kickoff.OrganizeBy == "" {
 		r.Metrics.resources.WithLabelValues(file.Type).Add(float64(file.Count))
 		r.Metrics.bytes.WithLabelValues(file.Type).Add(float64(file.Bytes))
 	}
@@ -117,9 +120,9 @@ func (r *run) putContent(ctx context.Context, file state.File, paths []string, s
 }
 
 // put stores one object of the job. A bucket that is away for a while costs time, not the export.
-func (r *run) put(ctx context.Context, name, contentType string, body io.ReadSeeker) error {
+func (r *run) put(ctx context.Context, name string, media blob.Media, body io.ReadSeeker) error {
 	failpoint.Pass("before put")
-	err := r.bucketPace.do(ctx, func() error { return r.Bucket.Put(ctx, r.job.Folder+"/"+name, contentType, body) })
+	err := r.bucketPace.do(ctx, func() error { return r.Bucket.Put(ctx, r.job.Folder+"/"+name, media, body) })
 	failpoint.Pass("after put")
 	if err != nil {
 		return local(fmt.Errorf("store file: %w", err))
@@ -143,11 +146,13 @@ func (r *run) seal(ctx context.Context) error {
 	if err := r.rewriteStored(ctx, all); err != nil {
 		return err
 	}
-	for _, typ := range r.outputTypes() {
-		err := r.join(ctx, state.Output, typ, all, func(s *state.Slice) bool { return s.Type == typ && s.Strategy != state.Deletions })
-		if err != nil {
-			return err
-		}
+	if r.job.Kickoff.OrganizeBy != "" {
+		err = r.organize(ctx, all)
+	} else {
+		err = r.joinByType(ctx, all)
+	}
+	if err != nil {
+		return err
 	}
 	err = r.join(ctx, state.Deleted, "Bundle", all, func(s *state.Slice) bool { return s.Strategy == state.Deletions })
 	if err != nil {
@@ -177,6 +182,17 @@ func (r *run) seal(ctx context.Context) error {
 	}
 	if err := os.RemoveAll(r.dir); err != nil { // the next start removes it; the export is complete
 		r.Log.ErrorContext(ctx, "spool not removed", "job", r.job.ID, "error", err)
+	}
+	return nil
+}
+
+// joinByType puts what the slices still hold of each type.
+func (r *run) joinByType(ctx context.Context, all []state.Slice) error {
+	for _, typ := range r.outputTypes() {
+		err := r.join(ctx, state.Output, typ, all, func(s *state.Slice) bool { return s.Type == typ && s.Strategy != state.Deletions })
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -237,7 +253,7 @@ func (r *run) putIssues(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := r.put(ctx, file.Name, ndjsonType, bytes.NewReader(body.Bytes())); err != nil {
+	if err := r.putRows(ctx, &file, bytes.NewReader(body.Bytes())); err != nil {
 		return err
 	}
 	return r.Store.MarkStored(ctx, r.job.ID, file, nil)
@@ -252,5 +268,5 @@ func (r *run) putManifest(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return r.put(ctx, manifestName, "application/json", bytes.NewReader(body))
+	return r.put(ctx, manifestName, blob.Media{Type: "application/json"}, bytes.NewReader(body))
 }

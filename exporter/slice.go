@@ -266,7 +266,7 @@ func (w *walk) committed(ctx context.Context) error {
 	if w.draft {
 		return nil
 	}
-	if w.slice.SpoolSize >= w.MaxFileBytes {
+	if w.slice.SpoolSize >= w.MaxFileBytes && w.job.Kickoff.OrganizeBy == "" { // what is organised is read again
 		return w.roll(ctx)
 	}
 	if time.Since(w.durableAt) < checkpointTime && w.slice.SpoolSize-w.durable.SpoolSize < checkpointBytes {

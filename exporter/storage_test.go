@@ -19,7 +19,7 @@ import (
 // closedBucket refuses every put.
 type closedBucket struct{ blob.Bucket }
 
-func (b *closedBucket) Put(context.Context, string, string, io.ReadSeeker) error {
+func (b *closedBucket) Put(context.Context, string, blob.Media, io.ReadSeeker) error {
 	return errors.New("bucket is closed")
 }
 

@@ -38,12 +38,27 @@ func (t *typeRepair) withoutHistory(ctx context.Context, w *walk, gone *deletion
 	case status == 400 || status == 403:
 		return fmt.Errorf("%w: %w", errIncomplete, err)
 	case err != nil:
-		return err
+		return t.missChanges(ctx, w, err)
 	}
 	if err := t.reconcile(ctx, w, gone); err != nil {
 		return err
 	}
 	return t.sayMissing(ctx, w)
+}
+
+// missChanges makes a hole of a search that fails, unless that is not confined to the type. A history that fails is one already.
+func (t *typeRepair) missChanges(ctx context.Context, w *walk, err error) error {
+	reason, confined := holeReason(err)
+	switch {
+	case !confined || ctx.Err() != nil:
+		return err
+	case t.WithoutHistory == Strict:
+		return fmt.Errorf("%w: %w", errIncomplete, err)
+	case len(w.slice.Holes) == 0:
+		w.slice.Holes = append(w.slice.Holes, state.Hole{Type: t.typ, Rows: -1, Reason: reason, History: true})
+	}
+	t.Log.ErrorContext(ctx, "what changed while the export ran is missing", "job", t.job.ID, "type", t.typ, "error", err)
+	return nil
 }
 
 // searchChanges fills changes from a search. It begins when what was written up to the end of the reading can be expected to
@@ -52,13 +67,21 @@ func (t *typeRepair) searchChanges(ctx context.Context) error {
 	if err := sleep(ctx, time.Until(t.crawledAt.Add(t.settleTime()))); err != nil {
 		return err
 	}
-	h := t.newChanges(t.typ)
-	h.searched, h.strangers = true, nil // who has left since _since is not known: the search is not of that time
-	if err := t.tail(ctx, h.span, h.found); err != nil {
+	h, err := t.searchFrom(ctx, t.job.TransactionTime.Add(-t.repairSpan()))
+	if poisoned(err) { // by a row before T it may be, which is a hole of the reading: what showed late is not known then
+		h, err = t.searchFrom(ctx, t.job.TransactionTime)
+	}
+	if err != nil {
 		return err
 	}
 	t.changes = h
 	return t.countMet()
+}
+
+func (t *typeRepair) searchFrom(ctx context.Context, from time.Time) (*changes, error) {
+	h := t.newChanges(t.typ)
+	h.searched, h.strangers = true, nil // who has left since _since is not known: the search is not of that time
+	return h, t.tail(ctx, from, h.found)
 }
 
 // countMet counts for each row that was changed after T how often the crawl met it before that.

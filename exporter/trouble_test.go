@@ -199,14 +199,14 @@ type brokenBucket struct {
 	left atomic.Int64
 }
 
-func (b *brokenBucket) Put(ctx context.Context, name, contentType string, body io.ReadSeeker) error {
+func (b *brokenBucket) Put(ctx context.Context, name string, media blob.Media, body io.ReadSeeker) error {
 	if strings.Contains(name, "/") && b.left.Add(-1) >= 0 {
 		if _, err := io.CopyN(io.Discard, body, 100); err != nil { // a part was sent
 			return err
 		}
 		return errors.New("bucket is away")
 	}
-	return b.Bucket.Put(ctx, name, contentType, body)
+	return b.Bucket.Put(ctx, name, media, body)
 }
 
 // Ensure a bucket that is away for a while costs time, and for good fails the job without its address in the text.

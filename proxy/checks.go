@@ -104,6 +104,10 @@ func wrongTypes(kickoff *state.Kickoff, statement *fhir.CapabilityStatement, typ
 	if typ := kickoff.OrganizeBy; typ != "" && !keep("organizeOutputBy", why(typ, "organizeOutputBy", false)) {
 		kickoff.OrganizeBy = ""
 	}
+	if _, err := fhir.PatientCompartment(statement.FHIRVersion); err != nil && kickoff.OrganizeBy == "Patient" {
+		kickoff.OrganizeBy = ""
+		keep("organizeOutputBy", "organizeOutputBy=Patient needs FHIR R4, R4B or R5")
+	}
 	if len(kickoff.Associated) > 0 && !keep("includeAssociatedData", why("Provenance", "includeAssociatedData", false)) {
 		kickoff.Associated = nil
 	}

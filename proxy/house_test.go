@@ -149,14 +149,7 @@ func (h *house) ask(method, address string, header ...string) answer {
 // send is ask with a body.
 func (h *house) send(method, address, body string, header ...string) answer {
 	h.t.Helper()
-	request, err := http.NewRequestWithContext(h.t.Context(), method, address, strings.NewReader(body))
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	for pair := range slices.Chunk(header, 2) {
-		request.Header.Add(pair[0], pair[1])
-	}
-	response, err := http.DefaultTransport.RoundTrip(request)
+	response, err := http.DefaultTransport.RoundTrip(h.request(method, address, body, header...))
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -166,6 +159,19 @@ func (h *house) send(method, address, body string, header ...string) answer {
 		h.t.Fatal(err)
 	}
 	return answer{response.StatusCode, response.Header, string(received)}
+}
+
+// request makes a request; header holds pairs of name and value.
+func (h *house) request(method, address, body string, header ...string) *http.Request {
+	h.t.Helper()
+	request, err := http.NewRequestWithContext(h.t.Context(), method, address, strings.NewReader(body))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for pair := range slices.Chunk(header, 2) {
+		request.Header.Add(pair[0], pair[1])
+	}
+	return request
 }
 
 // addJob stores a job that has ended as status says, with the given files, contents by name.
@@ -190,7 +196,7 @@ func (h *house) addJob(job state.Job, files map[string]string) {
 		}
 		file, err := h.store.Allot(ctx, job.ID, file)
 		if err == nil {
-			err = h.bucket.Put(ctx, job.Folder+"/"+file.Name, "application/fhir+ndjson", strings.NewReader(content))
+			err = h.bucket.Put(ctx, job.Folder+"/"+file.Name, blob.Media{Type: "application/fhir+ndjson"}, strings.NewReader(content))
 		}
 		if err == nil {
 			err = h.store.MarkStored(ctx, job.ID, file, nil)

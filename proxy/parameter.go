@@ -44,15 +44,12 @@ var parameters = map[string]parameter{
 	"_elements":             {list: true, read: (*reading).elements},
 	"patient":               {list: true, read: (*reading).patients},
 	"includeAssociatedData": {list: true, read: (*reading).associated},
-	"organizeOutputBy":      {refused: true, read: (*reading).organizeBy},
+	"organizeOutputBy":      {read: (*reading).organizeBy},
 	// Who allows several manifests has to take a single one.
 	"allowPartialManifests": {read: (*reading).partialManifests},
 	"_minimumFileSize":      {refused: true, read: func(r *reading, values []string) { r.fileSize("_minimumFileSize", values[0], &r.MinFileBytes) }},
 	"_maximumFileSize":      {refused: true, read: func(r *reading, values []string) { r.fileSize("_maximumFileSize", values[0], &r.MaxFileBytes) }},
 }
-
-// gzipRefused tells that exports cannot write compressed files yet.
-var gzipRefused = true
 
 // parameters reads all of them, in the order of their names.
 func (r *reading) parameters(given map[string][]string) {
@@ -122,8 +119,8 @@ var outputFormats = []string{"application/fhir+ndjson", "application/ndjson", "n
 // blank.
 func (r *reading) outputFormat(values []string) {
 	format, gzip := strings.CutSuffix(strings.ReplaceAll(values[0], " ", "+"), "+gzip")
-	if !slices.Contains(outputFormats, format) || gzip && gzipRefused {
-		r.fault("_outputFormat", "not-supported", "_outputFormat must be application/fhir+ndjson, application/ndjson or ndjson")
+	if !slices.Contains(outputFormats, format) {
+		r.fault("_outputFormat", "not-supported", "_outputFormat must be application/fhir+ndjson, application/ndjson or ndjson, or one of them with +gzip")
 		return
 	}
 	r.Gzip = gzip
@@ -248,11 +245,14 @@ func (r *reading) associated(values []string) {
 }
 
 func (r *reading) organizeBy(values []string) {
-	if !isTypeName(values[0]) {
+	switch {
+	case !isTypeName(values[0]):
 		r.fault("organizeOutputBy", "invalid", "organizeOutputBy is not the name of a resource type")
-		return
+	case !slices.Contains(state.Organizable, values[0]):
+		r.fault("organizeOutputBy", "not-supported", "organizeOutputBy takes "+strings.Join(state.Organizable, ", ")+", not "+printable(values[0]))
+	default:
+		r.OrganizeBy = values[0]
 	}
-	r.OrganizeBy = values[0]
 }
 
 func (r *reading) partialManifests(values []string) {

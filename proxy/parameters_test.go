@@ -179,7 +179,7 @@ func TestPatientParameterIsForPostsOnly(t *testing.T) {
 func TestKickoffRefusesWhatIsNotSupportedYet(t *testing.T) {
 	for name, value := range map[string]string{
 		"_until": "2021", "_typeFilter": "Patient?active=true", "_elements": "id", "includeAssociatedData": "LatestProvenanceResources",
-		"organizeOutputBy": "Patient", "_minimumFileSize": "1", "_maximumFileSize": "1", "_outputFormat": "ndjson+gzip",
+		"organizeOutputBy": "Patient", "_minimumFileSize": "1", "_maximumFileSize": "1",
 	} {
 		t.Run(name, func(t *testing.T) {
 			if proxy.Supports(name) {

@@ -67,6 +67,8 @@ type Config struct {
 	// knows.
 	Stages stages
 	Bucket blob.Bucket
+	// Links says where the manifest's links lead; empty means Signed.
+	Links Links
 	// LinkLifetime is how long a signed link lives.
 	LinkLifetime time.Duration
 	TypesOf      TypesOf
@@ -92,6 +94,9 @@ func New(cfg Config) (http.Handler, error) {
 	}
 	if cfg.LinkLifetime == 0 {
 		cfg.LinkLifetime = DefaultLinkLifetime
+	}
+	if cfg.Links == "" {
+		cfg.Links = Signed
 	}
 	if cfg.Transport == nil {
 		cfg.Transport = newTransport()

@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -137,25 +136,4 @@ func (p *Proxy) cancel(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	p.writeOutcome(w, r, http.StatusAccepted, fhir.NewOutcome("information", "informational", "the export is deleted"))
-}
-
-// file serves one output file of a bucket that gives no links of its own.
-func (p *Proxy) file(w http.ResponseWriter, r *http.Request) {
-	job, err := p.job(r)
-	if err != nil {
-		p.refuse(w, r, err)
-		return
-	}
-	file, err := p.Jobs.File(r.Context(), job.ID, mux.Vars(r)["name"])
-	if err == nil && (job.Status != state.Completed || !file.Stored) {
-		err = state.ErrNotFound
-	}
-	if errors.Is(err, state.ErrNotFound) {
-		err = &refusal{http.StatusNotFound, "not-found", "this export has no such file"}
-	}
-	if err != nil {
-		p.refuse(w, r, err)
-		return
-	}
-	p.serveFile(w, r, job, file)
 }

@@ -8,15 +8,14 @@ import (
 	"flag"
 	"io"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"sidecar/exporter/blob"
 	"sidecar/proxy"
 	"sidecar/state"
 )
@@ -203,9 +202,9 @@ type signing struct {
 	err  error
 }
 
-func (signing) Put(context.Context, string, string, io.ReadSeeker) error { return nil }
+func (signing) Put(context.Context, string, blob.Media, io.ReadSeeker) error { return nil }
 
-func (signing) Open(context.Context, string) (io.ReadCloser, error) {
+func (signing) Open(context.Context, string, int64) (io.ReadCloser, error) {
 	return io.NopCloser(strings.NewReader("{}\n")), nil
 }
 
@@ -245,7 +244,6 @@ func TestManifestExpiresWithItsFirstLink(t *testing.T) {
 			if !strings.Contains(got.body, `"https://store.example/20211208T082800Z_0b6a/Patient.1.ndjson?sig=1"`) {
 				t.Errorf("manifest has no signed link: %s", got.body)
 			}
-			checkOutcome(t, h.ask(http.MethodGet, h.base+"/$export-file/0b6a/Patient.1.ndjson"), http.StatusNotFound, "not-found")
 		})
 	}
 }
@@ -307,81 +305,4 @@ func TestDeleteEndsAJobAtOnce(t *testing.T) {
 	checkOutcome(t, h.ask(http.MethodDelete, address), http.StatusNotFound, "not-found")
 	checkOutcome(t, h.ask(http.MethodGet, address), http.StatusNotFound, "not-found")
 	checkOutcome(t, h.ask(http.MethodGet, h.base+"/$export-file/0b6a/Patient.1.ndjson"), http.StatusNotFound, "not-found")
-}
-
-func TestFileIsServedWithRangeAndConditions(t *testing.T) {
-	h, _ := newFHIRHouse(t, nil)
-	h.addJob(completed(), twoFiles)
-	address, content := h.base+"/$export-file/0b6a/Patient.1.ndjson", twoFiles["Patient"]
-	whole := h.ask(http.MethodGet, address)
-	etag := whole.header.Get("ETag")
-	if !regexp.MustCompile(`^"[^"]+"$`).MatchString(etag) {
-		t.Errorf("ETag: got %q", etag)
-	}
-	for _, test := range []struct {
-		name, method string
-		header       []string
-		status       int
-		body         string
-	}{
-		{"whole", "GET", nil, 200, content},
-		{"head", "HEAD", nil, 200, ""},
-		{"range", "GET", []string{"Range", "bytes=2-4"}, 206, content[2:5]},
-		{"suffix", "GET", []string{"Range", "bytes=-3"}, 206, content[len(content)-3:]},
-		{"if-range", "GET", []string{"Range", "bytes=2-4", "If-Range", etag}, 206, content[2:5]},
-		{"if-range of another", "GET", []string{"Range", "bytes=2-4", "If-Range", `"x"`}, 200, content},
-		{"not modified", "GET", []string{"If-None-Match", etag}, 304, ""},
-		{"no gzip", "GET", []string{"Accept-Encoding", "gzip"}, 200, content},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			got := h.ask(test.method, address, test.header...)
-			if got.status != test.status || got.body != test.body {
-				t.Errorf("answer: got %d %q, want %d %q", got.status, got.body, test.status, test.body)
-			}
-			if test.status == http.StatusNotModified {
-				return
-			}
-			if got.header.Get("Content-Type") != "application/fhir+ndjson" || got.header.Get("Accept-Ranges") != "bytes" {
-				t.Errorf("header: got %q", got.header)
-			}
-			if length := got.header.Get("Content-Length"); test.method == "HEAD" && length != strconv.Itoa(len(content)) {
-				t.Errorf("Content-Length: got %s", length)
-			}
-		})
-	}
-	beyond := h.ask(http.MethodGet, address, "Range", "bytes=1000-")
-	checkOutcome(t, beyond, http.StatusRequestedRangeNotSatisfiable, "processing")
-	if got, want := beyond.header.Get("Content-Range"), "bytes */"+strconv.Itoa(len(content)); got != want {
-		t.Errorf("Content-Range: got %q, want %q", got, want)
-	}
-}
-
-func TestFileThatTheBucketLostIsNotFound(t *testing.T) {
-	h, _ := newFHIRHouse(t, nil)
-	job := completed()
-	h.addJob(job, twoFiles)
-	if err := h.bucket.Delete(t.Context(), job.Folder+"/Patient.1.ndjson"); err != nil {
-		t.Fatal(err)
-	}
-	checkOutcome(t, h.ask(http.MethodGet, h.base+"/$export-file/0b6a/Patient.1.ndjson"), http.StatusNotFound, "not-found")
-}
-
-func TestFileLinksFollowTheKickoffsBase(t *testing.T) {
-	h, _ := newFHIRHouse(t, nil)
-	job := completed()
-	job.Kickoff.Base = h.base
-	h.addJob(job, twoFiles)
-	var manifest state.Manifest
-	if err := json.Unmarshal([]byte(h.ask(http.MethodGet, h.base+"/$export-status/0b6a").body), &manifest); err != nil {
-		t.Fatal(err)
-	}
-	for _, file := range manifest.Output {
-		link, err := url.Parse(file.URL)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := h.ask(http.MethodGet, link.String()); got.body != twoFiles[file.Type] {
-			t.Errorf("%s: got %q", file.Type, got.body)
-		}
-	}
 }

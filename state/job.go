@@ -74,6 +74,9 @@ type Kickoff struct {
 	Base string `json:"base"`
 }
 
+// Organizable are the types by whose instances an output can be organised.
+var Organizable = []string{"Group", "Organization", "Patient", "Practitioner"}
+
 // TypeFilter is one value of _typeFilter: only resources of the type that match the query belong to the output.
 type TypeFilter struct {
 	Type string `json:"type"`
@@ -290,11 +293,18 @@ const (
 // File is one object of a job in the bucket.
 type File struct {
 	// Name is "<Type>.<n>.ndjson", without the job's folder.
-	Name  string `json:"name"`
-	Kind  Kind   `json:"kind"`
-	Type  string `json:"type"`
-	Count int64  `json:"count"`
-	Bytes int64  `json:"bytes"`
+	Name string `json:"name"`
+	Kind Kind   `json:"kind"`
+	// Type is the type of the resources, or the one by whose instances the output is organised.
+	Type string `json:"type"`
+	// Count is the number of resources; the headers of blocks are none.
+	Count int64 `json:"count"`
+	// Bytes is the size of the rows, Compressed that of the object in the bucket where it is gzip, 0 where it is not.
+	Bytes      int64 `json:"bytes"`
+	Compressed int64 `json:"compressed,omitempty"`
+	// ContinuesIn is the name of the file in which the last block of this one goes on, where the output is organised; empty
+	// where the block ends here.
+	ContinuesIn string `json:"continuesIn,omitempty"`
 	// Stored tells that the bucket has the whole object. A file that is not stored is put again by the next start.
 	Stored bool `json:"stored"`
 	// Slices are the numbers of the slices whose spool files, one after another, are the content.

@@ -4,18 +4,21 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 )
 
 // Manifest is the answer to a completed export: version 3 of the guide, with the status that clients of the original
 // product read. Arrays are always there.
 type Manifest struct {
-	Status              string         `json:"status"`
-	TransactionTime     string         `json:"transactionTime"`
-	Request             string         `json:"request"`
-	RequiresAccessToken bool           `json:"requiresAccessToken"`
-	Output              []ManifestFile `json:"output"`
-	Deleted             []ManifestFile `json:"deleted"`
-	Error               []ManifestFile `json:"error"`
+	Status              string `json:"status"`
+	TransactionTime     string `json:"transactionTime"`
+	Request             string `json:"request"`
+	RequiresAccessToken bool   `json:"requiresAccessToken"`
+	// OutputOrganizedBy is the type by whose instances the output is organised, absent where it is not.
+	OutputOrganizedBy string         `json:"outputOrganizedBy,omitempty"`
+	Output            []ManifestFile `json:"output"`
+	Deleted           []ManifestFile `json:"deleted"`
+	Error             []ManifestFile `json:"error"`
 	// Extension holds the proofs under "completeness", one a type of the export.
 	Extension *ManifestExtension `json:"extension,omitempty"`
 }
@@ -29,9 +32,12 @@ type ManifestExtension struct {
 
 // ManifestFile is one file of a manifest.
 type ManifestFile struct {
-	Type  string `json:"type"`
-	URL   string `json:"url"`
-	Count int64  `json:"count"`
+	// Type is absent where the output is organised.
+	Type string `json:"type,omitempty"`
+	URL  string `json:"url"`
+	// ContinuesInFile is the url of the file in which the last block of this one goes on.
+	ContinuesInFile string `json:"continuesInFile,omitempty"`
+	Count           int64  `json:"count"`
 	// Extension repeats the account of the file's type, absent for error files.
 	Extension *FileExtension `json:"extension,omitempty"`
 }
@@ -75,6 +81,8 @@ func newManifest(job *Job, files []File, proofs map[string]*Proof, address func(
 		Output:          []ManifestFile{},
 		Deleted:         []ManifestFile{},
 		Error:           []ManifestFile{},
+
+		OutputOrganizedBy: job.Kickoff.OrganizeBy,
 	}
 	if len(job.Proof) > 0 {
 		m.Extension = &ManifestExtension{Completeness: job.Proof}
@@ -87,11 +95,22 @@ func newManifest(job *Job, files []File, proofs map[string]*Proof, address func(
 		case Deleted:
 			m.Deleted = append(m.Deleted, entry)
 		default:
-			if proof := proofs[file.Type]; proof != nil {
+			if job.Kickoff.OrganizeBy != "" {
+				entry.Type, entry.ContinuesInFile = "", continuation(file, files, address)
+			} else if proof := proofs[file.Type]; proof != nil {
 				entry.Extension = &FileExtension{proof}
 			}
 			m.Output = append(m.Output, entry)
 		}
 	}
 	return m
+}
+
+// continuation is the address of the file in which another's last block goes on, empty where there is none.
+func continuation(file File, files []File, address func(File) string) string {
+	n := slices.IndexFunc(files, func(other File) bool { return other.Name == file.ContinuesIn })
+	if n < 0 {
+		return ""
+	}
+	return address(files[n])
 }

@@ -15,17 +15,19 @@ type manifest4 struct {
 	TransactionTime     string       `json:"transactionTime"`
 	RequiresAccessToken bool         `json:"requiresAccessToken"`
 	OutputFormat        string       `json:"outputFormat"`
+	OutputOrganizedBy   string       `json:"outputOrganizedBy,omitempty"`
 	Output              []file4      `json:"output"`
 	Deleted             []file4      `json:"deleted"`
 	Outcome             []file4      `json:"outcome"`
 	Extension           []extension4 `json:"extension,omitempty"`
 }
 
-// file4 is one file of a manifest4. Type is given for those of the output only.
+// file4 is one file of a manifest4. Type is given for those of the output only, unless that is organised.
 type file4 struct {
-	Type  string `json:"type,omitempty"`
-	URL   string `json:"url"`
-	Count int64  `json:"count"`
+	Type            string `json:"type,omitempty"`
+	URL             string `json:"url"`
+	ContinuesInFile string `json:"continuesInFile,omitempty"`
+	Count           int64  `json:"count"`
 	// FileSize is the size of the NDJSON in bytes, whatever coding it is sent with.
 	FileSize      int64           `json:"fileSize"`
 	CountSeverity []severityCount `json:"countSeverity,omitempty"`
@@ -53,6 +55,8 @@ func newManifest4(job *Job, files []File, proofs map[string]*Proof, address func
 		Output:          []file4{},
 		Deleted:         []file4{},
 		Outcome:         []file4{},
+
+		OutputOrganizedBy: job.Kickoff.OrganizeBy,
 	}
 	for i := range job.Proof {
 		m.Extension = append(m.Extension, completeness4(&job.Proof[i]))
@@ -66,6 +70,11 @@ func newManifest4(job *Job, files []File, proofs map[string]*Proof, address func
 		case Deleted:
 			m.Deleted = append(m.Deleted, entry)
 		default:
+			if job.Kickoff.OrganizeBy != "" {
+				entry.ContinuesInFile = continuation(file, files, address)
+				m.Output = append(m.Output, entry)
+				continue
+			}
 			entry.Type = file.Type
 			if proof := proofs[file.Type]; proof != nil {
 				entry.Extension = []extension4{completeness4(proof)}

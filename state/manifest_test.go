@@ -47,6 +47,21 @@ func TestManifestsAreTheGoldenOnes(t *testing.T) {
 	}
 }
 
+// Ensure the manifest of an organised output names no types, and where a block goes on.
+func TestManifestsOfOrganisedOutputsAreTheGoldenOnes(t *testing.T) {
+	for _, shape := range []state.Shape{state.Shape3, state.Shape4} {
+		t.Run(string(shape), func(t *testing.T) {
+			job, files := exported()
+			job.Kickoff.Shape, job.Kickoff.OrganizeBy = shape, "Patient"
+			files = append(files[:1], files[2],
+				state.File{Name: "Patient.1.ndjson", Kind: state.Output, Type: "Patient", Count: 9, Bytes: 3000, ContinuesIn: "Patient.2.ndjson", Stored: true},
+				state.File{Name: "Patient.2.ndjson", Kind: state.Output, Type: "Patient", Count: 1, Bytes: 1000, Stored: true},
+			)
+			checkGolden(t, "organized"+string(shape)+".golden.json", encode(t, job, files))
+		})
+	}
+}
+
 func TestManifestsOfNothingHaveAllArrays(t *testing.T) {
 	for shape, arrays := range map[state.Shape][]string{
 		"":           {"output", "deleted", "error"},

@@ -216,11 +216,14 @@ func (s *Store) Allot(ctx context.Context, id string, file File) (File, error) {
 		if err != nil {
 			return err
 		}
-		file.Name = fmt.Sprintf("%s.%d.ndjson", file.Type, n)
+		file.Name = FileName(file.Type, n)
 		return put(tx.Bucket(filesBucket), fileKey(id, file.Name), &file)
 	})
 	return file, err
 }
+
+// FileName is the name of the nth file of a type.
+func FileName(typ string, n int) string { return fmt.Sprintf("%s.%d.ndjson", typ, n) }
 
 // PutFile records a change of a file that has its number. It fails with ErrFinal when the job does not run any more.
 func (s *Store) PutFile(ctx context.Context, id string, file File) error {

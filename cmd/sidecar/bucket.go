@@ -32,21 +32,21 @@ func (l *lateBucket) get(ctx context.Context) (blob.Bucket, error) {
 }
 
 // Put is blob.Bucket's.
-func (l *lateBucket) Put(ctx context.Context, name, contentType string, body io.ReadSeeker) error {
+func (l *lateBucket) Put(ctx context.Context, name string, media blob.Media, body io.ReadSeeker) error {
 	bucket, err := l.get(ctx)
 	if err != nil {
 		return err
 	}
-	return bucket.Put(ctx, name, contentType, body)
+	return bucket.Put(ctx, name, media, body)
 }
 
 // Open is blob.Bucket's.
-func (l *lateBucket) Open(ctx context.Context, name string) (io.ReadCloser, error) {
+func (l *lateBucket) Open(ctx context.Context, name string, offset int64) (io.ReadCloser, error) {
 	bucket, err := l.get(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return bucket.Open(ctx, name)
+	return bucket.Open(ctx, name, offset)
 }
 
 // SignURL is blob.Bucket's.

@@ -52,6 +52,7 @@ type config struct {
 
 	Data         string        `yaml:"data"`
 	Bucket       bucketConfig  `yaml:"bucket"`
+	Links        proxy.Links   `yaml:"links"`
 	LinkLifetime time.Duration `yaml:"link_lifetime"`
 	Retention    time.Duration `yaml:"retention"`
 
@@ -64,6 +65,7 @@ type config struct {
 	GiveUp       time.Duration `yaml:"give_up"`
 	MaxFileBytes int64         `yaml:"max_file_bytes"`
 	Manifest     state.Shape   `yaml:"manifest"`
+	Gzip         bool          `yaml:"gzip"`
 
 	WritesPassHere bool                    `yaml:"writes_pass_here"`
 	Referenced     bool                    `yaml:"referenced"`
@@ -119,6 +121,7 @@ func defaultConfig() *config {
 		LogLevel:      "info",
 		LogFormat:     "text",
 		Data:          "./sidecar-data",
+		Links:         proxy.Signed,
 		LinkLifetime:  proxy.DefaultLinkLifetime,
 		Retention:     exporter.DefaultRetention,
 		MaxRunning:    exporter.DefaultMaxRunning,

@@ -32,10 +32,10 @@ func TestLateBucketIsOpenedAgainAfterAFailure(t *testing.T) {
 		return blob.NewDir(t.TempDir())
 	}}
 	ctx := t.Context()
-	put := func() error { return bucket.Put(ctx, "a", "text/plain", strings.NewReader("a")) }
+	put := func() error { return bucket.Put(ctx, "a", blob.Media{Type: "text/plain"}, strings.NewReader("a")) }
 	for name, use := range map[string]func() error{
 		"put":    put,
-		"open":   func() error { _, err := bucket.Open(ctx, "a"); return err },
+		"open":   func() error { _, err := bucket.Open(ctx, "a", 0); return err },
 		"sign":   func() error { _, _, err := bucket.SignURL(ctx, "a", time.Minute); return err },
 		"delete": func() error { return bucket.Delete(ctx, "a") },
 	} {
@@ -46,7 +46,7 @@ func TestLateBucketIsOpenedAgainAfterAFailure(t *testing.T) {
 	if err := put(); err != nil {
 		t.Fatal(err)
 	}
-	body, err := bucket.Open(ctx, "a")
+	body, err := bucket.Open(ctx, "a", 0)
 	if err != nil {
 		t.Fatal(err)
 	}

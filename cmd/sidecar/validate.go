@@ -13,6 +13,7 @@ import (
 	"sidecar/exporter"
 	"sidecar/exporter/blob"
 	"sidecar/exporter/fhir"
+	"sidecar/proxy"
 	"sidecar/state"
 )
 
@@ -133,6 +134,11 @@ func (c *config) validateChoices(found *faultList) {
 	}
 	if c.Manifest != state.Shape3 && c.Manifest != state.Shape4 {
 		found.add("manifest", ` must be "3.0" or "4.0"`)
+	}
+	switch c.Links {
+	case proxy.Signed, proxy.Redirect, proxy.Stream:
+	default:
+		found.add("links", " must be signed, redirect or stream")
 	}
 	switch c.WithoutHistory {
 	case exporter.IncludeCurrent, exporter.OmitChanged, exporter.Strict:

@@ -13,20 +13,33 @@ import (
 // ErrNotExist is returned when the object is not there.
 var ErrNotExist = errors.New("object does not exist")
 
+// Media is what an object is to those who read it by HTTP.
+type Media struct {
+	// Type is the media type of the content, as in Content-Type.
+	Type string
+	// Encoding is Gzip for bytes that are compressed, as in Content-Encoding, else
+	// empty.
+	Encoding string
+}
+
+// Gzip is the one content coding that a Media may have.
+const Gzip = "gzip"
+
 // Bucket stores the finished files of an export. All methods may be called from
 // several goroutines at once; each fails when ctx ends, when the store refuses
 // or cannot be reached, and when the name is not one that [ValidateName] accepts.
 type Bucket interface {
-	// Put stores the whole of body, from its start, under name with the content
-	// type. Retries rewind body, so it must not be used elsewhere meanwhile.
+	// Put stores the whole of body, from its start, under name as what media says.
+	// Retries rewind body, so it must not be used elsewhere meanwhile.
 	// After an error or a cancelled ctx nothing partial is visible under name:
 	// either the object that was there before, or, where the store had already
 	// taken everything, the whole new one. The same name again replaces the object.
-	Put(ctx context.Context, name, contentType string, body io.ReadSeeker) error
+	Put(ctx context.Context, name string, media Media, body io.ReadSeeker) error
 
-	// Open reads an object; the caller closes it. It fails with ErrNotExist when
-	// the object is not there.
-	Open(ctx context.Context, name string) (io.ReadCloser, error)
+	// Open reads an object from offset on, byte for byte as it was put, also where
+	// it is compressed; the caller closes it. It fails with ErrNotExist when the
+	// object is not there. An offset behind the last byte may fail.
+	Open(ctx context.Context, name string, offset int64) (io.ReadCloser, error)
 
 	// SignURL gives a link that reads the object by GET, without credentials, for
 	// ttl. Expires is the moment at which it really dies: a store caps the
@@ -72,12 +85,12 @@ type prefixed struct {
 	prefix string
 }
 
-func (p *prefixed) Put(ctx context.Context, name, contentType string, body io.ReadSeeker) error {
-	return p.bucket.Put(ctx, p.prefix+name, contentType, body)
+func (p *prefixed) Put(ctx context.Context, name string, media Media, body io.ReadSeeker) error {
+	return p.bucket.Put(ctx, p.prefix+name, media, body)
 }
 
-func (p *prefixed) Open(ctx context.Context, name string) (io.ReadCloser, error) {
-	return p.bucket.Open(ctx, p.prefix+name)
+func (p *prefixed) Open(ctx context.Context, name string, offset int64) (io.ReadCloser, error) {
+	return p.bucket.Open(ctx, p.prefix+name, offset)
 }
 
 func (p *prefixed) SignURL(ctx context.Context, name string, ttl time.Duration) (string, time.Time, error) {

@@ -28,7 +28,7 @@ const (
 func Check(ctx context.Context, b Bucket, client *http.Client) error {
 	name := CheckPrefix + strings.ToLower(rand.Text())
 	content := []byte("written by the sidecar to see that the bucket works\n")
-	if err := b.Put(ctx, name, "text/plain", bytes.NewReader(content)); err != nil {
+	if err := b.Put(ctx, name, Media{Type: "text/plain"}, bytes.NewReader(content)); err != nil {
 		return fmt.Errorf("check bucket: write: %w", err)
 	}
 	readErr := checkRead(ctx, b, client, name, content)
@@ -67,7 +67,7 @@ func checkRead(ctx context.Context, b Bucket, client *http.Client, name string, 
 func openLikeClient(ctx context.Context, b Bucket, client *http.Client, name string) (io.ReadCloser, error) {
 	link, _, err := b.SignURL(ctx, name, checkLinkLifetime)
 	if errors.Is(err, errors.ErrUnsupported) {
-		return b.Open(ctx, name)
+		return b.Open(ctx, name, 0)
 	}
 	if err != nil {
 		return nil, err

@@ -22,10 +22,13 @@ const (
 	// A file in the making stands beside its place as ".<name>.part". The name is
 	// fixed, so that a Put after a crash takes over what the first one left.
 	partPrefix, partSuffix = ".", ".part"
+
+	gzipSuffix = ".gz"
 )
 
 // Dir is a folder as a [Bucket]. Its objects are plain files, 0600 in folders of
-// 0700; it keeps no content type, which follows from the file's name.
+// 0700; it keeps no content type, which follows from the file's name. What is
+// compressed is the file "<name>.gz", as those who read the folder expect.
 type Dir struct {
 	root string
 
@@ -54,10 +57,17 @@ func NewDir(path string) (*Dir, error) {
 // Put writes body to a part file beside its place, syncs it, renames it and syncs
 // the folder, so that a crash at any moment leaves the old file or the new one.
 // See [Bucket] for when it fails.
-func (d *Dir) Put(ctx context.Context, name, _ string, body io.ReadSeeker) error {
+func (d *Dir) Put(ctx context.Context, name string, media Media, body io.ReadSeeker) error {
 	path, err := d.path(name)
+	other := path + gzipSuffix
+	if media.Encoding == Gzip {
+		path, other = other, path
+	}
 	if err == nil {
 		err = d.put(ctx, path, body)
+	}
+	if err == nil {
+		err = d.remove(other)
 	}
 	if err != nil {
 		return fmt.Errorf("put %s: %w", name, withoutPath(err))
@@ -162,7 +172,7 @@ func (d *Dir) release(part string) {
 
 // Open opens an object's file; the stream is an *os.File, so that it can be
 // served with Range. See [Bucket] for when it fails.
-func (d *Dir) Open(ctx context.Context, name string) (io.ReadCloser, error) {
+func (d *Dir) Open(ctx context.Context, name string, offset int64) (io.ReadCloser, error) {
 	path, err := d.path(name)
 	if err == nil {
 		err = ctx.Err()
@@ -171,6 +181,9 @@ func (d *Dir) Open(ctx context.Context, name string) (io.ReadCloser, error) {
 		return nil, fmt.Errorf("open %s: %w", name, err)
 	}
 	f, err := os.Open(path)
+	if gone(err) {
+		f, err = os.Open(path + gzipSuffix)
+	}
 	if err != nil {
 		if gone(err) {
 			err = ErrNotExist
@@ -180,6 +193,9 @@ func (d *Dir) Open(ctx context.Context, name string) (io.ReadCloser, error) {
 	info, err := f.Stat()
 	if err == nil && !info.Mode().IsRegular() {
 		err = ErrNotExist
+	}
+	if err == nil {
+		_, err = f.Seek(offset, io.SeekStart)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", name, errors.Join(err, f.Close()))
@@ -202,7 +218,7 @@ func (d *Dir) Delete(ctx context.Context, name string) error {
 		err = ctx.Err()
 	}
 	if err == nil {
-		err = d.remove(path)
+		err = errors.Join(d.remove(path), d.remove(path+gzipSuffix))
 	}
 	if err != nil {
 		return fmt.Errorf("delete %s: %w", name, withoutPath(err))

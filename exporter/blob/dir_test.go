@@ -34,7 +34,7 @@ func TestDir(t *testing.T) {
 
 func TestDirFilesAreReadableByTheirOwnerAlone(t *testing.T) {
 	d, root := newDir(t)
-	if err := d.Put(t.Context(), "job/Patient.1.ndjson", "", strings.NewReader("x\n")); err != nil {
+	if err := d.Put(t.Context(), "job/Patient.1.ndjson", blob.Media{}, strings.NewReader("x\n")); err != nil {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]fs.FileMode{
@@ -56,10 +56,10 @@ func TestDirFilesAreReadableByTheirOwnerAlone(t *testing.T) {
 func TestDirOpensFiles(t *testing.T) {
 	d, _ := newDir(t)
 	b := blob.WithPrefix(d, "/a/b/")
-	if err := b.Put(t.Context(), "job/x.ndjson", "", strings.NewReader("x\n")); err != nil {
+	if err := b.Put(t.Context(), "job/x.ndjson", blob.Media{}, strings.NewReader("x\n")); err != nil {
 		t.Fatal(err)
 	}
-	body, err := b.Open(t.Context(), "job/x.ndjson")
+	body, err := b.Open(t.Context(), "job/x.ndjson", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,10 +73,10 @@ func TestDirOpensFiles(t *testing.T) {
 
 func TestDirDoesNotOpenFolders(t *testing.T) {
 	d, _ := newDir(t)
-	if err := d.Put(t.Context(), "job/x.ndjson", "", strings.NewReader("x\n")); err != nil {
+	if err := d.Put(t.Context(), "job/x.ndjson", blob.Media{}, strings.NewReader("x\n")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.Open(t.Context(), "job"); !errors.Is(err, blob.ErrNotExist) {
+	if _, err := d.Open(t.Context(), "job", 0); !errors.Is(err, blob.ErrNotExist) {
 		t.Errorf("got %v, want ErrNotExist", err)
 	}
 }
@@ -84,7 +84,7 @@ func TestDirDoesNotOpenFolders(t *testing.T) {
 func TestDirDeleteRemovesEmptyFoldersButNotTheRoot(t *testing.T) {
 	d, root := newDir(t)
 	for _, name := range []string{"a/job/1.ndjson", "a/job/2.ndjson"} {
-		if err := d.Put(t.Context(), name, "", strings.NewReader("x\n")); err != nil {
+		if err := d.Put(t.Context(), name, blob.Media{}, strings.NewReader("x\n")); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -102,7 +102,7 @@ func TestDirDeleteRemovesEmptyFoldersButNotTheRoot(t *testing.T) {
 // health data and no record names it.
 func TestDirDeleteRemovesWhatACrashLeft(t *testing.T) {
 	d, root := newDir(t)
-	if err := d.Put(t.Context(), "job/1.ndjson", "", strings.NewReader("x\n")); err != nil {
+	if err := d.Put(t.Context(), "job/1.ndjson", blob.Media{}, strings.NewReader("x\n")); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(root, "job/.2.ndjson.part"), []byte("half"), 0o600); err != nil {
@@ -122,7 +122,7 @@ func TestDirPutTakesOverWhatACrashLeft(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(root, "job/.1.ndjson.part"), []byte("a long half"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.Put(t.Context(), "job/1.ndjson", "", strings.NewReader("x\n")); err != nil {
+	if err := d.Put(t.Context(), "job/1.ndjson", blob.Media{}, strings.NewReader("x\n")); err != nil {
 		t.Fatal(err)
 	}
 	content, err := os.ReadFile(filepath.Join(root, "job/1.ndjson"))
@@ -137,7 +137,7 @@ func TestDirPutTakesOverWhatACrashLeft(t *testing.T) {
 
 func TestDirRefusesNamesOfUnfinishedFiles(t *testing.T) {
 	d, _ := newDir(t)
-	if err := d.Put(t.Context(), "job/.1.ndjson.part", "", strings.NewReader("x")); err == nil {
+	if err := d.Put(t.Context(), "job/.1.ndjson.part", blob.Media{}, strings.NewReader("x")); err == nil {
 		t.Error("got nil, want an error")
 	}
 }
@@ -156,7 +156,7 @@ func TestDirDoesNotMakeALostRootAgain(t *testing.T) {
 	if err != nil && strings.Contains(err.Error(), root) {
 		t.Errorf("error shows the server's path: %v", err)
 	}
-	if err := d.Put(t.Context(), "job/1.ndjson", "", strings.NewReader("x")); err == nil {
+	if err := d.Put(t.Context(), "job/1.ndjson", blob.Media{}, strings.NewReader("x")); err == nil {
 		t.Error("put: got nil, want an error")
 	}
 }
@@ -186,7 +186,7 @@ func TestDirPutAndDeleteInOneFolderAtOnce(t *testing.T) {
 	for _, name := range []string{"job/1.ndjson", "job/2.ndjson", "job/3.ndjson"} {
 		wg.Go(func() {
 			for range 50 {
-				if err := d.Put(t.Context(), name, "", strings.NewReader("x")); err != nil {
+				if err := d.Put(t.Context(), name, blob.Media{}, strings.NewReader("x")); err != nil {
 					t.Error(err)
 				}
 				if err := d.Delete(t.Context(), name); err != nil {

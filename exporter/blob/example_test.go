@@ -24,10 +24,10 @@ func ExampleDir() {
 
 	ctx := context.Background()
 	line := strings.NewReader(`{"resourceType":"Patient","id":"1"}` + "\n")
-	if err := bucket.Put(ctx, "job/Patient.1.ndjson", "application/fhir+ndjson", line); err != nil {
+	if err := bucket.Put(ctx, "job/Patient.1.ndjson", blob.Media{Type: "application/fhir+ndjson"}, line); err != nil {
 		log.Fatal(err)
 	}
-	file, err := bucket.Open(ctx, "job/Patient.1.ndjson")
+	file, err := bucket.Open(ctx, "job/Patient.1.ndjson", 0)
 	if err != nil {
 		log.Fatal(err)
 	}

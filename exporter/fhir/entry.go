@@ -92,7 +92,7 @@ func (e *Entry) Bytes(limit int64) ([]byte, error) {
 // reader reads the resource from its start.
 func (e *Entry) reader() io.Reader {
 	if e.long != nil {
-		return io.NewSectionReader(e.long.file, 0, e.long.spilled)
+		return io.NewSectionReader(e.long.file, e.long.begin, e.long.spilled)
 	}
 	return bytes.NewReader(e.Resource)
 }

@@ -19,6 +19,7 @@ type line struct {
 	dir     string
 	buf     []byte
 	file    *os.File
+	begin   int64 // where in file the line begins
 	spilled int64 // the first bytes of the line, which are in file
 	most    int64 // the bytes that a line may have
 }

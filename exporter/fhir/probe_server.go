@@ -11,17 +11,8 @@ import (
 // pageSize is probe P6. A server with fewer rows than a page says nothing about its limit; the walk copes with short pages.
 func (p *probe) pageSize(ctx context.Context) error {
 	_, err := p.first(ctx, "the size of a page", func(ctx context.Context, s *sample) (answer, error) {
-		page, err := p.client.search(ctx, Query{Type: s.typ, Count: p.wanted, ServerPages: true})
-		if err != nil {
-			return no, err
-		}
 		rows := 0
-		err = page.Each(func(e *Entry) error {
-			if e.Type == s.typ {
-				rows++
-			}
-			return nil
-		})
+		page, err := p.page(ctx, Query{Type: s.typ, Count: p.wanted, ServerPages: true}, func(*Entry) { rows++ })
 		if err != nil {
 			return no, err
 		}

@@ -16,18 +16,36 @@ func (p *probe) filter(ctx context.Context) error {
 	return err
 }
 
-// read reads one page and hands out its rows of the type that was asked for.
+// maxEmptyPages bounds a chain of pages without rows.
+const maxEmptyPages = 20
+
+// read reads the first page that has rows and hands out those of the type that was asked for.
 func (p *probe) read(ctx context.Context, q Query, take func(*Entry)) error {
+	_, err := p.page(ctx, q, take)
+	return err
+}
+
+// page is read that returns the page, too. One database gives empty pages with a next link before it.
+func (p *probe) page(ctx context.Context, q Query, take func(*Entry)) (*Page, error) {
 	page, err := p.client.search(ctx, q)
-	if err != nil {
-		return err
-	}
-	return page.Each(func(e *Entry) error {
-		if e.Type == q.Type {
-			take(e)
+	for empty := 0; err == nil; empty++ {
+		rows := 0
+		err = page.Each(func(e *Entry) error {
+			if e.Mode != "outcome" {
+				rows++
+			}
+			if e.Type == q.Type {
+				take(e)
+			}
+			return nil
+		})
+		next, broken := page.Next()
+		if err != nil || rows > 0 || next == "" || broken != nil || empty >= maxEmptyPages {
+			break
 		}
-		return nil
-	})
+		page, err = p.client.Follow(ctx, q.Type, "searchset", next)
+	}
+	return page, err
 }
 
 // bounds is probe P3. A server whose "lt" names the end of a second, not its beginning, passes when it is asked for the

@@ -123,14 +123,7 @@ func (p *probe) readRows(ctx context.Context, s *sample) error {
 	if len(s.rows) > 0 {
 		return nil
 	}
-	page, err := p.client.search(ctx, Query{Type: s.typ, Count: sampleRows})
-	if err != nil {
-		return err
-	}
-	return page.Each(func(e *Entry) error {
-		s.take(e)
-		return nil
-	})
+	return p.read(ctx, Query{Type: s.typ, Count: sampleRows}, s.take)
 }
 
 // size counts a type for the choice of samples, -1 where that fails. After two types in a row that a method does not

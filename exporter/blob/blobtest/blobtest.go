@@ -4,11 +4,13 @@ package blobtest
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -39,6 +41,8 @@ func Run(t *testing.T, open func(t *testing.T) blob.Bucket) {
 		{"EmptyObject", testEmptyObject},
 		{"NestedNames", testNestedNames},
 		{"BigObject", testBigObject},
+		{"CompressedObject", testCompressed},
+		{"OpenFromAnOffset", testOpenFrom},
 		{"OpenOfMissingObject", testOpenMissing},
 		{"Delete", testDelete},
 		{"CancelledPutPublishesNothing", testCancelledPut},
@@ -66,7 +70,7 @@ func testPutRewinds(t *testing.T, b blob.Bucket) {
 	if _, err := body.Seek(6, io.SeekStart); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Put(t.Context(), fileName, ndjson, body); err != nil {
+	if err := b.Put(t.Context(), fileName, blob.Media{Type: ndjson}, body); err != nil {
 		t.Fatal(err)
 	}
 	wantContent(t, b, fileName, "first line\nsecond line\n")
@@ -98,11 +102,66 @@ func testNestedNames(t *testing.T, b blob.Bucket) {
 func testBigObject(t *testing.T, b blob.Bucket) {
 	content := bytes.Repeat([]byte("0123456789abcdefghijklmnopqrstuvwxyz\n"), bigSize/37+1)[:bigSize]
 	name := jobName + "/big.ndjson"
-	if err := b.Put(t.Context(), name, ndjson, bytes.NewReader(content)); err != nil {
+	if err := b.Put(t.Context(), name, blob.Media{Type: ndjson}, bytes.NewReader(content)); err != nil {
 		t.Fatal(err)
 	}
 	if got := read(t, b, name); !bytes.Equal(got, content) {
 		t.Errorf("content of %d bytes differs from the %d bytes written", len(got), len(content))
+	}
+}
+
+// Ensure what is compressed stays so, and is said to be so to those who follow a
+// link, also when they do not say that they take it.
+func testCompressed(t *testing.T, b blob.Bucket) {
+	var packed bytes.Buffer
+	packer := gzip.NewWriter(&packed)
+	if _, err := packer.Write(bytes.Repeat([]byte("{}\n"), 1000)); err != nil {
+		t.Fatal(err)
+	}
+	if err := packer.Close(); err != nil {
+		t.Fatal(err)
+	}
+	put(t, b, fileName, "not compressed\n")
+	err := b.Put(t.Context(), fileName, blob.Media{Type: ndjson, Encoding: blob.Gzip}, bytes.NewReader(packed.Bytes()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantContent(t, b, fileName, packed.String())
+	if link, _, err := b.SignURL(t.Context(), fileName, ttl); !errors.Is(err, errors.ErrUnsupported) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, accept := range []string{"gzip", "identity"} {
+			got := get(t, link, "Accept-Encoding", accept)
+			want := answer{status: http.StatusOK, contentType: ndjson, encoding: blob.Gzip, body: packed.String()}
+			if got != want {
+				t.Errorf("link, %s: got %d, %s, %s, %d bytes", accept, got.status, got.contentType, got.encoding, len(got.body))
+			}
+		}
+	}
+	put(t, b, fileName, "plain again\n")
+	wantContent(t, b, fileName, "plain again\n")
+	err = b.Put(t.Context(), fileName, blob.Media{Type: ndjson, Encoding: blob.Gzip}, bytes.NewReader(packed.Bytes()))
+	if err := errors.Join(err, b.Delete(t.Context(), fileName)); err != nil {
+		t.Fatal(err)
+	}
+	wantMissing(t, b, fileName)
+}
+
+func testOpenFrom(t *testing.T, b blob.Bucket) {
+	put(t, b, fileName, "0123456789")
+	for _, offset := range []int64{0, 1, 9} {
+		body, err := b.Open(t.Context(), fileName, offset)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(body)
+		if err := errors.Join(err, body.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if want := "0123456789"[offset:]; string(got) != want {
+			t.Errorf("from %d: got %q, want %q", offset, got, want)
+		}
 	}
 }
 
@@ -127,7 +186,7 @@ func testCancelledPut(t *testing.T, b blob.Bucket) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	name := jobName + "/cancelled.ndjson"
-	err := b.Put(ctx, name, ndjson, strings.NewReader("never\n"))
+	err := b.Put(ctx, name, blob.Media{Type: ndjson}, strings.NewReader("never\n"))
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want context.Canceled", err)
 	}
@@ -139,7 +198,7 @@ func testPutCancelledMidway(t *testing.T, b blob.Bucket) {
 	defer cancel()
 	name := jobName + "/midway.ndjson"
 	body := &brokenBody{size: bigSize, at: bigSize / 2, broke: func() error { cancel(); return nil }}
-	if err := b.Put(ctx, name, ndjson, body); !errors.Is(err, context.Canceled) {
+	if err := b.Put(ctx, name, blob.Media{Type: ndjson}, body); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want context.Canceled", err)
 	}
 	wantMissing(t, b, name)
@@ -149,7 +208,7 @@ func testFailingReader(t *testing.T, b blob.Bucket) {
 	for _, size := range []int64{4 << 10, bigSize} {
 		name := fmt.Sprintf("%s/failing.%d.ndjson", jobName, size)
 		body := &brokenBody{size: size, at: size / 2, broke: func() error { return errDisk }}
-		if err := b.Put(t.Context(), name, ndjson, body); !errors.Is(err, errDisk) {
+		if err := b.Put(t.Context(), name, blob.Media{Type: ndjson}, body); !errors.Is(err, errDisk) {
 			t.Errorf("size %d: got %v, want %v", size, err, errDisk)
 		}
 		wantMissing(t, b, name)
@@ -159,7 +218,7 @@ func testFailingReader(t *testing.T, b blob.Bucket) {
 func testFailedReplace(t *testing.T, b blob.Bucket) {
 	put(t, b, fileName, "old\n")
 	body := &brokenBody{size: bigSize, at: bigSize - 1, broke: func() error { return errDisk }}
-	if err := b.Put(t.Context(), fileName, ndjson, body); err == nil {
+	if err := b.Put(t.Context(), fileName, blob.Media{Type: ndjson}, body); err == nil {
 		t.Error("put of a body that cannot be read: got nil, want an error")
 	}
 	wantContent(t, b, fileName, "old\n")
@@ -167,10 +226,10 @@ func testFailedReplace(t *testing.T, b blob.Bucket) {
 
 func testBadNames(t *testing.T, b blob.Bucket) {
 	for _, name := range []string{"", ".", "/", "/etc/x", "../x", "a/../x", "a/./x", "a//x", "a/", `a\x`, "a\nx", "a\x00x"} {
-		if err := b.Put(t.Context(), name, ndjson, strings.NewReader("x")); err == nil {
+		if err := b.Put(t.Context(), name, blob.Media{Type: ndjson}, strings.NewReader("x")); err == nil {
 			t.Errorf("put %q: got nil, want an error", name)
 		}
-		if body, err := b.Open(t.Context(), name); err == nil {
+		if body, err := b.Open(t.Context(), name, 0); err == nil {
 			t.Errorf("open %q: got a stream, want an error (close: %v)", name, body.Close())
 		}
 		if err := b.Delete(t.Context(), name); err == nil {
@@ -229,14 +288,14 @@ func testCheck(t *testing.T, b blob.Bucket) {
 
 func put(t *testing.T, b blob.Bucket, name, content string) {
 	t.Helper()
-	if err := b.Put(t.Context(), name, ndjson, strings.NewReader(content)); err != nil {
+	if err := b.Put(t.Context(), name, blob.Media{Type: ndjson}, strings.NewReader(content)); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func read(t *testing.T, b blob.Bucket, name string) []byte {
 	t.Helper()
-	body, err := b.Open(t.Context(), name)
+	body, err := b.Open(t.Context(), name, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,7 +315,7 @@ func wantContent(t *testing.T, b blob.Bucket, name, want string) {
 
 func wantMissing(t *testing.T, b blob.Bucket, name string) {
 	t.Helper()
-	body, err := b.Open(t.Context(), name)
+	body, err := b.Open(t.Context(), name, 0)
 	if err == nil {
 		t.Errorf("open %s: got a stream, want ErrNotExist (close: %v)", name, body.Close())
 		return
@@ -268,15 +327,18 @@ func wantMissing(t *testing.T, b blob.Bucket, name string) {
 
 // answer is what a client sees of a link.
 type answer struct {
-	status            int
-	contentType, body string
+	status                      int
+	contentType, encoding, body string
 }
 
-func get(t *testing.T, link string) answer {
+func get(t *testing.T, link string, header ...string) answer {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, link, nil)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for pair := range slices.Chunk(header, 2) {
+		req.Header.Set(pair[0], pair[1])
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
@@ -286,7 +348,7 @@ func get(t *testing.T, link string) answer {
 	if err := errors.Join(err, resp.Body.Close()); err != nil {
 		t.Fatal(err)
 	}
-	return answer{status: resp.StatusCode, contentType: resp.Header.Get("Content-Type"), body: string(body)}
+	return answer{status: resp.StatusCode, contentType: resp.Header.Get("Content-Type"), encoding: resp.Header.Get("Content-Encoding"), body: string(body)}
 }
 
 var errDisk = errors.New("disk error")

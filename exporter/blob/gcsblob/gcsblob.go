@@ -104,13 +104,13 @@ func New(ctx context.Context, cfg Config) (*Bucket, error) {
 }
 
 // Put uploads body in chunks. See [blob.Bucket] for when it fails.
-func (b *Bucket) Put(ctx context.Context, name, contentType string, body io.ReadSeeker) error {
+func (b *Bucket) Put(ctx context.Context, name string, media blob.Media, body io.ReadSeeker) error {
 	err := blob.ValidateName(name)
 	if err == nil {
 		_, err = body.Seek(0, io.SeekStart)
 	}
 	if err == nil {
-		err = b.put(ctx, name, contentType, body)
+		err = b.put(ctx, name, media, body)
 	}
 	if err != nil {
 		return fmt.Errorf("put %s: %w", name, blob.HideURL(err))
@@ -118,7 +118,7 @@ func (b *Bucket) Put(ctx context.Context, name, contentType string, body io.Read
 	return nil
 }
 
-func (b *Bucket) put(ctx context.Context, name, contentType string, body io.Reader) error {
+func (b *Bucket) put(ctx context.Context, name string, media blob.Media, body io.Reader) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -131,7 +131,12 @@ func (b *Bucket) put(ctx context.Context, name, contentType string, body io.Read
 		return storage.ShouldRetry(err) && retries.Add(1) < uploadAttempts
 	}))
 	w := object.NewWriter(uploadCtx)
-	w.ContentType = contentType
+	w.ContentType = media.Type
+	if w.ContentEncoding = media.Encoding; media.Encoding != "" {
+		// Without it the store sends the content decompressed, and without its length,
+		// to those who do not say that they take gzip.
+		w.CacheControl = "private, no-transform"
+	}
 	w.ChunkSize = chunkSize
 	w.ChunkTransferTimeout = chunkTimeout
 	w.ChunkRetryDeadline = chunkDeadline
@@ -155,11 +160,11 @@ func cancelled(ctx context.Context, err error) error {
 }
 
 // Open reads an object. See [blob.Bucket] for when it fails.
-func (b *Bucket) Open(ctx context.Context, name string) (io.ReadCloser, error) {
+func (b *Bucket) Open(ctx context.Context, name string, offset int64) (io.ReadCloser, error) {
 	if err := blob.ValidateName(name); err != nil {
 		return nil, fmt.Errorf("open %s: %w", name, err)
 	}
-	r, err := b.handle.Object(name).NewReader(ctx)
+	r, err := b.handle.Object(name).ReadCompressed(true).NewRangeReader(ctx, offset, -1)
 	if isMissing(err) {
 		return nil, fmt.Errorf("open %s: %w", name, blob.ErrNotExist)
 	}

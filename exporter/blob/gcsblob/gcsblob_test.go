@@ -25,6 +25,7 @@ import (
 	"testing"
 	"time"
 
+	"sidecar/exporter/blob"
 	"sidecar/exporter/blob/gcsblob"
 )
 
@@ -261,7 +262,7 @@ func openStore(t *testing.T, s *store) *gcsblob.Bucket {
 
 func TestPutIsRetried(t *testing.T) {
 	s := &store{refuse: 2}
-	if err := openStore(t, s).Put(t.Context(), name, "application/fhir+ndjson", strings.NewReader("line\n")); err != nil {
+	if err := openStore(t, s).Put(t.Context(), name, blob.Media{Type: "application/fhir+ndjson"}, strings.NewReader("line\n")); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := len(s.uploads), 3; got != want {
@@ -278,7 +279,7 @@ func TestPutIsRetried(t *testing.T) {
 // Ensure a store that refuses for good ends a Put although its context does not.
 func TestPutGivesUp(t *testing.T) {
 	s := &store{refuse: 1000}
-	err := openStore(t, s).Put(t.Context(), name, "application/fhir+ndjson", strings.NewReader("line\n"))
+	err := openStore(t, s).Put(t.Context(), name, blob.Media{Type: "application/fhir+ndjson"}, strings.NewReader("line\n"))
 	if err == nil {
 		t.Fatal("got nil, want an error")
 	}
@@ -294,7 +295,7 @@ func TestFailedPutSendsNothing(t *testing.T) {
 		io.Reader
 		io.Seeker
 	}{io.MultiReader(strings.NewReader("half a li"), errReader{cause}), strings.NewReader("")}
-	err := openStore(t, s).Put(t.Context(), name, "application/fhir+ndjson", body)
+	err := openStore(t, s).Put(t.Context(), name, blob.Media{Type: "application/fhir+ndjson"}, body)
 	if !errors.Is(err, cause) {
 		t.Errorf("got %v, want %v", err, cause)
 	}
@@ -314,7 +315,7 @@ func TestErrorsHoldNoLink(t *testing.T) {
 	server.Close()
 	cfg := inline(t)
 	cfg.Endpoint = server.URL
-	err := open(t, cfg).Put(t.Context(), name, "text/plain", strings.NewReader("x"))
+	err := open(t, cfg).Put(t.Context(), name, blob.Media{Type: "text/plain"}, strings.NewReader("x"))
 	if err == nil {
 		t.Fatal("got nil, want an error")
 	}

@@ -155,18 +155,17 @@ func adapt(o *s3.Options, cfg Config) {
 }
 
 // Put stores body in one request. See [blob.Bucket] for when it fails.
-func (b *Bucket) Put(ctx context.Context, name, contentType string, body io.ReadSeeker) error {
+func (b *Bucket) Put(ctx context.Context, name string, media blob.Media, body io.ReadSeeker) error {
 	err := blob.ValidateName(name)
 	if err == nil {
 		_, err = body.Seek(0, io.SeekStart)
 	}
 	if err == nil {
-		_, err = b.client.PutObject(ctx, &s3.PutObjectInput{
-			Bucket:      &b.name,
-			Key:         &name,
-			ContentType: &contentType,
-			Body:        body,
-		})
+		input := &s3.PutObjectInput{Bucket: &b.name, Key: &name, ContentType: &media.Type, Body: body}
+		if media.Encoding != "" {
+			input.ContentEncoding = &media.Encoding
+		}
+		_, err = b.client.PutObject(ctx, input)
 	}
 	if err != nil {
 		return fmt.Errorf("put %s: %w", name, blob.HideURL(err))
@@ -177,11 +176,15 @@ func (b *Bucket) Put(ctx context.Context, name, contentType string, body io.Read
 // Open reads an object. Where the credential may not list the bucket, S3 answers
 // 403 for a missing object, which is then no blob.ErrNotExist. See [blob.Bucket]
 // for when it fails.
-func (b *Bucket) Open(ctx context.Context, name string) (io.ReadCloser, error) {
+func (b *Bucket) Open(ctx context.Context, name string, offset int64) (io.ReadCloser, error) {
 	if err := blob.ValidateName(name); err != nil {
 		return nil, fmt.Errorf("open %s: %w", name, err)
 	}
-	out, err := b.client.GetObject(ctx, &s3.GetObjectInput{Bucket: &b.name, Key: &name})
+	input := &s3.GetObjectInput{Bucket: &b.name, Key: &name}
+	if offset > 0 {
+		input.Range = aws.String(fmt.Sprintf("bytes=%d-", offset))
+	}
+	out, err := b.client.GetObject(ctx, input)
 	if isMissing(err) {
 		return nil, fmt.Errorf("open %s: %w", name, blob.ErrNotExist)
 	}

@@ -194,7 +194,7 @@ func TestPutIsRetriedFromTheStart(t *testing.T) {
 	server := httptest.NewServer(s)
 	t.Cleanup(server.Close)
 	b := open(t, s3blob.Config{Bucket: "b", Endpoint: server.URL, PathStyle: true, AccessKeyID: "id", SecretAccessKey: "secret"})
-	if err := b.Put(t.Context(), name, "application/fhir+ndjson", strings.NewReader("line\n")); err != nil {
+	if err := b.Put(t.Context(), name, blob.Media{Type: "application/fhir+ndjson"}, strings.NewReader("line\n")); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := strings.Join(s.bodies, "|"), "line\n|line\n"; got != want {
@@ -234,7 +234,7 @@ func TestMissingBucketIsAnError(t *testing.T) {
 	}))
 	t.Cleanup(server.Close)
 	b := open(t, s3blob.Config{Bucket: "b", Endpoint: server.URL, PathStyle: true, AccessKeyID: "id", SecretAccessKey: "secret"})
-	if _, err := b.Open(t.Context(), name); err == nil || errors.Is(err, blob.ErrNotExist) {
+	if _, err := b.Open(t.Context(), name, 0); err == nil || errors.Is(err, blob.ErrNotExist) {
 		t.Errorf("open: got %v, want an error other than ErrNotExist", err)
 	}
 	if err := b.Delete(t.Context(), name); err == nil {

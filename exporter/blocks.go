@@ -1,0 +1,210 @@
+package exporter
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"sidecar/exporter/fhir"
+	"sidecar/state"
+	"sidecar/state/failpoint"
+)
+
+// blocks writes the blocks one after another into files. A block that does not fit behind others moves to a file of its own;
+// one that is longer than a file goes on in the next, behind its header again (Bulk Data guide, section "Bulk Data Output
+// File Organization").
+type blocks struct {
+	*organizer
+	output *fhir.Output
+	// stored is how many files there are.
+	stored int
+
+	file *os.File // nil while nothing is in it
+	out  *bufio.Writer
+	// size and rows are what is in the file.
+	size, rows int64
+	// id is the instance of the block that is being written. It begins in the file at begin, behind before rows of others.
+	id            string
+	begin, before int64
+	// written is what is in the file by type, for the metrics.
+	written map[string]content
+}
+
+// write puts the files, and goes on behind those that the bucket has from before a crash: a spot is a row, so that their
+// counts tell how many spots they took.
+func (o *organizer) write(ctx context.Context) error {
+	files, err := o.Store.Files(ctx, o.job.ID)
+	if err != nil {
+		return err
+	}
+	b := &blocks{organizer: o, written: map[string]content{}}
+	if b.output, err = fhir.NewOutput(o.profile.FHIRVersion, o.job.Kickoff.Base, o.job.Kickoff.Elements); err != nil {
+		return err
+	}
+	done := int64(0)
+	for _, file := range files {
+		if file.Kind == state.Output {
+			b.stored, done = b.stored+1, done+file.Count
+		}
+	}
+	sorted, err := o.places.sorted()
+	if err != nil {
+		return err
+	}
+	for {
+		line, more, err := sorted.next()
+		if err == nil && !more {
+			return b.end(ctx)
+		}
+		var at spot
+		if err == nil {
+			at, err = decodeSpot(line)
+		}
+		if err == nil && done <= 0 {
+			err = b.row(ctx, at)
+		}
+		if err != nil {
+			return errors.Join(err, b.abandon())
+		}
+		b.id, done = at.id, done-1
+	}
+}
+
+// row writes a row to the block of its instance.
+func (b *blocks) row(ctx context.Context, at spot) error {
+	continues := at.id == b.id
+	if b.size >= b.MaxFileBytes {
+		if err := b.put(ctx, continues); err != nil {
+			return err
+		}
+	}
+	if !continues || b.file == nil {
+		if err := b.head(at.id); err != nil {
+			return err
+		}
+	}
+	resource, err := fhir.EntryAt(b.types[at.seq], "", b.spools[at.seq], at.at, at.size)
+	if err != nil {
+		return local(err)
+	}
+	n, err := b.output.Write(b.out, resource)
+	if err = errors.Join(err, b.out.WriteByte('\n')); err != nil {
+		return local(err)
+	}
+	b.size, b.rows = b.size+n+1, b.rows+1
+	sum := b.written[resource.Type]
+	b.written[resource.Type] = content{rows: sum.rows + 1, size: sum.size + n + 1}
+	if b.size > b.MaxFileBytes && b.begin > 0 {
+		return b.move(ctx)
+	}
+	return ctx.Err()
+}
+
+// head begins a block, or goes on with it in a new file.
+func (b *blocks) head(id string) error {
+	if b.file == nil {
+		if err := b.open(b.organizedPath()); err != nil {
+			return err
+		}
+	}
+	b.begin, b.before = b.size, b.rows
+	reference, err := json.Marshal(b.by + "/" + id)
+	if err != nil {
+		return err
+	}
+	n, err := fmt.Fprintf(b.out, `{"resourceType":"Parameters","parameter":[{"name":"header","valueReference":{"reference":%s}}]}`+"\n", reference)
+	b.size += int64(n)
+	return local(err)
+}
+
+func (b *blocks) open(path string) error {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
+	if err != nil {
+		return local(err)
+	}
+	b.file, b.out = file, bufio.NewWriterSize(file, 64<<10)
+	return nil
+}
+
+// move puts what is before the block, and leaves the block as the beginning of the next file.
+func (b *blocks) move(ctx context.Context) (err error) {
+	if err := b.out.Flush(); err != nil {
+		return local(err)
+	}
+	path := b.organizedPath() + ".next"
+	next, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
+	if err != nil {
+		return local(err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, local(next.Close()))
+		}
+	}()
+	if _, err := io.Copy(next, io.NewSectionReader(b.file, b.begin, b.size-b.begin)); err != nil {
+		return local(err)
+	}
+	if err := b.file.Truncate(b.begin); err != nil {
+		return local(err)
+	}
+	size, rows := b.size-b.begin, b.rows-b.before
+	b.size, b.rows = b.begin, b.before
+	if err := b.put(ctx, false); err != nil {
+		return err
+	}
+	failpoint.Pass("before rename")
+	if err := os.Rename(path, b.organizedPath()); err != nil {
+		return local(err)
+	}
+	failpoint.Pass("after rename")
+	b.file, b.out = next, bufio.NewWriterSize(next, 64<<10)
+	b.size, b.rows, b.begin, b.before = size, rows, 0, 0
+	return nil
+}
+
+// put puts the file. continues tells that its last block goes on in the next one.
+func (b *blocks) put(ctx context.Context, continues bool) error {
+	err := errors.Join(b.out.Flush(), b.file.Sync(), b.file.Close())
+	b.file = nil
+	if err != nil {
+		return local(err)
+	}
+	b.stored++
+	file := state.File{Kind: state.Output, Type: b.by, Count: b.rows, Bytes: b.size, Sealed: true}
+	if continues {
+		file.ContinuesIn = state.FileName(b.by, b.stored+1)
+	}
+	if file, err = b.Store.Allot(ctx, b.job.ID, file); err != nil {
+		return err
+	}
+	if err := b.putOrganized(ctx, file); err != nil {
+		return err
+	}
+	b.size, b.rows, b.begin, b.before = 0, 0, 0, 0
+	for typ, sum := range b.written {
+		b.Metrics.resources.WithLabelValues(typ).Add(float64(sum.rows))
+		b.Metrics.bytes.WithLabelValues(typ).Add(float64(sum.size))
+	}
+	clear(b.written)
+	return nil
+}
+
+// end puts the last file.
+func (b *blocks) end(ctx context.Context) error {
+	if b.file == nil {
+		return nil
+	}
+	return b.put(ctx, false)
+}
+
+// abandon closes the file that is not finished.
+func (b *blocks) abandon() error {
+	if b.file == nil {
+		return nil
+	}
+	return local(b.file.Close())
+}

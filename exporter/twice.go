@@ -1,0 +1,47 @@
+package exporter
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"sidecar/state"
+)
+
+// takeTwice makes changes of the resources that were written more than once, so that one version of each is left: a commit
+// that showed while the type was read, and was stamped before the span of repairs, is in no history or search that was read
+// for the repair. Such a row was met once more than the server counts, so that a type whose counts are equal has none.
+func (t *typeRepair) takeTwice() (err error) {
+	equal := func(s *state.Slice) bool { return s.Verdict == state.Proved || s.Verdict == state.Paged }
+	if !slices.ContainsFunc(t.crawled, func(s *state.Slice) bool { return !equal(s) }) {
+		return nil
+	}
+	rows := newSorter(t.dir, t.typ+".twice")
+	defer func() { err = errors.Join(err, rows.close()) }()
+	for _, part := range t.crawled {
+		row := 0
+		err := eachWritten(t.dir, part.Seq, part.IndexSize, func(id, _ string) error {
+			row++
+			return rows.add(fmt.Sprintf("%s\t%d.%d", id, part.Seq, row))
+		})
+		if err != nil {
+			return err
+		}
+	}
+	sorted, err := rows.sorted()
+	if err != nil {
+		return err
+	}
+	for last := ""; ; {
+		line, more, err := sorted.next()
+		if err != nil || !more {
+			return err
+		}
+		id, _, _ := strings.Cut(line, "\t")
+		if id == last && t.changes.byID[id] == nil {
+			t.changes.byID[id] = &change{}
+		}
+		last = id
+	}
+}
