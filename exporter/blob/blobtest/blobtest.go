@@ -111,11 +111,12 @@ func testBigObject(t *testing.T, b blob.Bucket) {
 }
 
 // Ensure what is compressed stays so, and is said to be so to those who follow a
-// link, also when they do not say that they take it.
+// link. A store may unpack it for those who do not say that they take it.
 func testCompressed(t *testing.T, b blob.Bucket) {
+	rows := strings.Repeat("{}\n", 1000)
 	var packed bytes.Buffer
 	packer := gzip.NewWriter(&packed)
-	if _, err := packer.Write(bytes.Repeat([]byte("{}\n"), 1000)); err != nil {
+	if _, err := packer.Write([]byte(rows)); err != nil {
 		t.Fatal(err)
 	}
 	if err := packer.Close(); err != nil {
@@ -134,7 +135,8 @@ func testCompressed(t *testing.T, b blob.Bucket) {
 		for _, accept := range []string{"gzip", "identity"} {
 			got := get(t, link, "Accept-Encoding", accept)
 			want := answer{status: http.StatusOK, contentType: ndjson, encoding: blob.Gzip, body: packed.String()}
-			if got != want {
+			unpacked := answer{status: http.StatusOK, contentType: ndjson, body: rows}
+			if got != want && (accept == "gzip" || got != unpacked) {
 				t.Errorf("link, %s: got %d, %s, %s, %d bytes", accept, got.status, got.contentType, got.encoding, len(got.body))
 			}
 		}
