@@ -20,8 +20,8 @@ const maxStrangers = 10_000
 // them, since they exist.
 type strangers struct {
 	filter *filter
-	ids    map[string]struct{}
-	over   bool // there are more than maxStrangers
+	ids    map[string]string // their versions
+	over   bool              // there are more than maxStrangers
 }
 
 // canDepart tells whether resources of a type can leave the export by an edit. A Patient, or a Group at Group level, leaves it
@@ -37,23 +37,28 @@ func (r *run) newStrangers(typ string) *strangers {
 	if !r.canDepart(typ) || r.last(typ) || r.asOfAlone(typ) {
 		return nil
 	}
-	return &strangers{filter: r.filter(typ), ids: map[string]struct{}{}}
+	return &strangers{filter: r.filter(typ), ids: map[string]string{}}
 }
 
 // see takes up a version of the history. It may be called on nil.
 func (s *strangers) see(row *fhir.Entry) error {
-	if s == nil || s.over || row.Deleted || row.Size() == 0 ||
-		!row.LastUpdated.After(s.filter.since) || row.LastUpdated.After(s.filter.until) {
+	if s == nil || s.over || row.Deleted || row.Size() == 0 || row.LastUpdated.After(s.filter.until) {
 		return nil
 	}
-	if _, known := s.ids[row.ID]; known {
+	version, known := s.ids[row.ID]
+	switch {
+	case row.LastUpdated.After(s.filter.since) && !known:
+	case known && !row.LastUpdated.After(s.filter.since) && newer(row.Version, row.LastUpdated, version, s.filter.since):
+		delete(s.ids, row.ID) // a late commit: what stands at T is what counts as of _since
+		return nil
+	default:
 		return nil
 	}
 	belongs, err := s.filter.member(row)
 	if err != nil || belongs {
 		return err
 	}
-	s.ids[row.ID] = struct{}{}
+	s.ids[row.ID] = row.Version
 	if len(s.ids) > maxStrangers {
 		s.ids, s.over = nil, true
 	}

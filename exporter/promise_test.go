@@ -85,7 +85,7 @@ func (p *product) judge(t *testing.T, e *engine, truth *ledger, job *state.Job, 
 		return
 	}
 	if len(job.Kickoff.Filters) > 0 && p.IgnoreEverything {
-		if len(job.Kickoff.Patients) == 0 && (job.Status != state.Failed || job.Failure.Code != "not-supported") {
+		if len(job.Kickoff.Patients) == 0 && len(job.Types) > 0 && (job.Status != state.Failed || job.Failure.Code != "not-supported") {
 			t.Errorf("the job ended %s (%+v) on a server that evaluates no filter", job.Status, job.Failure)
 		}
 		return
@@ -134,8 +134,10 @@ func (p *product) judge(t *testing.T, e *engine, truth *ledger, job *state.Job, 
 func (p *product) audit(t *testing.T, e *engine, truth *ledger, job *state.Job, late map[string]bool) {
 	t.Helper()
 	account, found := map[string]int{}, map[string]int{}
+	busy := len(truth.written(func(v fhirtest.LogEntry) bool { return v.Visible.After(job.TransactionTime) })) > 0
 	for _, proof := range job.Proof {
-		if proof.Verdict != state.Proved && proof.Verdict != state.Paged {
+		weaker := busy && proof.Verdict == state.Counted // now and then writes keep two readings of the history from agreeing
+		if proof.Verdict != state.Proved && proof.Verdict != state.Paged && !weaker {
 			t.Errorf("%s is only %s: %+v", proof.Type, proof.Verdict, proof)
 		}
 		account[proof.Type] += int(proof.Exported)
@@ -191,7 +193,8 @@ func (p *product) leaveOut(t *testing.T, truth *ledger, job *state.Job, late map
 	if p.promise == undeleted { // a commit that is indexed after the settle pause may be overtaken by the next one
 		settled := job.TransactionTime.Add(p.pause - p.IndexLag)
 		unsaid = func(v fhirtest.LogEntry) bool {
-			return v.Deleted && v.Visible.After(job.TransactionTime) || !v.Updated.After(job.TransactionTime) && v.Visible.After(settled)
+			late := v.Visible.Sub(v.Updated) > p.pause-p.IndexLag // its row goes back in time, and may do so while it is looked for
+			return v.Deleted && v.Visible.After(job.TransactionTime) || !v.Updated.After(job.TransactionTime) && v.Visible.After(settled) || late
 		}
 	}
 	for key := range truth.written(unsaid) {
