@@ -11,7 +11,8 @@ import (
 
 // takeTwice makes changes of the resources that were written more than once, so that one version of each is left: a commit
 // that showed while the type was read, and was stamped before the span of repairs, is in no history or search that was read
-// for the repair. Such a row was met once more than the server counts, so that a type whose counts are equal has none. Of a filtered type the count may be that much less for another reason.
+// for the repair. Such a row was met once more than the server counts, so that a type whose counts are equal has none. Of a
+// filtered type the count may be that much less for another reason.
 func (t *typeRepair) takeTwice() (err error) {
 	equal := func(s *state.Slice) bool { return s.Verdict == state.Proved || s.Verdict == state.Paged }
 	if len(t.filtersOf(t.typ)) == 0 && !slices.ContainsFunc(t.crawled, func(s *state.Slice) bool { return !equal(s) }) {

@@ -49,6 +49,36 @@ type declared struct {
 	types, searched []string
 }
 
+// resourceFacts are what a resource of a statement says that decides on what is added, in either form.
+type resourceFacts struct {
+	typ      string
+	searched bool
+}
+
+func (f *resourceFacts) facts() *resourceFacts { return f }
+
+// declaredBy collects what the resources of a statement say.
+func declaredBy[R interface{ facts() *resourceFacts }](release string, resources []R) declared {
+	d := declared{release: release}
+	for _, resource := range resources {
+		of := resource.facts()
+		if d.types = append(d.types, of.typ); of.searched {
+			d.searched = append(d.searched, of.typ)
+		}
+	}
+	return d
+}
+
+// lastOf returns the last resource of a type, the zero value where there is none.
+func lastOf[R interface{ facts() *resourceFacts }](resources []R, typ string) (found R) {
+	for _, resource := range resources {
+		if resource.facts().typ == typ {
+			found = resource
+		}
+	}
+	return found
+}
+
 // additions are the operations that a statement gets, and for each type the canonical addresses of what leaves it out.
 type additions struct {
 	operations []operation

@@ -36,8 +36,8 @@ type jsonRest struct {
 }
 
 type jsonResource struct {
-	typ        string
-	searched   bool
+	resourceFacts
+
 	self       jsonPlace
 	operations jsonList
 	extensions jsonList
@@ -60,7 +60,7 @@ func completeJSON(statement []byte, additionsTo func(declared) additions) ([]byt
 	}
 	for _, rest := range s.rests {
 		if rest.mode == "server" {
-			add := additionsTo(rest.declared(s.release))
+			add := additionsTo(declaredBy(s.release, rest.all))
 			return insert(statement, append(rest.insertions(add), s.instantiates.add(s.self, "instantiates", bulkData, `"`+bulkData+`"`)...)), nil
 		}
 	}
@@ -90,33 +90,12 @@ func (s *jsonStatement) read(statement []byte) (err error) {
 	return err
 }
 
-func (r *jsonRest) declared(release string) declared {
-	d := declared{release: release}
-	for _, resource := range r.all {
-		d.types = append(d.types, resource.typ)
-		if resource.searched {
-			d.searched = append(d.searched, resource.typ)
-		}
-	}
-	return d
-}
-
-// of returns the last resource of a type, nil where there is none.
-func (r *jsonRest) of(typ string) (found *jsonResource) {
-	for _, resource := range r.all {
-		if resource.typ == typ {
-			found = resource
-		}
-	}
-	return found
-}
-
 func (r *jsonRest) insertions(add additions) []insertion {
 	var out []insertion
 	missing := ""
 	for _, op := range add.operations {
 		text := `{"name":"export","definition":"` + op.definition + `"}`
-		switch resource := r.of(op.resource); {
+		switch resource := lastOf(r.all, op.resource); {
 		case op.resource == "":
 			out = append(out, r.operations.add(r.self, "operation", op.definition, text)...)
 		case resource != nil:

@@ -19,8 +19,8 @@ type xmlRest struct {
 }
 
 type xmlResource struct {
-	typ         string
-	searched    bool
+	resourceFacts
+
 	marked      bool  // it has the extension that is added to others
 	begin, end  int64 // behind its start tag, and before its end tag
 	definitions []string
@@ -46,7 +46,7 @@ func completeXML(statement []byte, additionsTo func(declared) additions) ([]byte
 		if rest.mode != "server" {
 			continue
 		}
-		out := rest.insertions(reader.prefix, additionsTo(rest.declared(reader.release)))
+		out := rest.insertions(reader.prefix, additionsTo(declaredBy(reader.release, rest.all)))
 		if !slices.Contains(reader.instantiates, bulkData) {
 			out = append(out, insertion{reader.instantiatesAt, fmt.Sprintf(`<%sinstantiates value="%s"/>`, reader.prefix, bulkData)})
 		}
@@ -55,32 +55,11 @@ func completeXML(statement []byte, additionsTo func(declared) additions) ([]byte
 	return nil, fmt.Errorf("no rest of mode server: %w", errStatement)
 }
 
-func (r *xmlRest) declared(release string) declared {
-	d := declared{release: release}
-	for _, resource := range r.all {
-		d.types = append(d.types, resource.typ)
-		if resource.searched {
-			d.searched = append(d.searched, resource.typ)
-		}
-	}
-	return d
-}
-
-// of returns the last resource of a type, nil where there is none.
-func (r *xmlRest) of(typ string) (found *xmlResource) {
-	for _, resource := range r.all {
-		if resource.typ == typ {
-			found = resource
-		}
-	}
-	return found
-}
-
 func (r *xmlRest) insertions(prefix string, add additions) []insertion {
 	var out []insertion
 	for _, op := range add.operations {
 		text := fmt.Sprintf(`<%[1]soperation><%[1]sname value="export"/><%[1]sdefinition value="%[2]s"/></%[1]soperation>`, prefix, op.definition)
-		resource := r.of(op.resource)
+		resource := lastOf(r.all, op.resource)
 		switch {
 		case op.resource == "" && !slices.Contains(r.definitions, op.definition):
 			out = append(out, insertion{r.operationAt, text})

@@ -16,8 +16,5 @@ func SupportAll() (restore func()) {
 	return func() { parameters = before }
 }
 
-// Supports tells whether exports honour a parameter.
-func Supports(name string) bool { return !parameters[name].refused }
-
 // RetryAfter is the pause until the next poll of a job that has come this far in that time.
 func RetryAfter(elapsed time.Duration, percent int64) int { return retryAfter(elapsed, percent) }
