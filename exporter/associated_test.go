@@ -124,7 +124,6 @@ func TestAssociatedProvenance(t *testing.T) {
 						frozen := b.events.freezeWhen(func(name string) bool {
 							return strings.HasPrefix(name, "before put") && strings.Contains(name, "Provenance.2")
 						})
-						id := b.kickOff(kickoff)
 						changed := false
 						b.link.hook = func(r *http.Request) {
 							if !changed && strings.HasSuffix(r.URL.Path, "/Provenance") && r.URL.Query().Get("_sort") == "_lastUpdated" {
@@ -132,6 +131,7 @@ func TestAssociatedProvenance(t *testing.T) {
 								must(t, b.sample.Put([]byte(`{"resourceType":"Provenance","id":"n0-e0-0","target":[{"reference":"Organization/x"}]}`)), b.sample.Delete("Provenance", "of-p0"))
 							}
 						}
+						id := b.kickOff(kickoff)
 						select {
 						case <-frozen:
 							b.resume(true)

@@ -142,8 +142,12 @@ func blocksOf(t *testing.T, kickoff state.Kickoff, key, body string, members []s
 			}
 		}
 	}
-	if by == "Patient" && kickoff.Level == state.Group {
-		maps.DeleteFunc(found, func(id string, _ bool) bool { return !slices.Contains(members, id) })
+	cohort := kickoff.Patients
+	if kickoff.Level == state.Group {
+		cohort = named(kickoff, members)
+	}
+	if by == "Patient" && (kickoff.Level == state.Group || len(cohort) > 0) {
+		maps.DeleteFunc(found, func(id string, _ bool) bool { return !slices.Contains(cohort, id) })
 	}
 	return slices.Sorted(maps.Keys(found))
 }
