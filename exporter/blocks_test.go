@@ -333,6 +333,9 @@ func TestKilledWhileOrganising(t *testing.T) {
 		t.Fatalf("%d events show little", events)
 	}
 	for at := 1; at <= events; at++ {
+		if sparse(at) {
+			continue
+		}
 		d := death{at: at, again: at % 4, hard: at%2 == 0 || at%5 == 0}
 		t.Run(fmt.Sprintf("%+v", d), func(t *testing.T) {
 			t.Parallel()
