@@ -14,7 +14,8 @@ import (
 	"sidecar/exporter/fhir"
 )
 
-const (
+// They are less in tests.
+var (
 	// repairIDs is how many ids of a type are repaired at once. Each further range of them costs a look through all that
 	// the crawl wrote of the type.
 	repairIDs = 8 << 10

@@ -251,7 +251,7 @@ func (t *typeRepair) reconcilePart(ctx context.Context, w *walk, gone *deletions
 		}
 	}
 	places, err := t.written(func(id string) bool {
-		return t.changes.byID[id] != nil || t.changes.old[id] != nil || t.changes.strangers.has(id) && t.changes.holds(id)
+		return t.changes.holds(id) && (t.changes.byID[id] != nil || t.changes.old[id] != nil || t.changes.strangers.has(id))
 	})
 	if err != nil {
 		return err

@@ -235,7 +235,7 @@ func (s *spool) remove() error {
 const metBytes = 8
 
 // metKey is a hash of an id that is the same in every process (FNV-1a). Only the ids that the history names are looked
-// up by it, some thousands, so that a false hit is less likely than a broken disk.
+// up by it, millions at most, so that a false hit is less likely than a broken disk.
 func metKey(id string) uint64 {
 	key := uint64(14695981039346656037)
 	for i := range len(id) {

@@ -3,6 +3,7 @@ package exporter
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
@@ -46,14 +47,13 @@ func (s script) read(t *testing.T, h *changeLog) {
 	}
 }
 
-// whole is a log as one range, whose files are removed.
-func (l *changeLog) whole(t *testing.T) (whole *changes) {
+// whole is a log as if it were of one range, whose files are removed.
+func (l *changeLog) whole(t *testing.T) *changes {
 	t.Helper()
+	whole := l.part("")
 	err := l.each(func(part *changes) error {
-		if whole != nil {
-			t.Error("more than one range")
-		}
-		whole = part
+		maps.Copy(whole.byID, part.byID)
+		maps.Copy(whole.old, part.old)
 		return nil
 	})
 	if err := errors.Join(err, l.close()); err != nil {
