@@ -21,7 +21,7 @@ func (t *typeRepair) askAsOf(ctx context.Context, id string, c *change, take fun
 		return err
 	})
 	if !known {
-		c.known, c.body = false, nil
+		c.known = false
 	}
 	return err
 }
@@ -42,7 +42,17 @@ func (t *typeRepair) askCurrent(ctx context.Context, id string, c *change) error
 	if err != nil || row == nil || later {
 		return err
 	}
-	_, err = c.see(row, t.job.TransactionTime, anySize) // there is no other place that has the body
+	if c.takes(row, t.job.TransactionTime) {
+		err = t.hold(c, row)
+	}
+	return err
+}
+
+// hold keeps the body of a version that was asked for.
+func (t *typeRepair) hold(c *change, row *fhir.Entry) (err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c.at, c.size, err = t.log.hold(row)
 	return err
 }
 
@@ -79,22 +89,4 @@ func (t *typeRepair) ask(ctx context.Context, fn func() error) (known bool, err 
 	}
 	t.holes = append(t.holes, state.Hole{Type: t.typ, Rows: 1, Reason: reason, History: true})
 	return false, nil
-}
-
-// copyVersion writes a version that was too much to be kept, as its history is read again. What was expunged since is not there
-// any more.
-func (t *typeRepair) copyVersion(ctx context.Context, w *walk, id string, c *change) error {
-	done := false
-	err := t.history(ctx, t.typ, id, beginning, nil, func(row *fhir.Entry) error {
-		if done || row.Deleted || row.Version != c.version || !row.LastUpdated.Equal(c.updated) {
-			return nil
-		}
-		err := w.emit(row)
-		done = err == nil
-		return err
-	})
-	if gone(err) {
-		return t.expunged(ctx, t.typ, id)
-	}
-	return err
 }

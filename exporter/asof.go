@@ -18,7 +18,7 @@ func (r *run) asOf(ctx context.Context, typ, id string, until time.Time, c *chan
 	var line timeline
 	err := r.history(ctx, typ, id, beginning, &line, func(row *fhir.Entry) error {
 		if row.Deleted && row.LastUpdated.IsZero() {
-			line.bound(c.deletion(row.Version))
+			c.deletion(row.Version).stand(line.stand(), line.inPage)
 			return nil
 		}
 		line.pass(row.LastUpdated)
@@ -132,12 +132,13 @@ func (r *run) readAsOf(ctx context.Context, typ, id string) (row *fhir.Entry, la
 	}
 	row = nil // as it is now it is of no use
 	var then change
+	var body []byte
 	err = r.asOf(ctx, typ, id, r.job.TransactionTime, &then, func(version *fhir.Entry) (err error) {
-		then.body, err = version.Bytes(anySize)
+		body, err = version.Bytes(anySize)
 		return err
 	})
 	if err != nil || !then.known || then.deleted {
 		return nil, false, err
 	}
-	return &fhir.Entry{Type: typ, ID: id, Version: then.version, LastUpdated: then.updated, Resource: then.body}, false, nil
+	return &fhir.Entry{Type: typ, ID: id, Version: then.version, LastUpdated: then.updated, Resource: body}, false, nil
 }

@@ -176,8 +176,9 @@ func (r *run) groupAsOf(ctx context.Context, id string) (group *fhir.Group, err 
 // groupAt is a Group as of a time, by its history.
 func (r *run) groupAt(ctx context.Context, id string, at time.Time) (*fhir.Group, error) {
 	var then change
+	var body []byte
 	err := r.asOf(ctx, "Group", id, at, &then, func(version *fhir.Entry) (err error) {
-		then.body, err = version.Bytes(anySize)
+		body, err = version.Bytes(anySize)
 		return err
 	})
 	if err != nil {
@@ -186,7 +187,7 @@ func (r *run) groupAt(ctx context.Context, id string, at time.Time) (*fhir.Group
 	if !then.known || then.deleted {
 		return &fhir.Group{}, nil
 	}
-	return fhir.ParseGroup(then.body)
+	return fhir.ParseGroup(body)
 }
 
 // writeCohort writes one line a member. The file appears as a whole or not at all.

@@ -16,8 +16,6 @@ const (
 	repairSpan = 60 * time.Second
 	// historyCount is the page size of histories.
 	historyCount = 50
-	// heldBodies bounds in bytes what a type's repair keeps of resources that the history brought along.
-	heldBodies = 4 << 20
 )
 
 // anySize is room for every body.
@@ -36,7 +34,8 @@ type change struct {
 	version string
 	updated time.Time
 	deleted bool
-	body    []byte // nil where it was not kept
+	// at and size tell where the log has the body, size is 0 where it has none.
+	at, size int64
 	// deletions are those without a time, undated tells that on which side of T one of them is cannot be told.
 	deletions []*deletion
 	undated   bool
@@ -61,64 +60,66 @@ type change struct {
 	captured bool // the crawl wrote the version that belongs to the output
 }
 
-// changes is the history of one type since shortly before T, or since _since where that is earlier; or, where searched, what
-// a search for such rows found, each in one version.
+// changes are what a changeLog says of the ids of one range, [from, to) by their bytes; the last range has no end.
 type changes struct {
-	until time.Time // T
-	span  time.Time // where the span of repairs begins
-	byID  map[string]*change
+	typ      string
+	until    time.Time // T
+	span     time.Time // where the span of repairs begins
+	after    time.Time // _since
+	from, to string
+	byID     map[string]*change
 	// old are the deletions before the span, of resources that may have been made again, before the span too.
-	old  map[string]*change
-	held int
+	old map[string]*change
 	// searched tells that deletions, and the versions as of T of what changed later, are not among them.
 	searched bool
-	// strangers are candidates for having left the export, nil where nothing can.
+	// strangers are candidates for having left the export, of all ranges; nil where nothing can.
 	strangers *strangers
-
-	line  timeline
-	after time.Time // _since
-}
-
-func (r *run) newChanges(typ string) *changes {
-	return &changes{
-		until: r.job.TransactionTime,
-		span:  r.job.TransactionTime.Add(-r.repairSpan()),
-		after: r.job.Kickoff.Since,
-		byID:  map[string]*change{}, old: map[string]*change{},
-		strangers: r.newStrangers(typ),
-	}
 }
 
 func (r *run) repairSpan() time.Duration { return max(repairSpan, r.settleTime()) }
 
-// changes reads the type's history. The pages shift under writes and show versions twice, which does no harm here.
-func (r *run) changes(ctx context.Context, typ string) (*changes, error) {
-	h := r.newChanges(typ)
+// changes reads the type's history. The pages shift under writes and show versions twice, which does no harm here. Of an error
+// no log is left; name tells two logs of a type apart.
+func (r *run) changes(ctx context.Context, typ, name string) (_ *changeLog, err error) {
+	l := r.newChangeLog(typ, name)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.close())
+		}
+	}()
 	// A version that came late may have an earlier time than the one before it, so the look back from _since is as long.
-	since := h.span
+	since := l.span
 	if from := r.job.Kickoff.Since; !from.IsZero() && from.Add(-r.repairSpan()).Before(since) {
 		since = from.Add(-r.repairSpan())
 	}
-	err := r.history(ctx, typ, "", since, &h.line, func(row *fhir.Entry) error {
+	err = r.history(ctx, typ, "", since, &l.line, func(row *fhir.Entry) error {
 		if row.Type != typ || row.ID == "" {
 			return nil
 		}
-		return h.see(row)
+		return l.see(row)
 	})
-	h.place()
 	var response *fhir.ResponseError
 	if errors.As(err, &response) && response.NotOffered() {
 		return nil, errNoHistory
 	}
-	return h, err
+	if err == nil {
+		err = l.end()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
 }
 
 // changesOf is changes, or nil where the server has no history of the type.
-func (r *run) changesOf(ctx context.Context, typ string) (*changes, error) {
+func (r *run) changesOf(ctx context.Context, typ, name string) (*changeLog, error) {
 	if !r.profile.TypeHistory {
 		return nil, nil
 	}
-	h, err := r.changes(ctx, typ)
+	l, err := r.changes(ctx, typ, name)
+	if err == nil {
+		return l, nil
+	}
 	if errors.Is(err, errNoHistory) {
 		return nil, nil
 	}
@@ -126,7 +127,7 @@ func (r *run) changesOf(ctx context.Context, typ string) (*changes, error) {
 		r.Log.ErrorContext(ctx, "the history of a type is missing", "job", r.job.ID, "type", typ, "error", err)
 		return nil, &lostHistory{reason}
 	}
-	return h, err
+	return nil, err
 }
 
 // lostHistory tells that the server has a history of a type but does not give it.
@@ -137,69 +138,46 @@ func (e *lostHistory) Error() string {
 	return "the history of the type cannot be read (" + e.reason + ")"
 }
 
-// see takes one entry into account.
-func (h *changes) see(row *fhir.Entry) error {
-	if err := h.strangers.see(row); err != nil {
-		return err
+// see takes a version that has a time into account, whose body the log may have.
+func (h *changes) see(row *fhir.Entry, at, size int64) {
+	c := h.of(row, row.LastUpdated.Before(h.span))
+	if c == nil {
+		return
 	}
-	undated := row.Deleted && row.LastUpdated.IsZero()
-	old := row.LastUpdated.Before(h.span)
-	if undated {
-		old = !h.line.here.above.IsZero() && h.line.here.above.Before(h.span)
-	} else {
-		h.line.pass(row.LastUpdated)
-	}
-	c, room := h.of(row, old)
-	switch {
-	case c == nil:
-		return nil
-	case undated:
-		h.line.bound(c.deletion(row.Version))
-		return nil
-	}
-	return h.keep(c, row, room)
-}
-
-// found takes a row of a search into account.
-func (h *changes) found(row *fhir.Entry) error {
-	c, room := h.of(row, false)
-	return h.keep(c, row, room)
-}
-
-// keep takes an entry up that has a time, with its body as long as there is room.
-func (h *changes) keep(c *change, row *fhir.Entry, room int) error {
 	c.raise(row, h.until)
-	grown, err := c.see(row, h.until, room)
-	h.held += grown
-	return err
+	if c.takes(row, h.until) {
+		c.at, c.size = at, size
+	}
 }
 
-// of returns what is known of the entry's id, nil where it does not matter, and how many bytes of its body may be kept. What is
-// older than the span matters as a version of what changed later, and as a deletion.
-func (h *changes) of(row *fhir.Entry, old bool) (c *change, room int) {
+// of returns what is known of the entry's id, nil where it does not matter. What is older than the span matters as a version of
+// what changed later, and as a deletion.
+func (h *changes) of(row *fhir.Entry, old bool) *change {
 	if c := h.byID[row.ID]; c != nil {
-		return c, heldBodies - h.held
+		return c
 	}
-	c = h.old[row.ID]
+	c := h.old[row.ID]
 	switch {
 	case c == nil && old && !row.Deleted:
-		return nil, 0
+		return nil
 	case c == nil:
 		c = &change{}
 	}
 	if old {
 		h.old[row.ID] = c
-		return c, 0
+		return c
 	}
 	delete(h.old, row.ID)
 	h.byID[row.ID] = c
-	return c, heldBodies - h.held
+	return c
 }
 
+// holds tells whether the id is of the range.
+func (h *changes) holds(id string) bool { return id >= h.from && (h.to == "" || id < h.to) }
+
 // place finds out on which side of T, and of _since, the deletions without a time are. What cannot be told is left to the
-// resource's own history.
-func (h *changes) place() {
-	h.line.close()
+// resource's own history; where pages were not sorted, nothing can.
+func (h *changes) place(unsorted bool) {
 	for _, c := range h.byID {
 		for _, d := range c.deletions {
 			row := d.entry()
@@ -208,10 +186,10 @@ func (h *changes) place() {
 			}
 			c.raise(row, h.until)
 		}
-		h.held += c.place(h.until, h.after, h.line.unsorted)
+		c.place(h.until, h.after, unsorted)
 	}
 	for id, c := range h.old {
-		if c.place(h.until, h.after, h.line.unsorted); c.undated {
+		if c.place(h.until, h.after, unsorted); c.undated {
 			delete(h.old, id)
 			h.byID[id] = c
 		}
@@ -230,24 +208,22 @@ func (c *change) deletion(version string) *deletion {
 	return d
 }
 
-// place takes the deletions without a time into account, and returns by how many bytes the body grew. In doubt their
-// neighbours say nothing.
-func (c *change) place(until, since time.Time, doubt bool) (grown int) {
+// place takes the deletions without a time into account. In doubt their neighbours say nothing.
+func (c *change) place(until, since time.Time, doubt bool) {
 	for _, d := range c.deletions {
+		d.settle()
 		before, after := d.before(until), d.after(until)
 		switch {
 		case c.known && d.older(c.version):
 		case doubt || before == after:
 			c.undated = true
 		case before:
-			n, _ := c.see(d.entry(), until, 0) // a deletion has no body to fail on
-			grown += n
+			c.takes(d.entry(), until)
 			if c.version == d.version {
 				c.guessed = !d.after(since)
 			}
 		}
 	}
-	return grown
 }
 
 // older tells whether the deletion is an older version by their numbers.
@@ -271,27 +247,8 @@ func (c *change) takes(row *fhir.Entry, until time.Time) bool {
 	if row.LastUpdated.After(until) || c.known && !newer(row.Version, row.LastUpdated, c.version, c.updated) {
 		return false
 	}
-	c.known, c.version, c.updated, c.deleted, c.body = true, row.Version, row.LastUpdated, row.Deleted, nil
+	c.known, c.version, c.updated, c.deleted, c.size = true, row.Version, row.LastUpdated, row.Deleted, 0
 	return true
-}
-
-// see takes a version into account with its body, if that has not more than room bytes, and returns by how many bytes the body
-// grew.
-func (c *change) see(row *fhir.Entry, until time.Time, room int) (grown int, err error) {
-	before := len(c.body)
-	if c.takes(row, until) && !row.Deleted {
-		err = c.hold(row, room)
-	}
-	return len(c.body) - before, err
-}
-
-// hold keeps a body of not more than room bytes.
-func (c *change) hold(row *fhir.Entry, room int) (err error) {
-	c.body, err = row.Bytes(int64(max(0, room)))
-	if errors.Is(err, fhir.ErrTooLong) {
-		err = nil
-	}
-	return err
 }
 
 // newer compares versions by number where they are numbers, else by time: the time may go back within one resource when
@@ -336,7 +293,7 @@ func (r *run) history(ctx context.Context, typ, id string, since time.Time, line
 
 func (r *run) historyPages(ctx context.Context, typ, id string, since time.Time, line *timeline, fn func(*fhir.Entry) error) error {
 	link := ""
-	followed := map[string]bool{}
+	followed := newIDSet()
 	for {
 		var next string
 		err := r.pace.do(ctx, func() error {
@@ -367,10 +324,9 @@ func (r *run) historyPages(ctx context.Context, typ, id string, since time.Time,
 		if next == "" {
 			return nil
 		}
-		if followed[next] {
+		if !followed.add(next) {
 			return fmt.Errorf("next links of the history do not end: %w", errIncomplete)
 		}
-		followed[next] = true
 		link = next
 	}
 }

@@ -19,39 +19,19 @@ const proofTries = 3
 // row may have left its window since it was met, and one that was written before T may have shown only after its window
 // was read. It returns the history, in which everything stands that changed before it was read; nil where there is none, and
 // with a lostHistory where it could not be read: the slices are proved without it then.
-func (r *run) prove(ctx context.Context, typ string, crawled []*state.Slice) (*changes, error) {
+func (r *run) prove(ctx context.Context, typ string, crawled []*state.Slice) (*changeLog, error) {
 	for try := 1; ; try++ {
-		h, err := r.changesOf(ctx, typ)
+		h, err := r.changesOf(ctx, typ, "changes")
 		var lost *lostHistory
 		if err != nil && !errors.As(err, &lost) {
 			return nil, err
 		}
-		var open []*state.Slice
-		for _, slice := range crawled {
-			missing, err := r.account(ctx, slice, h)
-			missing = lessHoles(slice, missing)
-			if err != nil {
-				return nil, fmt.Errorf("count slice %d of %s: %w", slice.Seq, typ, err)
-			}
-			switch {
-			case missing == 0:
-			case try == proofTries:
-				slice.Holes = append(slice.Holes, state.Hole{
-					Type: typ, From: slice.From, To: slice.To, Rows: missing, Reason: "incomplete",
-				})
-			default:
-				open = append(open, slice)
-				continue
-			}
-			if len(slice.Holes) > 0 {
-				slice.Verdict = state.Incomplete
-			}
-			if err := r.Store.Checkpoint(ctx, r.job.ID, slice); err != nil {
-				return nil, err
-			}
-		}
-		if len(open) == 0 {
+		open, errAccount := r.accountAll(ctx, typ, crawled, h, try)
+		if len(open) == 0 && errAccount == nil {
 			return h, err
+		}
+		if err := errors.Join(errAccount, h.close()); err != nil {
+			return nil, err
 		}
 		if err := sleep(ctx, time.Duration(try)*firstPause); err != nil {
 			return nil, err
@@ -68,8 +48,41 @@ func (r *run) prove(ctx context.Context, typ string, crawled []*state.Slice) (*c
 	}
 }
 
-// account counts a slice and sets its verdict, and returns how many rows are missing.
-func (r *run) account(ctx context.Context, slice *state.Slice, h *changes) (int64, error) {
+// accountAll counts the slices of a type, and returns those that must be read again.
+func (r *run) accountAll(ctx context.Context, typ string, crawled []*state.Slice, h *changeLog, try int) (open []*state.Slice, err error) {
+	moves, err := r.moved(crawled, h)
+	if err != nil {
+		return nil, err
+	}
+	for i, slice := range crawled {
+		missing, err := r.account(ctx, slice, h != nil, moves[i])
+		missing = lessHoles(slice, missing)
+		if err != nil {
+			return nil, fmt.Errorf("count slice %d of %s: %w", slice.Seq, typ, err)
+		}
+		switch {
+		case missing == 0:
+		case try == proofTries:
+			slice.Holes = append(slice.Holes, state.Hole{
+				Type: typ, From: slice.From, To: slice.To, Rows: missing, Reason: "incomplete",
+			})
+		default:
+			open = append(open, slice)
+			continue
+		}
+		if len(slice.Holes) > 0 {
+			slice.Verdict = state.Incomplete
+		}
+		if err := r.Store.Checkpoint(ctx, r.job.ID, slice); err != nil {
+			return nil, err
+		}
+	}
+	return open, nil
+}
+
+// account counts a slice and sets its verdict, and returns how many rows are missing. before is what the history says, where
+// there is one.
+func (r *run) account(ctx context.Context, slice *state.Slice, history bool, before movement) (int64, error) {
 	slice.Expected, slice.Left = -1, 0
 	switch {
 	case slice.Verdict == state.Incomplete:
@@ -102,29 +115,21 @@ func (r *run) account(ctx context.Context, slice *state.Slice, h *changes) (int6
 			Text: "the server only estimates so large a number of " + slice.Type + " resources, so that their completeness could not be verified",
 		})
 	}
-	if h == nil {
+	if !history {
 		slice.Verdict, slice.Expected = state.Counted, max(count, slice.Met)
 		return max(0, count-slice.Met), nil
-	}
-	before, err := r.moved(slice, h)
-	if err != nil {
-		return 0, err
 	}
 	slice.Verdict, slice.Left, slice.Expected = state.Proved, before.left, count+before.left
 	if count == slice.Met-before.left+before.came {
 		return 0, nil
 	}
 	// Rows may have left between the history and the count: they stand in a history that is read after it.
-	h, err = r.changesOf(ctx, slice.Type)
+	after, err := r.movedSince(ctx, slice)
 	var lost *lostHistory
 	if errors.As(err, &lost) {
 		slice.Verdict = state.Counted
 		return max(0, count-slice.Met+before.left-before.came), nil
 	}
-	if err != nil {
-		return 0, err
-	}
-	after, err := r.moved(slice, h)
 	if err != nil {
 		return 0, err
 	}
@@ -178,17 +183,42 @@ type movement struct {
 	unsure int64
 }
 
-// moved looks the changed rows up among those that the slice met.
-func (r *run) moved(slice *state.Slice, h *changes) (movement, error) {
+// movedSince reads the history again for one slice.
+func (r *run) movedSince(ctx context.Context, slice *state.Slice) (m movement, err error) {
+	h, err := r.changesOf(ctx, slice.Type, "recount")
+	if err != nil {
+		return m, err
+	}
+	moves, err := r.moved([]*state.Slice{slice}, h)
+	return moves[0], errors.Join(err, h.close())
+}
+
+// moved looks the changed rows up among those that each slice met.
+func (r *run) moved(crawled []*state.Slice, h *changeLog) ([]movement, error) {
+	moves := make([]movement, len(crawled))
+	if h == nil {
+		return moves, nil
+	}
+	return moves, h.each(func(part *changes) error {
+		for i, slice := range crawled {
+			if err := moves[i].add(r.dir, slice, part); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// add looks a range of changed rows up.
+func (m *movement) add(dir string, slice *state.Slice, h *changes) error {
 	met := make(map[uint64]int64, 2*len(h.byID))
 	for id := range h.byID {
 		met[metKey(id)], met[metKey(laterThanT(id))] = 0, 0
 	}
-	var m movement
 	if len(met) == 0 {
-		return m, nil
+		return nil
 	}
-	err := eachMet(r.dir, slice.Seq, slice.MetSize, func(key uint64) {
+	err := eachMet(dir, slice.Seq, slice.MetSize, func(key uint64) {
 		if times, changed := met[key]; changed {
 			met[key] = times + 1
 		}
@@ -206,7 +236,7 @@ func (r *run) moved(slice *state.Slice, h *changes) (movement, error) {
 			m.came++
 		}
 	}
-	return m, err
+	return err
 }
 
 // judge sums up the proofs, and ends the job when something is missing and the operator does not allow that.

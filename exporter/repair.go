@@ -117,19 +117,24 @@ type typeRepair struct {
 	crawled []*state.Slice
 	// number gives the next free number of a slice.
 	number  func() int
-	changes *changes // nil where there is no history
+	log     *changeLog // nil where there is no history
+	changes *changes   // the part of it that is repaired
 	// left is how many resources of a filtered type were left out, because nobody knows whether they matched at T.
 	left  int
 	stale int64 // rows that were taken out again
+	// missing is of a type without history.
+	missing missing
 
-	mu    sync.Mutex // over what follows, and changes.held
+	mu    sync.Mutex // over what follows, and log.hold
 	holes []state.Hole
 	// barren is how many histories of resources in a row the server did not give.
 	barren int
 }
 
-func (t *typeRepair) do(ctx context.Context) error {
-	h, err := t.prove(ctx, t.typ, t.crawled)
+func (t *typeRepair) do(ctx context.Context) (err error) {
+	log, err := t.prove(ctx, t.typ, t.crawled)
+	t.log = log
+	defer func() { err = errors.Join(err, t.log.close()) }()
 	var lost *lostHistory
 	if err != nil && !errors.As(err, &lost) {
 		return err
@@ -144,7 +149,7 @@ func (t *typeRepair) do(ctx context.Context) error {
 	}
 	w := &walk{run: t.run, slice: repaired, filter: t.filterIn(ctx, t.typ), spool: files}
 	gone := t.newDeletions()
-	if h == nil {
+	if log == nil {
 		if t.canDepart(t.typ) {
 			repaired.Departed = -1
 		}
@@ -156,7 +161,6 @@ func (t *typeRepair) do(ctx context.Context) error {
 			err = t.keepLedger(ctx, w, gone)
 		}
 	} else {
-		t.changes = h
 		err = t.reconcile(ctx, w, gone)
 	}
 	if err == nil {
@@ -210,7 +214,6 @@ func (t *typeRepair) written(wanted func(id string) bool) (map[string][]place, e
 		if err != nil {
 			return nil, err
 		}
-		part.Dropped = nil
 	}
 	return places, nil
 }
@@ -220,8 +223,35 @@ func (t *typeRepair) reconcile(ctx context.Context, w *walk, gone *deletions) er
 	if err := t.takeTwice(); err != nil {
 		return err
 	}
+	for _, part := range t.crawled {
+		part.Dropped = nil
+	}
+	err := t.log.each(func(part *changes) error {
+		t.changes = part
+		return t.reconcilePart(ctx, w, gone)
+	})
+	if err != nil {
+		return err
+	}
+	if err := t.sayLeft(ctx); err != nil {
+		return err
+	}
+	for _, part := range t.crawled {
+		slices.Sort(part.Dropped)
+	}
+	w.slice.Departed, err = t.departed(ctx)
+	return err
+}
+
+// reconcilePart does that for one range of ids.
+func (t *typeRepair) reconcilePart(ctx context.Context, w *walk, gone *deletions) error {
+	if t.changes.searched {
+		if err := t.countMet(); err != nil {
+			return err
+		}
+	}
 	places, err := t.written(func(id string) bool {
-		return t.changes.byID[id] != nil || t.changes.old[id] != nil || t.changes.strangers.has(id)
+		return t.changes.holds(id) && (t.changes.byID[id] != nil || t.changes.old[id] != nil || t.changes.strangers.has(id))
 	})
 	if err != nil {
 		return err
@@ -231,7 +261,7 @@ func (t *typeRepair) reconcile(ctx context.Context, w *walk, gone *deletions) er
 			t.changes.strangers.drop(id)
 		}
 	}
-	for ids := range slices.Chunk(slices.Collect(maps.Keys(t.changes.byID)), repairBatch) {
+	for ids := range slices.Chunk(slices.Sorted(maps.Keys(t.changes.byID)), repairBatch) {
 		if err := t.complete(ctx, ids, places); err != nil {
 			return err
 		}
@@ -243,27 +273,18 @@ func (t *typeRepair) reconcile(ctx context.Context, w *walk, gone *deletions) er
 			return err
 		}
 		for _, id := range ids {
-			c := t.changes.byID[id]
-			if !unmatched[id] {
-				if err := t.correct(ctx, w, gone, id, c); err != nil {
-					return err
-				}
+			if unmatched[id] {
+				continue
 			}
-			t.changes.held -= len(c.body)
-			c.body = nil
+			if err := t.correct(ctx, w, gone, id, t.changes.byID[id]); err != nil {
+				return err
+			}
 		}
 	}
-	if err := t.sayLeft(ctx); err != nil {
-		return err
+	if t.changes.searched {
+		t.sumMissing()
 	}
-	for _, part := range t.crawled {
-		slices.Sort(part.Dropped)
-	}
-	if err := t.oldDeletions(ctx, w, gone, places); err != nil {
-		return err
-	}
-	w.slice.Departed, err = t.departed(ctx)
-	return err
+	return t.oldDeletions(ctx, w, gone, places)
 }
 
 // correct writes what a changed id is as of T, unless it is written: its version, its deletion, or nothing.
@@ -278,10 +299,11 @@ func (t *typeRepair) correct(ctx context.Context, w *walk, gone *deletions, id s
 	}
 	before := w.slice.Written
 	_, err := t.ask(ctx, func() error {
-		if c.body == nil {
-			return t.copyVersion(ctx, w, id, c)
+		row, err := t.log.body(c, id)
+		if err != nil {
+			return err
 		}
-		return w.emit(&fhir.Entry{Type: t.typ, ID: id, Version: c.version, LastUpdated: c.updated, Resource: c.body})
+		return w.emit(row)
 	})
 	if w.slice.Written > before {
 		t.changes.strangers.drop(id)
@@ -314,7 +336,7 @@ func (t *typeRepair) oldDeletions(ctx context.Context, w *walk, gone *deletions,
 }
 
 // complete asks the resources' own histories for what the type's history left open: rows without a version since shortly
-// before T, deletions without a time, bodies that were not kept.
+// before T, deletions without a time, bodies that did not come along.
 func (t *typeRepair) complete(ctx context.Context, ids []string, places map[string][]place) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(t.Workers)
@@ -324,19 +346,13 @@ func (t *typeRepair) complete(ctx context.Context, ids []string, places map[stri
 		switch {
 		case c.undated: // on either side of T
 		case !c.known && !c.born && t.mayDiffer(c, places[id]): // changed after T
-		case c.known && !c.deleted && c.body == nil && !right:
+		case c.known && !c.deleted && c.size == 0 && !right:
 		default:
 			continue
 		}
 		group.Go(func() error {
 			return guarded(func() error {
-				return t.askAsOf(ctx, id, c, func(row *fhir.Entry) error {
-					t.mu.Lock()
-					defer t.mu.Unlock()
-					err := c.hold(row, heldBodies-t.changes.held)
-					t.changes.held += len(c.body)
-					return err
-				})
+				return t.askAsOf(ctx, id, c, func(row *fhir.Entry) error { return t.hold(c, row) })
 			})
 		})
 	}

@@ -17,18 +17,21 @@ const sorterBytes = 8 << 20
 // added twice comes once.
 type sorter struct {
 	path  string // of its runs, without their numbers
+	limit int    // of bytes in memory
 	lines []string
 	bytes int
 	runs  []*os.File
 }
 
 // newSorter returns a sorter whose files begin with a name. A name is free again when the sorter is closed.
-func newSorter(dir, name string) *sorter { return &sorter{path: filepath.Join(dir, name)} }
+func newSorter(dir, name string) *sorter {
+	return &sorter{path: filepath.Join(dir, name), limit: sorterBytes}
+}
 
-// add takes a line up, without its newline, before sorted.
+// add takes a line up, without its newline.
 func (s *sorter) add(line string) error {
 	s.lines, s.bytes = append(s.lines, line), s.bytes+len(line)+16
-	if s.bytes < sorterBytes {
+	if s.bytes < s.limit {
 		return nil
 	}
 	return s.flush()
@@ -52,19 +55,25 @@ func (s *sorter) flush() error {
 	return local(out.Flush())
 }
 
-// sorted returns the lines in order. Nothing is added any more.
+// sorted returns the lines in order. It may be called again, also after more were added, and ends what it returned before.
+// Lines that all fit into memory are in no file.
 func (s *sorter) sorted() (*sortedLines, error) {
-	if err := s.flush(); err != nil {
-		return nil, err
-	}
-	s.lines = nil
 	all := &sortedLines{}
+	if len(s.runs) == 0 {
+		slices.Sort(s.lines)
+		return all, all.take(&lineRun{memory: s.lines})
+	}
+	if len(s.lines) > 0 {
+		if err := s.flush(); err != nil {
+			return nil, err
+		}
+		s.lines = nil
+	}
 	for _, run := range s.runs {
 		if _, err := run.Seek(0, 0); err != nil {
 			return nil, local(err)
 		}
-		head := &lineRun{lines: bufio.NewScanner(run)}
-		if err := all.take(head); err != nil {
+		if err := all.take(&lineRun{lines: bufio.NewScanner(run)}); err != nil {
 			return nil, err
 		}
 	}
@@ -117,13 +126,21 @@ func (s *sortedLines) next() (line string, more bool, err error) {
 	return "", false, nil
 }
 
-// lineRun is one sorted file with the line that is its turn.
+// lineRun is one sorted file, or what of it is in memory, with the line that is its turn.
 type lineRun struct {
-	lines *bufio.Scanner
-	line  string
+	lines  *bufio.Scanner // nil where they are in memory
+	memory []string
+	line   string
 }
 
 func (r *lineRun) next() (more bool, err error) {
+	if r.lines == nil {
+		if len(r.memory) == 0 {
+			return false, nil
+		}
+		r.line, r.memory = r.memory[0], r.memory[1:]
+		return true, nil
+	}
 	if !r.lines.Scan() {
 		return false, local(r.lines.Err())
 	}

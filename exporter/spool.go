@@ -156,6 +156,14 @@ func (s *sink) close() error {
 	return s.file.Close()
 }
 
+// remove closes the file and deletes it.
+func (s *sink) remove() error {
+	if s.file == nil {
+		return nil
+	}
+	return local(errors.Join(s.file.Close(), os.Remove(s.path)))
+}
+
 func (s *sink) sync() error {
 	if !s.changed {
 		return nil
@@ -220,20 +228,14 @@ func (s *spool) close() error {
 
 // remove closes the files and deletes them.
 func (s *spool) remove() error {
-	err := s.close()
-	for _, file := range []*sink{&s.rows, &s.index, &s.met, &s.refs, &s.about} {
-		if file.file != nil {
-			err = errors.Join(err, local(os.Remove(file.path)))
-		}
-	}
-	return err
+	return errors.Join(s.rows.remove(), s.index.remove(), s.met.remove(), s.refs.remove(), s.about.remove())
 }
 
 // metBytes is the size of a row in the file of met rows.
 const metBytes = 8
 
 // metKey is a hash of an id that is the same in every process (FNV-1a). Only the ids that the history names are looked
-// up by it, some thousands, so that a false hit is less likely than a broken disk.
+// up by it, millions at most, so that a false hit is less likely than a broken disk.
 func metKey(id string) uint64 {
 	key := uint64(14695981039346656037)
 	for i := range len(id) {

@@ -61,27 +61,26 @@ func (t *typeRepair) missChanges(ctx context.Context, w *walk, err error) error 
 	return nil
 }
 
-// searchChanges fills changes from a search. It begins when what was written up to the end of the reading can be expected to
+// searchChanges fills the log from a search. It begins when what was written up to the end of the reading can be expected to
 // show: a row that was changed just before it was read may else be found neither where it was nor where it is.
 func (t *typeRepair) searchChanges(ctx context.Context) error {
 	if err := sleep(ctx, time.Until(t.crawledAt.Add(t.settleTime()))); err != nil {
 		return err
 	}
-	h, err := t.searchFrom(ctx, t.job.TransactionTime.Add(-t.repairSpan()))
+	err := t.searchFrom(ctx, t.job.TransactionTime.Add(-t.repairSpan()))
 	if poisoned(err) { // by a row before T it may be, which is a hole of the reading: what showed late is not known then
-		h, err = t.searchFrom(ctx, t.job.TransactionTime)
+		err = t.searchFrom(ctx, t.job.TransactionTime)
 	}
-	if err != nil {
-		return err
-	}
-	t.changes = h
-	return t.countMet()
+	return err
 }
 
-func (t *typeRepair) searchFrom(ctx context.Context, from time.Time) (*changes, error) {
-	h := t.newChanges(t.typ)
-	h.searched, h.strangers = true, nil // who has left since _since is not known: the search is not of that time
-	return h, t.tail(ctx, from, h.found)
+func (t *typeRepair) searchFrom(ctx context.Context, from time.Time) error {
+	if err := t.log.close(); err != nil {
+		return err
+	}
+	t.log = t.newChangeLog(t.typ, "changes")
+	t.log.searched, t.log.strangers = true, nil // who has left since _since is not known: the search is not of that time
+	return t.tail(ctx, from, t.log.found)
 }
 
 // countMet counts for each row that was changed after T how often the crawl met it before that.
@@ -108,42 +107,62 @@ func (t *typeRepair) countMet() error {
 	return nil
 }
 
-// sayMissing says what is not as of T: what was changed and has no version that is, and what was deleted. By the setting the
-// former is included as it is now, missing, or the end of the export.
-func (t *typeRepair) sayMissing(ctx context.Context, w *walk) error {
-	changed := map[string]struct{}{}
-	found, left := 0, 0
+// missing is what of a type was searched for in vain.
+type missing struct {
+	// changed is how many were changed and have no version as of T, keys are their hashes where they are to be included.
+	changed int
+	keys    []uint64
+	// found are those whose version as of T was found although they were changed since, left those of them that may have been
+	// counted before that.
+	found, left int
+}
+
+// sumMissing adds up what of a range is missing.
+func (t *typeRepair) sumMissing() {
+	m := &t.missing
 	for id, c := range t.changes.byID {
 		switch {
 		case c.captured || c.born || !c.known && c.met > 0:
 		case !c.known && (!t.profile.InstanceHistory || c.lost):
-			changed[id] = struct{}{}
+			if m.changed++; t.includesCurrent() {
+				m.keys = append(m.keys, metKey(id))
+			}
 		case c.known && !c.deleted && !c.next.IsZero():
-			if found++; !c.next.Before(t.job.TransactionTime.Add(t.settleTime())) {
-				left++
+			if m.found++; !c.next.Before(t.job.TransactionTime.Add(t.settleTime())) {
+				m.left++
 			}
 		}
 	}
+}
+
+// includesCurrent tells whether a resource that was changed after T may be included as it is now.
+func (t *typeRepair) includesCurrent() bool {
+	return t.WithoutHistory == IncludeCurrent && !t.asOfAlone(t.typ)
+}
+
+// sayMissing says what is not as of T: what was changed and has no version that is, and what was deleted. By the setting the
+// former is included as it is now, missing, or the end of the export.
+func (t *typeRepair) sayMissing(ctx context.Context, w *walk) error {
 	// A row that left its window before that was counted is not among the counted ones, so that fewer of them may explain what
 	// is missing. Strict fails for the doubt, the others say what is certain.
-	vanished := int64(0)
+	changed, vanished := t.missing.changed, int64(0)
 	if t.profile.Counts && !t.holed() { // else it is not known why rows are missing
-		vanished = t.planned() - t.met() - int64(len(changed))
+		vanished = t.planned() - t.met() - int64(changed)
 	}
-	if t.WithoutHistory == Strict && (len(changed) > 0 || vanished-int64(left) > 0) {
+	if t.WithoutHistory == Strict && (changed > 0 || vanished-int64(t.missing.left) > 0) {
 		return fmt.Errorf("resources changed while the export ran and the server has no history to take them from: %w", errIncomplete)
 	}
 	var said []string
 	switch before := w.slice.Written; {
-	case len(changed) > 0 && t.WithoutHistory == IncludeCurrent && !t.asOfAlone(t.typ):
-		if err := t.addCurrent(ctx, w, changed); err != nil {
+	case changed > 0 && t.includesCurrent():
+		if err := t.addCurrent(ctx, w); err != nil {
 			return err
 		}
 		said = append(said, fmt.Sprintf("%d %s resources that were changed after the transaction time are included as they are now", w.slice.Written-before, t.typ))
-	case len(changed) > 0:
-		said = append(said, fmt.Sprintf("%d %s resources that were changed after the transaction time are missing", len(changed), t.typ))
+	case changed > 0:
+		said = append(said, fmt.Sprintf("%d %s resources that were changed after the transaction time are missing", changed, t.typ))
 	}
-	if deleted := vanished - int64(found); deleted > 0 {
+	if deleted := vanished - int64(t.missing.found); deleted > 0 {
 		said = append(said, fmt.Sprintf("%d %s resources that were deleted after the transaction time are missing", deleted, t.typ))
 	}
 	if len(said) == 0 {
@@ -173,14 +192,18 @@ func (t *typeRepair) met() (n int64) {
 	return n
 }
 
-// addCurrent writes the rows as they are now.
-func (t *typeRepair) addCurrent(ctx context.Context, w *walk, changed map[string]struct{}) error {
+// addCurrent writes the rows as they are now, each once.
+func (t *typeRepair) addCurrent(ctx context.Context, w *walk) error {
 	w.filter.until = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
+	wanted := t.missing.keys
+	slices.Sort(wanted)
+	added := make([]bool, len(wanted))
 	return t.tail(ctx, t.job.TransactionTime, func(row *fhir.Entry) error {
-		if _, wanted := changed[row.ID]; !wanted {
+		n, found := slices.BinarySearch(wanted, metKey(row.ID))
+		if !found || added[n] {
 			return nil
 		}
-		delete(changed, row.ID)
+		added[n] = true
 		return w.emit(row)
 	})
 }
@@ -189,12 +212,13 @@ func (t *typeRepair) addCurrent(ctx context.Context, w *walk, changed map[string
 // may come twice. A page may hold fewer rows than were asked for though it is not the last one.
 func (t *typeRepair) tail(ctx context.Context, from time.Time, fn func(*fhir.Entry) error) error {
 	q := fhir.Query{Type: t.typ, From: from, Sort: "_lastUpdated", Count: t.pageSize()}
-	seen := newIDSet()
-	link, followed := "", map[string]bool{}
+	before := map[string]struct{}{} // on the page before, since no page shows again what stands on an earlier one alone
+	link, followed := "", newIDSet()
 	for {
-		rows, fresh, last, next := 0, 0, q.From, ""
+		rows, last, next := 0, q.From, ""
+		var shown map[string]struct{}
 		err := t.pace.do(ctx, func() error {
-			rows, fresh = 0, 0
+			rows, shown = 0, map[string]struct{}{}
 			page, err := t.pageOf(ctx, q, link)
 			if err != nil {
 				return err
@@ -204,9 +228,7 @@ func (t *typeRepair) tail(ctx context.Context, from time.Time, fn func(*fhir.Ent
 					return nil
 				}
 				rows++
-				if seen.add(row.ID + "/" + row.Version) {
-					fresh++
-				}
+				shown[row.ID+"/"+row.Version] = struct{}{}
 				last = row.LastUpdated
 				return fn(row)
 			})
@@ -216,17 +238,24 @@ func (t *typeRepair) tail(ctx context.Context, from time.Time, fn func(*fhir.Ent
 			next, err = page.Next()
 			return err
 		})
-		switch {
-		case err != nil:
+		if err != nil {
 			return fmt.Errorf("read what changed after the transaction time: %w", err)
-		case next == "" && (rows < q.Count || fresh == 0 && last.Equal(q.From)):
+		}
+		fresh := false
+		for row := range shown {
+			_, known := before[row]
+			fresh = fresh || !known
+		}
+		before = shown
+		switch {
+		case next == "" && (rows < q.Count || !fresh && last.Equal(q.From)):
 			return nil
 		case last.After(q.From):
 			q.From, link = last, ""
-		case next == "" || followed[next]:
+		case next == "" || !followed.add(next):
 			return fmt.Errorf("more changes in one instant than a page holds: %w", errIncomplete)
 		default:
-			link, followed[next] = next, true
+			link = next
 		}
 	}
 }

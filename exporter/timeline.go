@@ -1,7 +1,6 @@
 package exporter
 
 import (
-	"slices"
 	"time"
 
 	"sidecar/exporter/fhir"
@@ -16,18 +15,22 @@ type timeline struct {
 	inPage bool
 	// unsorted tells that a page was not newest first: then neighbours say nothing.
 	unsorted bool
+	gaps     int64 // how many there were
 }
 
 // position is a place in a history.
 type position struct {
-	above   time.Time // of the last dated entry, zero where there is none
-	waiting []waiting // the deletions since then
+	above time.Time // of the last dated entry, zero where there is none
+	gap   *gap      // nil where no deletion came since then
 }
 
-// waiting is a deletion that no dated entry stands below yet. latest bounds it if no page has shifted before that.
-type waiting struct {
-	*deletion
-	latest time.Time
+// gap is where deletions without a time stand between two dated entries, as many as may be.
+type gap struct {
+	number int64
+	above  time.Time
+	// below is known once it is passed, and zero at the end of the history.
+	below  time.Time
+	passed bool
 }
 
 // deletion is a version without a time.
@@ -35,15 +38,16 @@ type deletion struct {
 	version string
 	// latest and earliest bound its time, zero where nothing does.
 	latest, earliest time.Time
+
+	gap    *gap // where it was seen last
+	inPage bool // the entry above stands on the same page
 }
 
 // begin begins a page, maybe again, maybe the first one again. It may be called on nil, as end may.
 func (l *timeline) begin() {
-	if l == nil {
-		return
+	if l != nil {
+		l.here, l.inPage = l.turned, false
 	}
-	l.here = position{l.turned.above, slices.Clone(l.turned.waiting)}
-	l.inPage = false
 }
 
 // end ends a page that was read whole.
@@ -53,40 +57,55 @@ func (l *timeline) end() {
 	}
 }
 
-// pass passes a dated entry. Where pages have shifted, the first one of a page is not older than the last one of the page
-// before, which then says nothing of the deletions between.
-func (l *timeline) pass(at time.Time) {
+// pass passes a dated entry, and returns the gap above it, nil where there is none.
+func (l *timeline) pass(at time.Time) *gap {
 	if at.IsZero() {
-		return
+		return nil
 	}
 	l.unsorted = l.unsorted || l.inPage && at.After(l.here.above)
-	for _, d := range l.here.waiting {
-		d.earliest = at
-		if at.Before(d.latest) {
-			d.deletion.latest = d.latest
-		}
+	passed := l.here.gap
+	if passed != nil {
+		passed.below, passed.passed = at, true
 	}
-	l.here.above, l.here.waiting, l.inPage = at, l.here.waiting[:0], true
+	l.here, l.inPage = position{above: at}, true
+	return passed
 }
 
-// bound passes a deletion without a time.
-func (l *timeline) bound(d *deletion) {
-	w := waiting{deletion: d}
-	if l.inPage {
-		d.latest = l.here.above
-	} else {
-		w.latest = l.here.above
+// stand returns the gap in which a deletion without a time stands.
+func (l *timeline) stand() *gap {
+	if l.here.gap == nil {
+		l.here.gap = &gap{number: l.gaps, above: l.here.above}
+		l.gaps++
 	}
-	d.earliest = time.Time{}
-	l.here.waiting = append(l.here.waiting, w)
+	return l.here.gap
 }
 
-// close ends the history: had pages shifted before its last deletions, they would not be the last.
-func (l *timeline) close() {
-	for _, d := range l.here.waiting {
-		if !d.latest.IsZero() {
-			d.deletion.latest = d.latest
-		}
+// close ends the history, and returns its last gap, nil where there is none: had pages shifted before the last deletions, they
+// would not be the last.
+func (l *timeline) close() *gap {
+	if l.here.gap != nil {
+		l.here.gap.below, l.here.gap.passed = time.Time{}, true
+	}
+	return l.here.gap
+}
+
+// stand takes up where the deletion was seen, maybe again. What was known of its latest time stays true.
+func (d *deletion) stand(g *gap, inPage bool) {
+	d.settle()
+	d.gap, d.inPage, d.earliest = g, inPage, time.Time{}
+}
+
+// settle bounds the time by the gap. Where pages have shifted, the first entry of a page is not older than the last one of the
+// page before, which then says nothing of the deletions between.
+func (d *deletion) settle() {
+	if d.gap == nil {
+		return
+	}
+	if d.inPage || d.gap.passed && d.gap.below.Before(d.gap.above) {
+		d.latest = d.gap.above
+	}
+	if d.gap.passed {
+		d.earliest = d.gap.below
 	}
 }
 

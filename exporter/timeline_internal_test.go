@@ -1,8 +1,11 @@
 package exporter
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,7 +20,7 @@ import (
 // again that was cut before.
 type script string
 
-func (s script) read(t *testing.T, h *changes) {
+func (s script) read(t *testing.T, h *changeLog) {
 	t.Helper()
 	for _, page := range strings.Fields(string(s)) {
 		cut := strings.HasSuffix(page, "~")
@@ -39,19 +42,36 @@ func (s script) read(t *testing.T, h *changes) {
 			h.line.end()
 		}
 	}
-	h.place()
+	if err := h.end(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// whole is a log as if it were of one range, whose files are removed.
+func (l *changeLog) whole(t *testing.T) *changes {
+	t.Helper()
+	whole := l.part("")
+	err := l.each(func(part *changes) error {
+		maps.Copy(whole.byID, part.byID)
+		maps.Copy(whole.old, part.old)
+		return nil
+	})
+	if err := errors.Join(err, l.close()); err != nil {
+		t.Fatal(err)
+	}
+	return whole
 }
 
 // readScript reads a history for an increment since 300 seconds before T, with a span of repairs of 60.
 func readScript(t *testing.T, s script) *changes {
 	t.Helper()
 	until := time.Date(2024, 5, 1, 12, 0, 0, 0, time.UTC)
-	h := &changes{
-		until: until, span: until.Add(-time.Minute), after: until.Add(-5 * time.Minute),
-		byID: map[string]*change{}, old: map[string]*change{},
+	h := &changeLog{
+		changes: changes{until: until, span: until.Add(-time.Minute), after: until.Add(-5 * time.Minute)},
+		path:    filepath.Join(t.TempDir(), "Observation.changes"),
 	}
 	s.read(t, h)
-	return h
+	return h.whole(t)
 }
 
 // verdict of what is known of a deletion without a time.
@@ -168,7 +188,7 @@ func (d *drawnHistory) last(id string, at time.Time) *fhir.Entry {
 }
 
 // read reads it by pages that shift, are cut, and begin anew.
-func (d *drawnHistory) read(t *testing.T, h *changes, calm bool) {
+func (d *drawnHistory) read(t *testing.T, h *changeLog, calm bool) {
 	t.Helper()
 	const size = 5
 	for at, anew := 0, 0; at < len(d.log); {
@@ -199,7 +219,9 @@ func (d *drawnHistory) read(t *testing.T, h *changes, calm bool) {
 			at += size
 		}
 	}
-	h.place()
+	if err := h.end(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Ensure no deletion without a time is ever dated wrongly, whatever is written while the history is read, and that few are left
@@ -208,20 +230,21 @@ func TestUndatedDeletionsAreNeverDatedWrongly(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 1))
-	asked, total := 0, 0
+	asked, total, folder := 0, 0, t.TempDir()
 	for n := range 5_000 {
 		d := &drawnHistory{random: random, now: time.Date(2024, 5, 1, 12, 0, 0, 0, time.UTC), named: n%3 == 0}
-		h := &changes{byID: map[string]*change{}, old: map[string]*change{}}
+		log := &changeLog{path: filepath.Join(folder, "Observation.changes")}
 		d.write(random.IntN(10))
-		h.after = d.now
+		log.after = d.now
 		d.write(random.IntN(20))
-		h.span = d.now
+		log.span = d.now
 		d.write(random.IntN(20))
-		h.until = d.now
+		log.until = d.now
 		d.now = d.now.Add(time.Second)
 		d.write(random.IntN(20))
 		calm := n%2 == 0
-		d.read(t, h, calm)
+		d.read(t, log, calm)
+		h := log.whole(t)
 		for id := range 12 {
 			id := strconv.Itoa(id)
 			truth := d.last(id, h.until)

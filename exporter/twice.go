@@ -40,8 +40,10 @@ func (t *typeRepair) takeTwice() (err error) {
 			return err
 		}
 		id, _, _ := strings.Cut(line, "\t")
-		if id == last && t.changes.byID[id] == nil {
-			t.changes.byID[id] = &change{}
+		if id == last {
+			if err := t.log.add(id, twice); err != nil {
+				return err
+			}
 		}
 		last = id
 	}

@@ -142,9 +142,11 @@ func (t *typeRepair) unmatched(ctx context.Context, w *walk, ids []string) (map[
 			continue
 		}
 		belongs := true
-		if c.body != nil { // else that is seen when it is written
-			var err error
-			row := &fhir.Entry{Type: t.typ, ID: id, Version: c.version, LastUpdated: c.updated, Resource: c.body}
+		if c.size > 0 {
+			row, err := t.log.body(c, id)
+			if err != nil {
+				return nil, err
+			}
 			if belongs, err = w.filter.keep(row); err != nil {
 				return nil, err
 			}
