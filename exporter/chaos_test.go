@@ -130,7 +130,7 @@ func (c *chaos) setPace() {
 		c.settle, c.every = c.pause, max(c.every, c.pause/100)
 	}
 	if c.random.IntN(2) == 0 {
-		c.late, c.lag = 20, []time.Duration{c.settle, min(3*c.settle, c.settle+time.Minute)}[c.random.IntN(2)]
+		c.late, c.lag = 20, []time.Duration{c.settle, min(3*c.settle, c.settle+time.Minute), 55 * time.Second}[c.random.IntN(3)]
 	}
 }
 

@@ -269,10 +269,9 @@ func follows(version, than string) bool {
 	return errA == nil && errB == nil && a == b+1
 }
 
-// left tells whether the resource is not in a window any more that it was met in.
-func (c *change) left(to time.Time) bool {
-	return c.top && (c.topDeleted || !to.IsZero() && !c.topUpdated.Before(to))
-}
+// left tells whether the resource is not in a window any more that it was met in. A late commit may have taken it to an
+// earlier one.
+func (c *change) left(from, to time.Time) bool { return c.top && !c.in(from, to) }
 
 // in tells whether the resource is in a window now.
 func (c *change) in(from, to time.Time) bool {

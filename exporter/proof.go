@@ -119,26 +119,41 @@ func (r *run) account(ctx context.Context, slice *state.Slice, history bool, bef
 		slice.Verdict, slice.Expected = state.Counted, max(count, slice.Met)
 		return max(0, count-slice.Met), nil
 	}
-	slice.Verdict, slice.Left, slice.Expected = state.Proved, before.left, count+before.left
-	if count == slice.Met-before.left+before.came {
-		return 0, nil
+	return r.balance(ctx, slice, count, before)
+}
+
+// balance holds the count of a slice against what was met and what the history says of it, before the count and after it. Among
+// many writes the three may miss each other, so they are taken again.
+func (r *run) balance(ctx context.Context, slice *state.Slice, count int64, before movement) (missing int64, err error) {
+	for try := 1; ; try++ {
+		slice.Verdict, slice.Left, slice.Expected = state.Proved, before.left, count+before.left
+		if count == slice.Met-before.left+before.came {
+			return 0, nil
+		}
+		after, err := r.movedSince(ctx, slice)
+		var lost *lostHistory
+		if errors.As(err, &lost) {
+			slice.Verdict = state.Counted
+			return max(0, count-slice.Met+before.left-before.came), nil
+		}
+		if err != nil {
+			return 0, err
+		}
+		least := slice.Met - after.left - after.unsure + min(before.came, after.came)
+		most := slice.Met - before.left + max(before.came, after.came)
+		if count >= least {
+			return max(0, count-most), nil
+		}
+		slice.Verdict = state.Counted // more has left than the history says: it was expunged, or the count lags
+		if try == proofTries {
+			return max(0, count-most), nil
+		}
+		again, err := r.countSlice(ctx, slice)
+		if err != nil || again < 0 {
+			return 0, err
+		}
+		count, before = again, after
 	}
-	// Rows may have left between the history and the count: they stand in a history that is read after it.
-	after, err := r.movedSince(ctx, slice)
-	var lost *lostHistory
-	if errors.As(err, &lost) {
-		slice.Verdict = state.Counted
-		return max(0, count-slice.Met+before.left-before.came), nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	least := slice.Met - after.left - after.unsure + min(before.came, after.came)
-	most := slice.Met - before.left + max(before.came, after.came)
-	if count < least { // more has left than the history says: it was expunged, or the count lags
-		slice.Verdict = state.Counted
-	}
-	return max(0, count-most), nil
 }
 
 // lessHoles takes the rows of the holes off those that the proof misses.
@@ -226,7 +241,7 @@ func (m *movement) add(dir string, slice *state.Slice, h *changes) error {
 	for id, c := range h.byID {
 		times := met[metKey(id)] + met[metKey(laterThanT(id))]
 		switch {
-		case c.left(slice.To):
+		case c.left(slice.From, slice.To):
 			m.left += times // from several lists a row is met, and counted, more than once
 		case times > 1 && !several(slice) && c.in(slice.From, slice.To):
 			m.left += times - 1 // a late write showed between its old place and its new one
