@@ -148,6 +148,9 @@ func (r *run) balance(ctx context.Context, slice *state.Slice, count int64, befo
 		if try == proofTries {
 			return max(0, count-most), nil
 		}
+		if err := sleep(ctx, time.Duration(try)*firstPause); err != nil {
+			return 0, err
+		}
 		again, err := r.countSlice(ctx, slice)
 		if err != nil || again < 0 {
 			return 0, err
