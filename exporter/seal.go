@@ -105,6 +105,8 @@ func (r *run) putContent(ctx context.Context, file state.File, paths []string, s
 	if err != nil {
 		return err
 	}
+	// Copies are made again under their names, a spool file never is: see roll.
+	body.final = len(parts) == 1 && paths[0] == spoolPath(r.dir, parts[0].Seq)
 	err = r.putRows(ctx, &file, body)
 	if err := errors.Join(err, body.close()); err != nil {
 		return err

@@ -295,7 +295,8 @@ func (w *walk) checkpoint(ctx context.Context) error {
 	return nil
 }
 
-// roll puts the open file into the bucket and begins a new one.
+// roll puts the open file into the bucket and begins a new one. The bucket may hold the file itself, so that this one is
+// not cut but left.
 func (w *walk) roll(ctx context.Context) error {
 	if err := w.checkpoint(ctx); err != nil {
 		return err
@@ -305,5 +306,5 @@ func (w *walk) roll(ctx context.Context) error {
 	}
 	w.slice.SpoolSize, w.slice.SpoolRows = 0, 0
 	w.durable = *w.slice
-	return local(w.spool.rows.cut(0))
+	return w.spool.rows.remove()
 }

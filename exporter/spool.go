@@ -156,12 +156,14 @@ func (s *sink) close() error {
 	return s.file.Close()
 }
 
-// remove closes the file and deletes it.
+// remove closes the file and deletes it. The next write makes a new one.
 func (s *sink) remove() error {
 	if s.file == nil {
 		return nil
 	}
-	return local(errors.Join(s.file.Close(), os.Remove(s.path)))
+	err := errors.Join(s.file.Close(), os.Remove(s.path))
+	*s = sink{path: s.path}
+	return local(err)
 }
 
 func (s *sink) sync() error {
@@ -314,6 +316,8 @@ func (s *idSet) add(id string) bool {
 // multiFile reads several files one after another, and again from the start: the body of an output file that is made of
 // several spool files.
 type multiFile struct {
+	// final tells that nobody writes to the files any more.
+	final bool
 	files []*os.File
 	sizes []int64
 	at    int64
@@ -329,6 +333,18 @@ func openMulti(paths []string, sizes []int64) (*multiFile, error) {
 		m.files = append(m.files, file)
 	}
 	return m, nil
+}
+
+// File returns the one file that this is, for blob.Whole; nil where there are several, or only a part, or where more is
+// written.
+func (m *multiFile) File() *os.File {
+	if !m.final || len(m.files) != 1 {
+		return nil
+	}
+	if info, err := m.files[0].Stat(); err != nil || info.Size() != m.sizes[0] {
+		return nil
+	}
+	return m.files[0]
 }
 
 // Read reads on at the current offset.

@@ -41,6 +41,6 @@ func TestRowsWrittenTwiceAreFound(t *testing.T) {
 	got := slices.Sorted(maps.Keys(r.log.whole(t).byID))
 	maps.DeleteFunc(times, func(_ string, n int) bool { return n < 2 })
 	if want := slices.Sorted(maps.Keys(times)); !slices.Equal(got, want) {
-		t.Errorf("%d ids, want %d: %.200q, want %.200q", len(got), len(want), got, want)
+		t.Errorf("%d ids, or others, want %d", len(got), len(want))
 	}
 }
