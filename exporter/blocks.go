@@ -30,7 +30,7 @@ type blocks struct {
 	// id is the instance of the block that is being written. It begins in the file at begin, behind before rows of others.
 	id            string
 	begin, before int64
-	// written is what is in the file by type, for the metrics.
+	// written is what was written since the last file left, by type, for the metrics.
 	written map[string]content
 }
 
@@ -85,6 +85,8 @@ func (b *blocks) row(ctx context.Context, at spot) error {
 	if err != nil {
 		return err
 	}
+	sum := b.written[b.types[at.seq]]
+	b.written[b.types[at.seq]] = content{rows: sum.rows + 1, size: sum.size + size}
 	if b.size > b.fileLimit() && b.begin > 0 {
 		if err := b.move(ctx); err != nil {
 			return err
@@ -110,15 +112,8 @@ func (b *blocks) copy(at spot) (size int64, err error) {
 		return 0, local(err)
 	}
 	size++
-	b.count(resource.Type, 1, size)
+	b.size, b.rows = b.size+size, b.rows+1
 	return size, nil
-}
-
-// count counts what was written, or taken back, in the numbers of the file.
-func (b *blocks) count(typ string, rows, size int64) {
-	b.size, b.rows = b.size+size, b.rows+rows
-	sum := b.written[typ]
-	b.written[typ] = content{rows: sum.rows + rows, size: sum.size + size}
 }
 
 // goOn takes the last row back from a file that it does not fit into, puts the file, and goes on with the block in the next.
@@ -129,11 +124,18 @@ func (b *blocks) goOn(ctx context.Context, at spot, size int64) error {
 	if err := b.file.Truncate(b.size - size); err != nil {
 		return local(err)
 	}
-	b.count(b.types[at.seq], -1, -size)
+	b.size, b.rows = b.size-size, b.rows-1
 	if err := b.put(ctx, true); err != nil {
 		return err
 	}
-	return b.row(ctx, at)
+	if err := b.head(at.id); err != nil {
+		return err
+	}
+	_, err := b.copy(at)
+	if err == nil && b.size > b.fileLimit() {
+		err = b.remarkTooLarge(ctx, b.types[at.seq])
+	}
+	return errors.Join(err, ctx.Err())
 }
 
 // head begins a block, or goes on with it in a new file.
