@@ -30,12 +30,16 @@ type suite struct {
 
 	deletedOnce sync.Once
 	theDeletion deletion
+
+	deletionsOnce sync.Once
+
+	failures map[string]*export // by Prefer
 }
 
 func newSuite(t *testing.T, server Server) *suite {
 	s := &suite{
 		Server: server, client: newClient(server), slots: make(chan struct{}, max(1, server.Parallel)),
-		shared: map[string]*sharedExport{},
+		shared: map[string]*sharedExport{}, failures: map[string]*export{},
 	}
 	t.Cleanup(func() {
 		for _, e := range s.shared {
@@ -156,7 +160,7 @@ func (s *suite) runExport(ctx context.Context, k kickoff) (*export, error) {
 		return nil, err
 	}
 	if e.accepted.status != http.StatusAccepted || e.status == "" {
-		return nil, fmt.Errorf("kick-off: status %d and Content-Location %q, want 202 and an address: %s", e.accepted.status, e.status, e.accepted.short())
+		return nil, &refusal{e.accepted}
 	}
 	if err := s.await(ctx, e, k.token); err != nil {
 		return nil, err
@@ -283,13 +287,10 @@ func (c *check) drop(e *export) answer {
 
 // export makes an export of the row's own, which has to succeed, and deletes it.
 func (c *check) export(k kickoff) *export {
-	e, err := c.suite.runExport(c.ctx, k)
+	e, err := c.runExport(c.ctx, k)
 	c.must(err)
 	c.drop(e)
-	if e.manifest == nil {
-		c.fatalf("the export failed: status %d: %s", e.last.status, e.last.short())
-	}
-	return e
+	return c.complete(e)
 }
 
 // try sends a kick-off whose answer is what matters; an export that it began is deleted.
@@ -313,6 +314,19 @@ type sharedExport struct {
 
 // share gives an export that several rows look at.
 func (c *check) share(name string, k kickoff) *export {
+	e, err := c.once(name, k)
+	c.must(err)
+	return c.complete(e)
+}
+
+// shareOptional gives one that a server may refuse.
+func (c *check) shareOptional(name, why string, k kickoff) *export {
+	e, err := c.once(name, k)
+	c.orNotOffered(err, why)
+	return c.complete(e)
+}
+
+func (c *check) once(name string, k kickoff) (*export, error) {
 	c.mu.Lock()
 	shared := c.shared[name]
 	if shared == nil {
@@ -322,10 +336,43 @@ func (c *check) share(name string, k kickoff) *export {
 	c.mu.Unlock()
 	// The row that is first may end before the others.
 	ctx := context.WithoutCancel(c.ctx)
-	shared.once.Do(func() { shared.export, shared.err = c.suite.runExport(ctx, k) })
-	c.must(shared.err)
-	if shared.export.manifest == nil {
-		c.fatalf("the export failed: status %d: %s", shared.export.last.status, shared.export.last.short())
+	shared.once.Do(func() { shared.export, shared.err = c.runExport(ctx, k) })
+	return shared.export, shared.err
+}
+
+// refusal is a kick-off that was not accepted.
+type refusal struct{ answer }
+
+func (r *refusal) Error() string {
+	return fmt.Sprintf("kick-off: status %d and Content-Location %q, want 202 and an address: %s", r.status, r.header.Get("Content-Location"), r.short())
+}
+
+func asRefusal(err error) (*refusal, bool) {
+	var r *refusal
+	return r, errors.As(err, &r)
+}
+
+// orNotOffered ends the row where a kick-off was refused properly because of something that is optional.
+func (c *check) orNotOffered(err error, why string) {
+	if r, ok := asRefusal(err); ok && r.status >= 400 && r.status < 500 {
+		c.refused(why, r.answer)
+		c.notOffered(why)
 	}
-	return shared.export
+	c.must(err)
+}
+
+// optional makes an export with a parameter that a server need not have.
+func (c *check) optional(parameter string, k kickoff) *export {
+	e, err := c.runExport(c.ctx, k)
+	c.orNotOffered(err, parameter+" is refused")
+	c.drop(e)
+	return c.complete(e)
+}
+
+// complete ends the row where the export has failed.
+func (c *check) complete(e *export) *export {
+	if e.manifest == nil {
+		c.fatalf("the export failed: status %d: %s", e.last.status, e.last.short())
+	}
+	return e
 }

@@ -9,92 +9,27 @@ import (
 )
 
 func kickoffRows() []Row {
-	const section = "Kick-off"
-	return []Row{
-		{ID: "K-01", Section: section, Level: "SHALL", Text: "$export stands at the base, at Patient and at Group/[id]", test: levels},
-		{ID: "K-02", Section: section, Level: "SHALL", Text: "a kick-off by GET is accepted", test: func(c *check) {
-			if e := c.system(); e.request.body != nil || e.accepted.status != http.StatusAccepted {
-				c.errorf("GET $export: status %d, want 202", e.accepted.status)
-			}
-		}},
-		{ID: "K-03", Section: section, Level: "MAY", Text: "a kick-off by POST takes a Parameters resource and nothing else", test: posted},
-		{ID: "K-04", Section: section, Level: "SHALL", Text: "a repeated parameter means what its comma list means", test: repeats},
-		{ID: "K-05", Section: section, Level: "MAY", Text: "without Accept or Prefer a kick-off is accepted or refused properly", test: bareKickoff},
-		{ID: "K-06", Section: section, Level: "SHALL", Text: "an accepted kick-off is 202 with an absolute Content-Location", test: func(c *check) {
-			for _, e := range []*export{c.system(), c.patients()} {
-				if !strings.HasPrefix(e.status, "http://") && !strings.HasPrefix(e.status, "https://") || e.accepted.status != http.StatusAccepted {
-					c.errorf("status %d and Content-Location %q, want 202 and an absolute address", e.accepted.status, e.status)
-				}
-			}
-		}},
-		{ID: "K-07", Section: section, Level: "MAY", Text: "the body of the 202 is empty or an OperationOutcome", test: func(c *check) {
-			if body := c.system().accepted.body; len(body) > 0 {
-				if _, err := parseOutcome(body); err != nil {
-					c.errorf("the body of the 202 is %v", err)
-				}
-			}
-		}},
-		{ID: "K-08", Section: section, Level: "SHALL", Text: "every refusal is 4xx or 5xx with an OperationOutcome", test: refusals},
-		{ID: "K-09", Section: section, Level: "SHOULD", Text: "one export too many is refused with 429 and Retry-After", alone: true, test: tooMany},
-		{ID: "K-10", Section: section, Level: "SHALL", Text: "a granted separate-export-status is named in Preference-Applied", test: func(c *check) {
-			applied := strings.Join(c.separate().accepted.header.Values("Preference-Applied"), ",")
-			for _, name := range []string{"respond-async", "separate-export-status"} {
-				if !strings.Contains(applied, name) {
-					c.errorf("Preference-Applied %q does not name %s", applied, name)
-				}
-			}
-		}},
-		{ID: "K-11", Section: section, Level: "SHOULD", Text: "Patient and Group exports hold the compartments and the Patients themselves", test: compartments},
-		{ID: "K-12", Section: section, Level: "MAY", Text: "Patient and Group exports may hold what their resources refer to", test: func(c *check) {
-			e := c.patients()
-			for _, typ := range []string{"Practitioner", "Organization", "Location", "Medication"} {
-				if len(e.ofType(typ)) > 0 {
-					return
-				}
-			}
-			c.notOffered("none of Practitioner, Organization, Location, Medication")
-		}},
-		{ID: "K-13", Section: section, Level: "SHALL", Text: "patients' Binary content travels as DocumentReference, not as Binary", test: func(c *check) {
-			e := c.patients()
-			if len(e.ofType("Binary"))+len(c.group().ofType("Binary")) > 0 {
-				c.errorf("there are files of Binary")
-			}
-			if len(e.ofType("DocumentReference")) == 0 {
-				c.lack("a DocumentReference")
-			}
-		}},
-		{ID: "K-14", Section: section, Level: "MAY", Text: "system exports may hold Binary", test: func(c *check) {
-			if len(c.system().ofType("Binary")) == 0 {
-				c.notOffered("no Binary in the system export")
-			}
-		}},
-		{ID: "K-15", Section: section, Level: "MAY", Text: "references are relative or absolute", test: func(c *check) {
-			for _, line := range c.system().rows {
-				for _, reference := range references(line) {
-					if !referenceForm.MatchString(reference) {
-						c.errorf("a reference of %s is neither relative nor absolute", typeOf(keyOf(line)))
-					}
-				}
-			}
-		}},
-		{
-			ID: "K-16", Section: section, Level: "MAY", Text: "Groups of others than patients may be exported",
-			test: untestable("what such an export holds is not said; the members of such a Group are not in any patient's record"),
-		},
-		{ID: "K-17", Section: section, Level: "SHOULD", Text: "Groups can be read and searched", test: func(c *check) {
-			id := c.groupID()
-			if a := c.get(c.Base + "/Group/" + id); a.status != http.StatusOK {
-				c.errorf("GET of a Group: status %d, want 200", a.status)
-			}
-			if found := c.search("Group?_id=" + id); len(found.Entry) != 1 {
-				c.errorf("a search of the Group finds %d, want 1", len(found.Entry))
-			}
-		}},
-		{ID: "K-18", Section: section, Level: "SHALL", Text: "every Provenance of what is exported comes along, unless _type leaves it out", test: provenance},
-		{ID: "K-19", Section: section, Level: "MAY", Text: "a type that is not supported is refused with an OperationOutcome", test: func(c *check) {
-			c.refused("_type=Foo", c.try(kickoff{query: "_type=Foo"}))
-		}},
-	}
+	return section("Kick-off",
+		row("K-01", shall, "$export stands at the base, at Patient and at Group/[id]", levels),
+		row("K-02", shall, "a kick-off by GET is accepted", byGet),
+		row("K-03", may, "a kick-off by POST takes a Parameters resource and nothing else", byPost),
+		row("K-04", shall, "a repeated parameter means what its comma list means", repeats),
+		row("K-05", may, "without Accept or Prefer a kick-off is accepted or refused properly", bareKickoff),
+		row("K-06", shall, "an accepted kick-off is 202 with an absolute Content-Location", acceptedAt),
+		row("K-07", may, "the body of the 202 is empty or an OperationOutcome", acceptedBody),
+		row("K-08", shall, "every refusal is 4xx or 5xx with an OperationOutcome", refusals),
+		row("K-09", should, "one export too many is refused with 429 and Retry-After", tooMany).alone(),
+		row("K-10", shall, "a granted separate-export-status is named in Preference-Applied", preferenceApplied),
+		row("K-11", should, "Patient and Group exports hold the compartments and the Patients themselves", compartments),
+		row("K-12", may, "Patient and Group exports may hold what their resources refer to", referredTo),
+		row("K-13", shall, "patients' Binary content travels as DocumentReference, not as Binary", binaryOfPatients),
+		row("K-14", may, "system exports may hold Binary", binaryOfSystem),
+		row("K-15", may, "references are relative or absolute", referenceForms),
+		row("K-16", may, "Groups of others than patients may be exported", untestable("what such an export holds is not said; the members of such a Group are not in any patient's record")),
+		row("K-17", should, "Groups can be read and searched", groupsReadable),
+		row("K-18", shall, "every Provenance of what is exported comes along, unless _type leaves it out", provenance),
+		row("K-19", may, "a type that is not supported is refused with an OperationOutcome", unknownType),
+	)
 }
 
 var referenceForm = regexp.MustCompile(`^(#.*|urn:.+|https?://.+|[A-Z][A-Za-z]+/[A-Za-z0-9.\-]+(/_history/.+)?)$`)
@@ -107,8 +42,13 @@ func levels(c *check) {
 	}
 }
 
-func posted(c *check) {
-	e := c.export(kickoff{body: parameters([3]string{"_type", "String", `"Patient"`})})
+// posted is an export that was kicked off by POST.
+func (c *check) posted() *export {
+	return c.shareOptional("posted", "POST is refused", kickoff{body: parameters([3]string{"_type", "String", `"Patient"`})})
+}
+
+func byPost(c *check) {
+	e := c.posted()
 	for key := range e.rows {
 		if typeOf(key) != "Patient" {
 			c.errorf("_type in the body did not hold: the export holds %s", typeOf(key))
@@ -121,7 +61,9 @@ func posted(c *check) {
 }
 
 // repeated is an export of two types by repeats.
-func (c *check) repeated() *export { return c.share("repeats", kickoff{query: "_type=Patient&_type=Condition"}) }
+func (c *check) repeated() *export {
+	return c.share("repeats", kickoff{query: "_type=Patient&_type=Condition"})
+}
 
 func repeats(c *check) {
 	list := c.export(kickoff{query: query("_type", "Patient,Condition")})
@@ -255,4 +197,85 @@ func targets(line []byte) []string {
 		keys = append(keys, localKey(target.Reference))
 	}
 	return keys
+}
+
+func byGet(c *check) {
+	if e := c.system(); e.request.body != nil || e.accepted.status != http.StatusAccepted {
+		c.errorf("GET $export: status %d, want 202", e.accepted.status)
+	}
+}
+
+func acceptedAt(c *check) {
+	for _, e := range []*export{c.system(), c.patients()} {
+		if !strings.HasPrefix(e.status, "http://") && !strings.HasPrefix(e.status, "https://") || e.accepted.status != http.StatusAccepted {
+			c.errorf("status %d and Content-Location %q, want 202 and an absolute address", e.accepted.status, e.status)
+		}
+	}
+}
+
+func acceptedBody(c *check) {
+	if body := c.system().accepted.body; len(body) > 0 {
+		if _, err := parseOutcome(body); err != nil {
+			c.errorf("the body of the 202 is %v", err)
+		}
+	}
+}
+
+func preferenceApplied(c *check) {
+	applied := strings.Join(c.separate().accepted.header.Values("Preference-Applied"), ",")
+	for _, name := range []string{"respond-async", "separate-export-status"} {
+		if !strings.Contains(applied, name) {
+			c.errorf("Preference-Applied %q does not name %s", applied, name)
+		}
+	}
+}
+
+func referredTo(c *check) {
+	e := c.patients()
+	for _, typ := range []string{"Practitioner", "Organization", "Location", "Medication"} {
+		if len(e.ofType(typ)) > 0 {
+			return
+		}
+	}
+	c.notOffered("none of Practitioner, Organization, Location, Medication")
+}
+
+func binaryOfPatients(c *check) {
+	e := c.patients()
+	if len(e.ofType("Binary"))+len(c.group().ofType("Binary")) > 0 {
+		c.errorf("there are files of Binary")
+	}
+	if len(e.ofType("DocumentReference")) == 0 {
+		c.lack("a DocumentReference")
+	}
+}
+
+func binaryOfSystem(c *check) {
+	if len(c.system().ofType("Binary")) == 0 {
+		c.notOffered("no Binary in the system export")
+	}
+}
+
+func referenceForms(c *check) {
+	for _, line := range c.system().rows {
+		for _, reference := range references(line) {
+			if !referenceForm.MatchString(reference) {
+				c.errorf("a reference of %s is neither relative nor absolute", typeOf(keyOf(line)))
+			}
+		}
+	}
+}
+
+func groupsReadable(c *check) {
+	id := c.groupID()
+	if a := c.get(c.Base + "/Group/" + id); a.status != http.StatusOK {
+		c.errorf("GET of a Group: status %d, want 200", a.status)
+	}
+	if found := c.search("Group?_id=" + id); len(found.Entry) != 1 {
+		c.errorf("a search of the Group finds %d, want 1", len(found.Entry))
+	}
+}
+
+func unknownType(c *check) {
+	c.refused("_type=Foo", c.try(kickoff{query: "_type=Foo"}))
 }

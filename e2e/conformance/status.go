@@ -8,77 +8,30 @@ import (
 )
 
 func statusRows() []Row {
-	const section, deletes = "Status request", "Delete request"
-	return []Row{
-		{ID: "S-01", Section: section, Level: "SHALL", Text: "while the export runs the status is 202", test: func(c *check) {
-			c.running()
-		}},
-		{ID: "S-02", Section: section, Level: "MAY", Text: "X-Progress has less than 100 characters", test: progress},
-		{ID: "S-03", Section: section, Level: "SHOULD", Text: "Retry-After says when to ask again", test: func(c *check) {
-			for _, poll := range c.running() {
-				value := poll.header.Get("Retry-After")
-				seconds, err := strconv.Atoi(value)
-				if _, notDate := http.ParseTime(value); notDate != nil && (err != nil || seconds < 1) {
-					c.errorf("Retry-After %q is neither whole seconds nor a date", value)
-				}
-			}
-		}},
-		{ID: "S-04", Section: section, Level: "SHOULD", Text: "who asks far too often gets 429 with Retry-After", alone: true, test: tooOften},
-		{ID: "S-05", Section: section, Level: "SHALL", Text: "the status of a failed export is 4xx or 5xx", alone: true, needs: []string{needsFail}, test: func(c *check) {
-			if a := c.failed("").last; a.status < 400 {
-				c.errorf("status %d, want 4xx or 5xx", a.status)
-			}
-		}},
-		{ID: "S-06", Section: section, Level: "SHOULD", Text: "a failure is an OperationOutcome as application/fhir+json", alone: true, needs: []string{needsFail}, test: func(c *check) {
-			a := c.failed("").last
-			c.refused("the failed export", a)
-			if a.media() != fhirJSON {
-				c.errorf("Content-Type %q, want %s", a.header.Get("Content-Type"), fhirJSON)
-			}
-		}},
-		{ID: "S-07", Section: section, Level: "SHOULD", Text: "a poll that fails while the export lives has a transient code", alone: true, needs: []string{needsFail}, test: transient},
-		{ID: "S-08", Section: section, Level: "SHALL", Text: "a complete export is 200 with the manifest as application/json", test: func(c *check) {
-			for _, e := range []*export{c.system(), c.patients(), c.group()} {
-				if e.last.status != http.StatusOK || e.last.media() != "application/json" {
-					c.errorf("status %d and Content-Type %q, want 200 and application/json", e.last.status, e.last.header.Get("Content-Type"))
-				}
-			}
-		}},
-		{ID: "S-09", Section: section, Level: "SHOULD", Text: "Expires says until when the files can be read", test: func(c *check) {
-			for _, e := range []*export{c.system(), c.patients()} {
-				value := e.last.header.Get("Expires")
-				if at, err := http.ParseTime(value); err != nil || !at.After(time.Now()) {
-					c.errorf("Expires %q is not a date in the future", value)
-				}
-			}
-		}},
-		{ID: "S-10", Section: section, Level: "SHALL", Text: "partial success is 200 with OperationOutcomes in error", alone: true, needs: []string{needsFail}, test: partialSuccess},
-		{ID: "S-11", Section: section, Level: "SHALL", Text: "with separate-export-status the status tells of the poll, X-Export-Status of the export", alone: true, test: separateStatus},
-		{ID: "S-12", Section: section, Level: "MAY", Text: "a manifest that is read again may have new addresses and a new Expires", test: readAgain},
-		{ID: "S-13", Section: section, Level: "SHALL", Text: "all files that are listed can be read at their addresses", test: func(c *check) {
-			for _, e := range []*export{c.system(), c.patients(), c.group()} {
-				for _, f := range e.files {
-					if f.answer.status != http.StatusOK {
-						c.errorf("a file of %s: status %d, want 200", f.Type, f.answer.status)
-					}
-				}
-			}
-		}},
-		{ID: "D-01", Section: deletes, Level: "SHALL", Text: "DELETE of a running export is 202", test: func(c *check) {
-			if a := c.deleted().first; a.status != http.StatusAccepted {
-				c.errorf("status %d, want 202", a.status)
-			}
-		}},
-		{ID: "D-02", Section: deletes, Level: "MAY", Text: "DELETE of a complete export is 202 and may remove its files", test: deleteComplete},
-		{ID: "D-03", Section: deletes, Level: "SHALL", Text: "after a DELETE the status is 404 with an OperationOutcome", test: func(c *check) {
-			c.refused("GET after DELETE", c.deleted().get)
-			c.refusedWith("GET after DELETE", c.deleted().get, http.StatusNotFound)
-		}},
-		{ID: "D-04", Section: deletes, Level: "SHALL", Text: "a DELETE that is refused is 4xx or 5xx with an OperationOutcome", test: func(c *check) {
-			c.refused("a second DELETE", c.deleted().second)
-			c.refused("DELETE of an unknown export", c.send(request{method: http.MethodDelete, url: c.unknownStatus()}))
-		}},
-	}
+	return section("Status request",
+		row("S-01", shall, "while the export runs the status is 202", runningStatus),
+		row("S-02", may, "X-Progress has less than 100 characters", progress),
+		row("S-03", should, "Retry-After says when to ask again", retryAfterForm),
+		row("S-04", should, "who asks far too often gets 429 with Retry-After", tooOften).alone(),
+		row("S-05", shall, "the status of a failed export is 4xx or 5xx", failedStatus, needsFail).alone(),
+		row("S-06", should, "a failure is an OperationOutcome as application/fhir+json", failedBody, needsFail).alone(),
+		row("S-07", should, "a poll that fails while the export lives has a transient code", transient, needsFail).alone(),
+		row("S-08", shall, "a complete export is 200 with the manifest as application/json", completeStatus),
+		row("S-09", should, "Expires says until when the files can be read", expires),
+		row("S-10", shall, "partial success is 200 with OperationOutcomes in error", partialSuccess, needsFail).alone(),
+		row("S-11", shall, "with separate-export-status the status tells of the poll, X-Export-Status of the export", separateStatus).alone(),
+		row("S-12", may, "a manifest that is read again may have new addresses and a new Expires", readAgain),
+		row("S-13", shall, "all files that are listed can be read at their addresses", filesReadable),
+	)
+}
+
+func deleteRows() []Row {
+	return section("Delete request",
+		row("D-01", shall, "DELETE of a running export is 202", deleteRunning),
+		row("D-02", may, "DELETE of a complete export is 202 and may remove its files", deleteComplete),
+		row("D-03", shall, "after a DELETE the status is 404 with an OperationOutcome", goneAfterDelete),
+		row("D-04", shall, "a DELETE that is refused is 4xx or 5xx with an OperationOutcome", deleteRefused),
+	)
 }
 
 // running are the answers to polls of exports that were under way.
@@ -123,8 +76,12 @@ func tooOften(c *check) {
 	c.errorf("100 polls without a pause were answered")
 }
 
-// failed is an export that fails because the server behind refuses the suite's reading with 401.
+// failed is an export that fails because the server behind refuses to be read with 401. It is made once; the rows that look
+// at it run alone.
 func (c *check) failed(prefer string) *export {
+	if e := c.failures[prefer]; e != nil {
+		return e
+	}
 	mend := c.Fail("Condition", http.StatusUnauthorized)
 	defer mend()
 	e, err := c.runExport(c.ctx, kickoff{query: "_type=Condition", prefer: prefer})
@@ -133,6 +90,7 @@ func (c *check) failed(prefer string) *export {
 	if e.manifest != nil {
 		c.fatalf("the export completed although the server behind refused to be read")
 	}
+	c.failures[prefer] = e
 	return e
 }
 
@@ -194,7 +152,7 @@ const separateExportStatus = "respond-async, separate-export-status"
 
 // separate is an export with that preference.
 func (c *check) separate() *export {
-	e := c.share("separate", kickoff{query: "_type=Patient", prefer: separateExportStatus})
+	e := c.shareOptional("separate", "separate-export-status is refused", kickoff{query: "_type=Patient", prefer: separateExportStatus})
 	if !strings.Contains(strings.Join(e.accepted.header.Values("Preference-Applied"), ","), "separate-export-status") {
 		c.notOffered("separate-export-status is not applied")
 	}
@@ -275,4 +233,75 @@ func deleteComplete(c *check) {
 			c.notOffered("the files stay")
 		}
 	}
+}
+
+func runningStatus(c *check) {
+	c.running()
+}
+
+func retryAfterForm(c *check) {
+	for _, poll := range c.running() {
+		value := poll.header.Get("Retry-After")
+		seconds, err := strconv.Atoi(value)
+		if _, notDate := http.ParseTime(value); notDate != nil && (err != nil || seconds < 1) {
+			c.errorf("Retry-After %q is neither whole seconds nor a date", value)
+		}
+	}
+}
+
+func failedStatus(c *check) {
+	if a := c.failed("").last; a.status < 400 {
+		c.errorf("status %d, want 4xx or 5xx", a.status)
+	}
+}
+
+func failedBody(c *check) {
+	a := c.failed("").last
+	c.refused("the failed export", a)
+	if a.media() != fhirJSON {
+		c.errorf("Content-Type %q, want %s", a.header.Get("Content-Type"), fhirJSON)
+	}
+}
+
+func completeStatus(c *check) {
+	for _, e := range []*export{c.system(), c.patients(), c.group()} {
+		if e.last.status != http.StatusOK || e.last.media() != "application/json" {
+			c.errorf("status %d and Content-Type %q, want 200 and application/json", e.last.status, e.last.header.Get("Content-Type"))
+		}
+	}
+}
+
+func expires(c *check) {
+	for _, e := range []*export{c.system(), c.patients()} {
+		value := e.last.header.Get("Expires")
+		if at, err := http.ParseTime(value); err != nil || !at.After(time.Now()) {
+			c.errorf("Expires %q is not a date in the future", value)
+		}
+	}
+}
+
+func filesReadable(c *check) {
+	for _, e := range []*export{c.system(), c.patients(), c.group()} {
+		for _, f := range e.files {
+			if f.status != http.StatusOK {
+				c.errorf("a file of %s: status %d, want 200", f.Type, f.status)
+			}
+		}
+	}
+}
+
+func deleteRunning(c *check) {
+	if a := c.deleted().first; a.status != http.StatusAccepted {
+		c.errorf("status %d, want 202", a.status)
+	}
+}
+
+func goneAfterDelete(c *check) {
+	c.refused("GET after DELETE", c.deleted().get)
+	c.refusedWith("GET after DELETE", c.deleted().get, http.StatusNotFound)
+}
+
+func deleteRefused(c *check) {
+	c.refused("a second DELETE", c.deleted().second)
+	c.refused("DELETE of an unknown export", c.send(request{method: http.MethodDelete, url: c.unknownStatus()}))
 }

@@ -39,9 +39,32 @@ type Row struct {
 
 	// needs are the accesses without which there is no test.
 	needs []string
-	// alone tells that other rows would suffer beside this one.
-	alone bool
-	test  func(*check)
+	// serial tells that other rows would suffer beside this one.
+	serial bool
+	test   func(*check)
+}
+
+// The levels.
+const (
+	shall  = "SHALL"
+	should = "SHOULD"
+	may    = "MAY"
+)
+
+func row(id, level, text string, test func(*check), needs ...string) Row {
+	return Row{ID: id, Level: level, Text: text, needs: needs, test: test}
+}
+
+func (r Row) alone() Row {
+	r.serial = true
+	return r
+}
+
+func section(name string, rows ...Row) []Row {
+	for i := range rows {
+		rows[i].Section = name
+	}
+	return rows
 }
 
 // Result is what came out of a Row.
@@ -54,7 +77,10 @@ type Result struct {
 
 // Rows are all requirements, in the order of the guide.
 func Rows() []Row {
-	return slices.Concat(transportRows(), kickoffRows(), parameterRows(), statusRows(), manifestRows(), fileRows(), partialRows(), capabilityRows(), smartRows())
+	return slices.Concat(
+		transportRows(), kickoffRows(), parameterRows(), statusRows(), manifestRows(), deleteRows(), fileRows(), partialRows(),
+		capabilityRows(), smartRows(),
+	)
 }
 
 // Run tests a server: each row is a subtest of t that is named by its id. A row that is not met fails its subtest, unless
@@ -76,7 +102,7 @@ func Run(t *testing.T, server Server, expected map[string]string, done func([]Re
 	})
 	for _, row := range rows {
 		t.Run(row.ID, func(t *testing.T) {
-			if !row.alone {
+			if !row.serial {
 				t.Parallel()
 			}
 			result := s.run(t.Context(), row)

@@ -2,16 +2,18 @@ package conformance
 
 import (
 	"fmt"
-	"io"
+	"strings"
 )
 
-// Print writes a line for each result.
-func Print(w io.Writer, results []Result) {
+// Table gives a line for each result.
+func Table(results []Result) string {
+	var table strings.Builder
 	for _, r := range results {
 		line := string(r.Outcome)
 		if r.Reason != "" {
 			line += ": " + r.Reason
 		}
-		fmt.Fprintf(w, "%-5s %-6s %-80s %s\n", r.ID, r.Level, r.Text, line)
+		fmt.Fprintf(&table, "%-5s %-6s %-90s %s\n", r.ID, r.Level, r.Text, line)
 	}
+	return table.String()
 }
