@@ -39,7 +39,7 @@ func scopes(c *check) {
 
 // severalTokens relies on every request of the suite having a token of its own.
 func severalTokens(c *check) {
-	if c.Token(Grant{}) == c.Token(Grant{}) {
+	if first, second := c.Token(Grant{}), c.Token(Grant{}); first == second {
 		c.lack("a new token for each request")
 	}
 	e := c.patients()
