@@ -18,7 +18,7 @@ import (
 // chaosRuns is how many random exports are made, and chaosSeed the seed of the first one; each has the next number.
 func chaosRuns(t *testing.T) (runs int, first uint64) {
 	t.Helper()
-	runs, first = len(products()), uint64(time.Now().UnixNano())
+	runs, first = shorter(len(products())), uint64(time.Now().UnixNano())
 	for name, set := range map[string]func(uint64){
 		"CHAOS_RUNS": func(n uint64) { runs = int(n) },
 		"CHAOS_SEED": func(n uint64) { first = n },

@@ -269,7 +269,7 @@ func TestKickoffRefusesWhatTheUpstreamRefuses(t *testing.T) {
 		status int
 		code   string
 	}{
-		"401 for a type":      {fhirtest.Fault{Match: onSearch, Status: 401}, 401, "login"},
+		"401 for a type":      {fhirtest.Fault{Match: onSearch, Status: 401, Header: http.Header{"Www-Authenticate": {`Bearer realm="x"`}}}, 401, "login"},
 		"403 for a type":      {fhirtest.Fault{Match: onSearch, Status: 403}, 403, "forbidden"},
 		"403 for the Group":   {fhirtest.Fault{Match: onGroup, Status: 403}, 403, "forbidden"},
 		"410 for the Group":   {fhirtest.Fault{Match: onGroup, Status: 410}, 404, "not-found"},
@@ -290,6 +290,9 @@ func TestKickoffRefusesWhatTheUpstreamRefuses(t *testing.T) {
 			checkOutcome(t, got, test.status, test.code)
 			if wait := got.header.Get("Retry-After"); (wait != "") != (test.status == 503) {
 				t.Errorf("Retry-After: got %q", wait)
+			}
+			if got, want := got.header.Get("WWW-Authenticate"), test.fault.Header.Get("WWW-Authenticate"); got != want {
+				t.Errorf("WWW-Authenticate: got %q, want the server's %q", got, want)
 			}
 			if len(h.exports.asked) > 0 {
 				t.Error("a job was begun")
