@@ -95,7 +95,7 @@ func (d *deletion) stand(g *gap, inPage bool) {
 	d.gap, d.inPage, d.earliest = g, inPage, time.Time{}
 }
 
-// settle bounds the time by the gap. Where pages have shifted, the first entry of a page is not older than the last one of the
+// settle bounds the time by the gap, once. Where pages have shifted, the first entry of a page is not older than the last one of the
 // page before, which then says nothing of the deletions between.
 func (d *deletion) settle() {
 	if d.gap == nil {
@@ -107,6 +107,7 @@ func (d *deletion) settle() {
 	if d.gap.passed {
 		d.earliest = d.gap.below
 	}
+	d.gap = nil
 }
 
 // before and after tell that the deletion is on a side of a time. The time itself is before.
