@@ -74,6 +74,9 @@ func (s *strangers) has(id string) bool {
 	return found
 }
 
+// none tells that there are none. It may be called on nil.
+func (s *strangers) none() bool { return s == nil || len(s.ids) == 0 }
+
 // drop takes out what does not count after all. It may be called on nil.
 func (s *strangers) drop(id string) {
 	if s != nil {

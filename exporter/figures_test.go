@@ -175,7 +175,7 @@ func figureSlice(t *testing.T, dir string, seq int, typ string, rows int) state.
 	t.Helper()
 	slice := state.Slice{Seq: seq, Type: typ, Written: int64(rows), SpoolRows: int64(rows), Done: true}
 	slice.IndexSize = figureFile(t, indexPath(dir, seq), rows, func(id int) string { return fmt.Sprintf("%s-%08d\t1\n", typ, id) })
-	slice.SpoolSize = figureFile(t, spoolPath(dir, seq), rows, func(id int) string {
+	slice.SpoolSize = figureFile(t, spoolPath(dir, &slice), rows, func(id int) string {
 		more := fmt.Sprintf(`"id":"%s-%08d","text":{"status":"generated","div":"%0100d"}`, typ, id, id)
 		if typ != "Patient" {
 			more += fmt.Sprintf(`,"subject":{"reference":"Patient/Patient-%08d"}`, id/2)

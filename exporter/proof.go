@@ -54,6 +54,7 @@ func (r *run) accountAll(ctx context.Context, typ string, crawled []*state.Slice
 	if err != nil {
 		return nil, err
 	}
+	var counted []*state.Slice
 	for i, slice := range crawled {
 		missing, err := r.account(ctx, slice, h != nil, moves[i])
 		missing = lessHoles(slice, missing)
@@ -73,11 +74,12 @@ func (r *run) accountAll(ctx context.Context, typ string, crawled []*state.Slice
 		if len(slice.Holes) > 0 {
 			slice.Verdict = state.Incomplete
 		}
-		if err := r.Store.Checkpoint(ctx, r.job.ID, slice); err != nil {
-			return nil, err
-		}
+		counted = append(counted, slice)
 	}
-	return open, nil
+	if len(counted) == 0 {
+		return open, nil
+	}
+	return open, r.Store.Checkpoint(ctx, r.job.ID, counted...)
 }
 
 // account counts a slice and sets its verdict, and returns how many rows are missing. before is what the history says, where

@@ -199,9 +199,15 @@ type place struct {
 	version string
 }
 
-// written looks up where the rows of some ids were written.
-func (t *typeRepair) written(wanted func(id string) bool) (map[string][]place, error) {
-	places := map[string][]place{}
+// written looks up where the rows of those ids of the range were written of which anything is known.
+func (t *typeRepair) written() (map[string][]place, error) {
+	places, h := map[string][]place{}, t.changes
+	if len(h.byID)+len(h.old) == 0 && h.strangers.none() {
+		return places, nil
+	}
+	wanted := func(id string) bool {
+		return h.holds(id) && (h.byID[id] != nil || h.old[id] != nil || h.strangers.has(id))
+	}
 	for _, part := range t.crawled {
 		row := int64(0)
 		err := eachWritten(t.dir, part.Seq, part.IndexSize, func(id, version string) error {
@@ -250,9 +256,7 @@ func (t *typeRepair) reconcilePart(ctx context.Context, w *walk, gone *deletions
 			return err
 		}
 	}
-	places, err := t.written(func(id string) bool {
-		return t.changes.holds(id) && (t.changes.byID[id] != nil || t.changes.old[id] != nil || t.changes.strangers.has(id))
-	})
+	places, err := t.written()
 	if err != nil {
 		return err
 	}

@@ -54,7 +54,7 @@ func openSpool(dir string, slice *state.Slice) (*spool, error) {
 		path string
 		size int64
 	}{
-		{&s.rows, spoolPath(dir, slice.Seq), slice.SpoolSize},
+		{&s.rows, spoolPath(dir, slice), slice.SpoolSize},
 		{&s.index, indexPath(dir, slice.Seq), slice.IndexSize},
 		{&s.met, metPath(dir, slice.Seq), slice.MetSize},
 		{&s.refs, refsPath(dir, slice.Seq), slice.RefsSize},
@@ -69,7 +69,14 @@ func openSpool(dir string, slice *state.Slice) (*spool, error) {
 	return s, nil
 }
 
-func spoolPath(dir string, seq int) string { return filepath.Join(dir, strconv.Itoa(seq)+".ndjson") }
+func spoolPath(dir string, slice *state.Slice) string {
+	name := strconv.Itoa(slice.Seq)
+	if slice.SpoolFile > 0 {
+		name += "." + strconv.Itoa(slice.SpoolFile)
+	}
+	return filepath.Join(dir, name+".ndjson")
+}
+
 func indexPath(dir string, seq int) string { return filepath.Join(dir, strconv.Itoa(seq)+".ids") }
 
 func metPath(dir string, seq int) string { return filepath.Join(dir, strconv.Itoa(seq)+".met") }
@@ -156,12 +163,14 @@ func (s *sink) close() error {
 	return s.file.Close()
 }
 
-// remove closes the file and deletes it.
+// remove closes the file and deletes it. The next write makes a new one.
 func (s *sink) remove() error {
 	if s.file == nil {
 		return nil
 	}
-	return local(errors.Join(s.file.Close(), os.Remove(s.path)))
+	err := errors.Join(s.file.Close(), os.Remove(s.path))
+	*s = sink{path: s.path}
+	return local(err)
 }
 
 func (s *sink) sync() error {
@@ -212,6 +221,34 @@ func (s *spool) cut(before *state.Slice) error {
 func (s *spool) measure(slice *state.Slice) {
 	slice.SpoolSize, slice.IndexSize, slice.MetSize, slice.RefsSize = s.rows.size, s.index.size, s.met.size, s.refs.size
 	slice.AboutSize = s.about.size
+}
+
+// renew leaves the rows that no output file has in a file of their own, so that the others take no room any more. The old
+// file is returned: it is the open one until the slice is stored.
+func (s *spool) renew(dir string, slice *state.Slice) (old sink, err error) {
+	if err := s.rows.sync(); err != nil {
+		return sink{}, local(err)
+	}
+	after := *slice
+	after.SpoolFile++
+	after.SpoolFrom, after.SpoolSize = 0, slice.SpoolSize-slice.SpoolFrom
+	file, err := openSink(spoolPath(dir, &after), 0)
+	if err != nil {
+		return sink{}, err
+	}
+	if err := file.open(); err != nil {
+		return sink{}, local(err)
+	}
+	file.size, err = io.Copy(file.buf, io.NewSectionReader(s.rows.file, slice.SpoolFrom, after.SpoolSize))
+	if err == nil && file.size != after.SpoolSize {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return sink{}, local(errors.Join(err, file.close()))
+	}
+	file.changed = true
+	old, s.rows, *slice = s.rows, file, after
+	return old, nil
 }
 
 // sync makes all that was written durable.
@@ -311,18 +348,26 @@ func (s *idSet) add(id string) bool {
 	return true
 }
 
-// multiFile reads several files one after another, and again from the start: the body of an output file that is made of
-// several spool files.
-type multiFile struct {
-	files []*os.File
-	sizes []int64
-	at    int64
+// content is a part of a local file that holds whole rows.
+type content struct {
+	path             string
+	from, size, rows int64
 }
 
-func openMulti(paths []string, sizes []int64) (*multiFile, error) {
-	m := &multiFile{sizes: sizes}
-	for _, path := range paths {
-		file, err := os.Open(path)
+// multiFile reads several contents one after another, and again from the start: the body of an output file that is made of
+// several spool files.
+type multiFile struct {
+	files    []*os.File
+	contents []content
+	at       int64
+	// final tells that nobody writes to the files any more.
+	final bool
+}
+
+func openMulti(contents []content) (*multiFile, error) {
+	m := &multiFile{contents: contents}
+	for _, one := range contents {
+		file, err := os.Open(one.path)
 		if err != nil {
 			return nil, local(errors.Join(err, m.close()))
 		}
@@ -331,12 +376,24 @@ func openMulti(paths []string, sizes []int64) (*multiFile, error) {
 	return m, nil
 }
 
+// File returns the one file that this is, for blob.Whole; nil where there are several, or only a part, or where more is
+// written.
+func (m *multiFile) File() *os.File {
+	if !m.final || len(m.files) != 1 {
+		return nil
+	}
+	if info, err := m.files[0].Stat(); err != nil || m.contents[0].from > 0 || info.Size() != m.contents[0].size {
+		return nil
+	}
+	return m.files[0]
+}
+
 // Read reads on at the current offset.
 func (m *multiFile) Read(p []byte) (int, error) {
 	offset := m.at
-	for i, size := range m.sizes {
-		if offset < size {
-			n, err := m.files[i].ReadAt(p[:min(int64(len(p)), size-offset)], offset)
+	for i, one := range m.contents {
+		if offset < one.size {
+			n, err := m.files[i].ReadAt(p[:min(int64(len(p)), one.size-offset)], one.from+offset)
 			m.at += int64(n)
 			switch {
 			case n > 0:
@@ -346,7 +403,7 @@ func (m *multiFile) Read(p []byte) (int, error) {
 			}
 			return 0, err
 		}
-		offset -= size
+		offset -= one.size
 	}
 	return 0, io.EOF
 }
@@ -357,8 +414,8 @@ func (m *multiFile) Seek(offset int64, whence int) (int64, error) {
 	case io.SeekCurrent:
 		offset += m.at
 	case io.SeekEnd:
-		for _, size := range m.sizes {
-			offset += size
+		for _, one := range m.contents {
+			offset += one.size
 		}
 	}
 	if offset < 0 {

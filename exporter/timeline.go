@@ -95,8 +95,8 @@ func (d *deletion) stand(g *gap, inPage bool) {
 	d.gap, d.inPage, d.earliest = g, inPage, time.Time{}
 }
 
-// settle bounds the time by the gap. Where pages have shifted, the first entry of a page is not older than the last one of the
-// page before, which then says nothing of the deletions between. What is found out later is not overwritten by it.
+// settle bounds the time by the gap, once. Where pages have shifted, the first entry of a page is not older than the last one of the
+// page before, which then says nothing of the deletions between.
 func (d *deletion) settle() {
 	if d.gap == nil {
 		return

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"strings"
 	"time"
 )
@@ -24,6 +25,15 @@ type Media struct {
 
 // Gzip is the one content coding that a Media may have.
 const Gzip = "gzip"
+
+// Whole is a body that is one local file from its first byte to its last, of which
+// no byte will ever change, whatever becomes of its name: it is removed, never cut
+// or written to. A bucket on the same file system may keep it instead of a copy.
+type Whole interface {
+	io.ReadSeeker
+	// File returns the file, nil where the body is none after all.
+	File() *os.File
+}
 
 // Bucket stores the finished files of an export. All methods may be called from
 // several goroutines at once; each fails when ctx ends, when the store refuses

@@ -20,7 +20,7 @@ const (
 	copyBytes = 256 << 10
 
 	// A file in the making stands beside its place as ".<name>.part". The name is
-	// fixed, so that a Put after a crash takes over what the first one left.
+	// fixed, so that a Put after a crash finds what the first one left.
 	partPrefix, partSuffix = ".", ".part"
 
 	gzipSuffix = ".gz"
@@ -55,7 +55,8 @@ func NewDir(path string) (*Dir, error) {
 }
 
 // Put writes body to a part file beside its place, syncs it, renames it and syncs
-// the folder, so that a crash at any moment leaves the old file or the new one.
+// the folder, so that a crash at any moment leaves the old file or the new one. A
+// [Whole] body on the same file system is that file, by a second name.
 // See [Bucket] for when it fails.
 func (d *Dir) Put(ctx context.Context, name string, media Media, body io.ReadSeeker) error {
 	path, err := d.path(name)
@@ -79,10 +80,7 @@ func (d *Dir) put(ctx context.Context, path string, body io.ReadSeeker) (err err
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if _, err := body.Seek(0, io.SeekStart); err != nil {
-		return fmt.Errorf("rewind: %w", err)
-	}
-	part, err := d.create(path)
+	part, err := d.reserve(path)
 	if err != nil {
 		return err
 	}
@@ -90,44 +88,78 @@ func (d *Dir) put(ctx context.Context, path string, body io.ReadSeeker) (err err
 		if err != nil {
 			err = errors.Join(err, d.abandon(part))
 		}
-		d.release(part.Name())
+		d.release(part)
 	}()
-	// The file's own ReadFrom would copy in pieces of 32 KiB.
-	if _, err := io.CopyBuffer(struct{ io.Writer }{part}, &contextReader{ctx: ctx, r: body}, make([]byte, copyBytes)); err != nil {
+	linked, err := link(part, body)
+	if err == nil && !linked {
+		err = write(ctx, part, body)
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
 		return err
 	}
-	if err := part.Sync(); err != nil {
+	if err := os.Rename(part, path); err != nil {
 		return err
 	}
-	if err := part.Close(); err != nil {
-		return err
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if err := os.Rename(part.Name(), path); err != nil {
-		return err
+	if linked { // where both are names of the same file already, as after a crash, both are left
+		if err := os.Remove(part); err != nil && !gone(err) {
+			return err
+		}
 	}
 	return syncFolder(filepath.Dir(path))
 }
 
-// create opens the part file of path and makes the folders that lead to it.
-func (d *Dir) create(path string) (*os.File, error) {
+// link makes part a second name of the file that body is, where it is one and the
+// file system can.
+func link(part string, body io.ReadSeeker) (linked bool, err error) {
+	whole, ok := body.(Whole)
+	if !ok {
+		return false, nil
+	}
+	file := whole.File()
+	if file == nil || os.Link(file.Name(), part) != nil {
+		return false, nil
+	}
+	return true, file.Sync()
+}
+
+// write makes part a copy of body.
+func write(ctx context.Context, part string, body io.ReadSeeker) (err error) {
+	if _, err := body.Seek(0, io.SeekStart); err != nil {
+		return fmt.Errorf("rewind: %w", err)
+	}
+	file, err := os.OpenFile(part, os.O_CREATE|os.O_WRONLY|os.O_EXCL, fileMode)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, file.Close()) }()
+	// The file's own ReadFrom would copy in pieces of 32 KiB.
+	if _, err := io.CopyBuffer(struct{ io.Writer }{file}, &contextReader{ctx: ctx, r: body}, make([]byte, copyBytes)); err != nil {
+		return err
+	}
+	return file.Sync()
+}
+
+// reserve returns the part file of path for one Put, and makes the folders that
+// lead to it. What a crash left there is removed, never written to: it may be a
+// second name of a file that is still wanted.
+func (d *Dir) reserve(path string) (string, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	part := filepath.Join(filepath.Dir(path), partPrefix+filepath.Base(path)+partSuffix)
 	if d.writing[part] {
-		return nil, errors.New("the same file is being written")
+		return "", errors.New("the same file is being written")
 	}
 	if err := d.mkdirs(filepath.Dir(path)); err != nil {
-		return nil, err
+		return "", err
 	}
-	f, err := os.OpenFile(part, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, fileMode)
-	if err != nil {
-		return nil, err
+	if err := os.Remove(part); err != nil && !gone(err) {
+		return "", err
 	}
 	d.writing[part] = true
-	return f, nil
+	return part, nil
 }
 
 // mkdirs makes the folders between the root, which has to be there, and folder.
@@ -153,15 +185,13 @@ func (d *Dir) mkdirs(folder string) error {
 // abandon removes the part file of a Put that failed, and the folders that only
 // it had filled. Its name may be gone already, when the rename was the last step
 // that worked.
-func (d *Dir) abandon(part *os.File) error {
+func (d *Dir) abandon(part string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	// Close fails where Put had closed the file before; the file goes anyway.
-	_ = part.Close()
-	if err := os.Remove(part.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(part); err != nil && !gone(err) {
 		return err
 	}
-	return d.prune(filepath.Dir(part.Name()))
+	return d.prune(filepath.Dir(part))
 }
 
 func (d *Dir) release(part string) {

@@ -2,6 +2,7 @@ package blob_test
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -133,6 +134,78 @@ func TestDirPutTakesOverWhatACrashLeft(t *testing.T) {
 		t.Errorf("content: got %q, want %q", got, want)
 	}
 	wantEntries(t, filepath.Join(root, "job"), "1.ndjson")
+}
+
+// whole is a body that is one file.
+type whole struct {
+	io.ReadSeeker
+	file *os.File
+}
+
+func (w whole) File() *os.File { return w.file }
+
+// Ensure a file that does not change any more is kept as it is, and never written to, also where a crash left it under a
+// name in the making or under both.
+func TestDirKeepsAWholeFileItself(t *testing.T) {
+	for name, names := range map[string][]string{
+		"first time": nil, "after a crash": {".1.ndjson.part"}, "done already": {"1.ndjson"}, "done, and begun again": {".1.ndjson.part", "1.ndjson"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, root := newDir(t)
+			folder := filepath.Join(root, "job")
+			if err := os.Mkdir(folder, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join(t.TempDir(), "spool")
+			if err := os.WriteFile(path, []byte("x\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range names {
+				if err := os.Link(path, filepath.Join(folder, name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			file, err := os.Open(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = file.Close() }) // it was only read
+			put := func(body io.ReadSeeker, want string) os.FileInfo {
+				t.Helper()
+				if err := d.Put(t.Context(), "job/1.ndjson", blob.Media{}, body); err != nil {
+					t.Fatal(err)
+				}
+				wantEntries(t, folder, "1.ndjson")
+				content, err := os.ReadFile(filepath.Join(folder, "1.ndjson"))
+				if err != nil || string(content) != want {
+					t.Errorf("got %q, want %q: %v", content, want, err)
+				}
+				info, err := os.Stat(filepath.Join(folder, "1.ndjson"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return info
+			}
+			before, err := file.Stat()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !os.SameFile(before, put(whole{file, file}, "x\n")) {
+				t.Error("it was copied")
+			}
+			for _, name := range names {
+				if err := os.Link(path, filepath.Join(folder, name)); err != nil && !errors.Is(err, fs.ErrExist) {
+					t.Fatal(err)
+				}
+			}
+			if os.SameFile(before, put(whole{strings.NewReader("other\n"), nil}, "other\n")) {
+				t.Error("it was written to")
+			}
+			if content, err := os.ReadFile(path); err != nil || string(content) != "x\n" {
+				t.Errorf("the file is %q now: %v", content, err)
+			}
+		})
+	}
 }
 
 func TestDirRefusesNamesOfUnfinishedFiles(t *testing.T) {
