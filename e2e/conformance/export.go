@@ -340,6 +340,16 @@ func (c *check) once(name string, k kickoff) (*export, error) {
 	return shared.export, shared.err
 }
 
+// ahead makes shared exports at once instead of one after another; what is wrong with them is found by who looks at them.
+func (c *check) ahead(exports ...func(*check) *export) {
+	var all sync.WaitGroup
+	for _, of := range exports {
+		own := &check{suite: c.suite, ctx: c.ctx}
+		all.Go(func() { own.protect(func() { of(own) }) })
+	}
+	all.Wait()
+}
+
 // refusal is a kick-off that was not accepted.
 type refusal struct{ answer }
 
