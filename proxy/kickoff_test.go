@@ -73,6 +73,27 @@ func TestKickoffIsAcceptedAndUnderstood(t *testing.T) {
 	}
 }
 
+// Ensure that the operation's name chooses the form of the manifest, at each level.
+func TestKickoffByTheNameOfVersion4(t *testing.T) {
+	for _, test := range []struct {
+		target string
+		want   state.Shape
+	}{
+		{"/$export-v4", state.Shape4},
+		{"/Patient/%24export-v4/", state.Shape4},
+		{"/Group/demo-group/$export-v4?_type=Patient", state.Shape4},
+		{"/Group/demo-group/$export?_type=Patient", ""}, // what is configured
+	} {
+		h, _ := newFHIRHouse(t, nil)
+		if got := h.ask(http.MethodPost, h.base+test.target); got.status != http.StatusAccepted {
+			t.Fatalf("%s: got %d: %s", test.target, got.status, got.body)
+		}
+		if asked := h.exports.asked[0]; asked.Shape != test.want {
+			t.Errorf("%s: shape %q, want %q", test.target, asked.Shape, test.want)
+		}
+	}
+}
+
 func TestKickoffRefusesWhatItCannotHonour(t *testing.T) {
 	h, sample := newFHIRHouse(t, nil)
 	characteristic := `{"resourceType":"Group","id":"by-trait","type":"person","actual":false,"characteristic":[{"exclude":false}]}`
@@ -283,14 +304,17 @@ func TestKickoffRefusesWhatTheUpstreamRefuses(t *testing.T) {
 func TestOtherMethodsAreRefusedOnOurPaths(t *testing.T) {
 	h, sample := newFHIRHouse(t, nil)
 	for path, allow := range map[string]string{
-		"/$export":                    "GET, POST, OPTIONS",
-		"/%24export/":                 "GET, POST, OPTIONS",
-		"/Patient/$export":            "GET, POST, OPTIONS",
-		"/Group/demo-group/$export":   "GET, POST, OPTIONS",
-		"/$export-status/x":           "GET, DELETE, OPTIONS",
-		"/$export-status/x/":          "GET, DELETE, OPTIONS",
-		"/$export-file/x/a.1.ndjson":  "GET, HEAD, OPTIONS",
-		"/%24export-file/x/a.1.ndjso": "GET, HEAD, OPTIONS",
+		"/$export":                     "GET, POST, OPTIONS",
+		"/%24export/":                  "GET, POST, OPTIONS",
+		"/Patient/$export":             "GET, POST, OPTIONS",
+		"/Group/demo-group/$export":    "GET, POST, OPTIONS",
+		"/$export-v4":                  "POST, OPTIONS",
+		"/Patient/%24export-v4/":       "POST, OPTIONS",
+		"/Group/demo-group/$export-v4": "POST, OPTIONS",
+		"/$export-status/x":            "GET, DELETE, OPTIONS",
+		"/$export-status/x/":           "GET, DELETE, OPTIONS",
+		"/$export-file/x/a.1.ndjson":   "GET, HEAD, OPTIONS",
+		"/%24export-file/x/a.1.ndjso":  "GET, HEAD, OPTIONS",
 	} {
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE", "QUERY"} {
 			if slices.Contains(strings.Split(allow, ", "), method) {
