@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -34,9 +36,34 @@ var notMet = map[string]string{
 	"S-1":  "the sidecar has no authorization of its own yet: the FHIR server judges the token of a kick-off, nobody that of a status",
 }
 
-// Ensure the sidecar meets the requirements of the Bulk Data guide, but for those that are known.
+var update = flag.Bool("update", false, "write generated documents anew")
+
+// conformancePage is generated from the results.
+const conformancePage = "../docs/conformance.md"
+
+// conformanceHead is the beginning of the page, which is for people who do not know the tests.
+const conformanceHead = `# Conformance
+
+What the Bulk Data Export guide asks of a server, requirement by requirement, and what the sidecar does. The page is written by
+the tests in e2e/conformance: the built sidecar stands in front of the in-memory sample server and of a HAPI FHIR server, both of
+which ask their clients for tokens, and a test fails where the page does not say what was found.
+
+"Not offered" is what a server may do without. The same tests can be pointed at any other server:
+
+` + "```" + `
+cd e2e && CONFORMANCE_URL=https://fhir.example.org/fhir go test -count=1 -v -run TestConformance ./conformance
+` + "```" + `
+
+CONFORMANCE_TOKEN is a bearer token for it. With CONFORMANCE_WRITE=yes the tests write and delete a few resources of type Basic. Rows
+that need more are skipped and say what.
+`
+
+// Ensure the sidecar meets the requirements of the Bulk Data guide, but for those that are known, and that the page says so.
 func TestConformance(t *testing.T) {
+	columns := []conformance.Column{{Name: "sample server"}, {Name: "HAPI"}}
+	t.Cleanup(func() { checkConformancePage(t, columns) })
 	t.Run("sample", func(t *testing.T) {
+		t.Parallel()
 		sample := fhirtest.New(fhirtest.HAPI(), "/fhir")
 		at := time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC)
 		for _, resource := range conformanceRecords() {
@@ -45,11 +72,36 @@ func TestConformance(t *testing.T) {
 			}
 			at = at.Add(time.Second)
 		}
-		runConformance(t, "the sample server", sample)
+		runConformance(t, &columns[0], sample)
 	})
 	t.Run("HAPI", func(t *testing.T) {
-		runConformance(t, "HAPI", emptyHAPI(t, conformanceRecords()))
+		t.Parallel()
+		runConformance(t, &columns[1], emptyHAPI(t, conformanceRecords()))
 	})
+}
+
+// checkConformancePage compares the page with the results, where -run left no row out.
+func checkConformancePage(t *testing.T, columns []conformance.Column) {
+	for _, column := range columns {
+		if len(column.Results) != len(conformance.Rows()) {
+			t.Logf("%s was not compared: %d rows of %s were tested", conformancePage, len(column.Results), column.Name)
+			return
+		}
+	}
+	page := conformanceHead + conformance.Page(notMet, columns...)
+	if *update {
+		if err := os.WriteFile(conformancePage, []byte(page), 0o644); err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	written, err := os.ReadFile(conformancePage)
+	if err != nil {
+		t.Error(err)
+	}
+	if string(written) != page {
+		t.Errorf("%s does not say what was found: run this test with -update and look at the difference", conformancePage)
+	}
 }
 
 // emptyHAPI starts a HAPI that holds these records alone, written some at a time.
@@ -106,7 +158,7 @@ func conformanceRecords() [][]byte {
 }
 
 // runConformance runs the suite against a sidecar in front of a FHIR server that asks for tokens.
-func runConformance(t *testing.T, name string, upstream http.Handler) {
+func runConformance(t *testing.T, column *conformance.Column, upstream http.Handler) {
 	g := newGuard(upstream, "/fhir", deniedGroup)
 	front := httptest.NewServer(g)
 	t.Cleanup(front.Close)
@@ -123,7 +175,8 @@ func runConformance(t *testing.T, name string, upstream http.Handler) {
 		Secure: terminator, Roots: roots, ShortLived: startSidecar(t, front.URL+"/fhir", shortLived).base,
 	}
 	conformance.Run(t, server, notMet, func(results []conformance.Result) {
-		fmt.Printf("\nconformance of the sidecar over %s\n%s", name, conformance.Table(results))
+		column.Results = results
+		fmt.Printf("\nconformance of the sidecar over %s\n%s", column.Name, conformance.Table(results))
 	})
 }
 

@@ -84,7 +84,7 @@ func Rows() []Row {
 }
 
 // Run tests a server: each row is a subtest of t that is named by its id. A row that is not met fails its subtest, unless
-// expected names it with the reason; then one that is met does. When all are through, done gets the results in the order
+// expected names it with the reason; then one that is met does. One that lacks what it needs is skipped. When all are through, done gets the results in the order
 // of Rows; they are fewer where -run chose some.
 func Run(t *testing.T, server Server, expected map[string]string, done func([]Result)) {
 	s := newSuite(t, server)
@@ -115,6 +115,8 @@ func Run(t *testing.T, server Server, expected map[string]string, done func([]Re
 				t.Errorf("not met: %s\n%s", row.Text, result.Reason)
 			case result.Outcome != NotMet && isExpected:
 				t.Errorf("%s, but expected not to be met: %s", result.Outcome, reason)
+			case result.Outcome == Needs:
+				t.Skipf("needs %s", result.Reason)
 			default:
 				t.Logf("%s: %s", result.Outcome, result.Reason)
 			}
