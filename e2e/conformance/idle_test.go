@@ -15,8 +15,8 @@ func TestNothingIsMetByServersThatDoNothing(t *testing.T) {
 		"an object": func(w http.ResponseWriter, _ *http.Request) {
 			_, _ = io.WriteString(w, "{}")
 		},
-		"not found": http.NotFound,
-		"server errors": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) },
+		"not found":              http.NotFound,
+		"server errors":          func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) },
 		"accepted and forgotten": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusAccepted) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -51,8 +51,18 @@ func TestRowsAreComplete(t *testing.T) {
 		form  string
 		count int
 	}{
-		{"T-%02d", 11}, {"K-%02d", 19}, {"H-%02d", 3}, {"C-%02d", 12}, {"S-%02d", 13}, {"M-%02d", 14}, {"D-%02d", 4},
-		{"F-%02d", 11}, {"A-%02d", 3}, {"P-%02d", 7}, {"Q-%02d", 6}, {"S-%d", 4},
+		{"T-%02d", 11},
+		{"K-%02d", 19},
+		{"H-%02d", 3},
+		{"C-%02d", 12},
+		{"S-%02d", 13},
+		{"M-%02d", 14},
+		{"D-%02d", 4},
+		{"F-%02d", 11},
+		{"A-%02d", 3},
+		{"P-%02d", 7},
+		{"Q-%02d", 6},
+		{"S-%d", 4},
 	} {
 		for n := 1; n <= group.count; n++ {
 			if id := fmt.Sprintf(group.form, n); seen[id] == 0 {
