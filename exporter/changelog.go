@@ -34,6 +34,7 @@ type changeLog struct {
 	events int64
 	bodies sink
 	gaps   *os.File // what lies below each gap of the timeline; nil while there is none
+	name   string   // tells it from another of the type
 	path   string   // of the files, without their ends
 }
 
@@ -43,7 +44,7 @@ func (r *run) newChangeLog(typ, name string) *changeLog {
 			typ: typ, until: r.job.TransactionTime, span: r.job.TransactionTime.Add(-r.repairSpan()), after: r.job.Kickoff.Since,
 			strangers: r.newStrangers(typ),
 		},
-		path: filepath.Join(r.dir, typ+"."+name),
+		name: name, path: filepath.Join(r.dir, typ+"."+name),
 	}
 }
 

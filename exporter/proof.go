@@ -26,7 +26,7 @@ func (r *run) prove(ctx context.Context, typ string, crawled []*state.Slice) (*c
 		if err != nil && !errors.As(err, &lost) {
 			return nil, err
 		}
-		open, errAccount := r.accountAll(ctx, typ, crawled, h, try)
+		open, errAccount := r.accountAll(ctx, typ, crawled, &h, try)
 		if len(open) == 0 && errAccount == nil {
 			return h, err
 		}
@@ -48,15 +48,16 @@ func (r *run) prove(ctx context.Context, typ string, crawled []*state.Slice) (*c
 	}
 }
 
-// accountAll counts the slices of a type, and returns those that must be read again.
-func (r *run) accountAll(ctx context.Context, typ string, crawled []*state.Slice, h *changeLog, try int) (open []*state.Slice, err error) {
-	moves, err := r.moved(crawled, h)
+// accountAll counts the slices of a type, and returns those that must be read again. Where the history is read again, h is the
+// new one from then on: the repair must not know less than the proof.
+func (r *run) accountAll(ctx context.Context, typ string, crawled []*state.Slice, h **changeLog, try int) (open []*state.Slice, err error) {
+	moves, err := r.moved(crawled, *h)
 	if err != nil {
 		return nil, err
 	}
 	var counted []*state.Slice
 	for i, slice := range crawled {
-		missing, err := r.account(ctx, slice, h != nil, moves[i])
+		missing, err := r.account(ctx, slice, h, moves[i])
 		missing = lessHoles(slice, missing)
 		if err != nil {
 			return nil, fmt.Errorf("count slice %d of %s: %w", slice.Seq, typ, err)
@@ -84,7 +85,7 @@ func (r *run) accountAll(ctx context.Context, typ string, crawled []*state.Slice
 
 // account counts a slice and sets its verdict, and returns how many rows are missing. before is what the history says, where
 // there is one.
-func (r *run) account(ctx context.Context, slice *state.Slice, history bool, before movement) (int64, error) {
+func (r *run) account(ctx context.Context, slice *state.Slice, h **changeLog, before movement) (int64, error) {
 	slice.Expected, slice.Left = -1, 0
 	switch {
 	case slice.Verdict == state.Incomplete:
@@ -117,22 +118,22 @@ func (r *run) account(ctx context.Context, slice *state.Slice, history bool, bef
 			Text: "the server only estimates so large a number of " + slice.Type + " resources, so that their completeness could not be verified",
 		})
 	}
-	if !history {
+	if *h == nil {
 		slice.Verdict, slice.Expected = state.Counted, max(count, slice.Met)
 		return max(0, count-slice.Met), nil
 	}
-	return r.balance(ctx, slice, count, before)
+	return r.balance(ctx, slice, count, h, before)
 }
 
 // balance holds the count of a slice against what was met and what the history says of it, before the count and after it. Among
 // many writes the three may miss each other, so they are taken again.
-func (r *run) balance(ctx context.Context, slice *state.Slice, count int64, before movement) (missing int64, err error) {
+func (r *run) balance(ctx context.Context, slice *state.Slice, count int64, h **changeLog, before movement) (missing int64, err error) {
 	for try := 1; ; try++ {
 		slice.Verdict, slice.Left, slice.Expected = state.Proved, before.left, count+before.left
 		if count == slice.Met-before.left+before.came {
 			return 0, nil
 		}
-		after, err := r.movedSince(ctx, slice)
+		after, err := r.movedSince(ctx, slice, h)
 		var lost *lostHistory
 		if errors.As(err, &lost) {
 			slice.Verdict = state.Counted
@@ -204,13 +205,19 @@ type movement struct {
 }
 
 // movedSince reads the history again for one slice.
-func (r *run) movedSince(ctx context.Context, slice *state.Slice) (m movement, err error) {
-	h, err := r.changesOf(ctx, slice.Type, "recount")
-	if err != nil {
+func (r *run) movedSince(ctx context.Context, slice *state.Slice, h **changeLog) (m movement, err error) {
+	name := "changes"
+	if (*h).name == name {
+		name = "recount"
+	}
+	again, err := r.changesOf(ctx, slice.Type, name)
+	if err != nil || again == nil {
 		return m, err
 	}
-	moves, err := r.moved([]*state.Slice{slice}, h)
-	return moves[0], errors.Join(err, h.close())
+	moves, err := r.moved([]*state.Slice{slice}, again)
+	err = errors.Join(err, (*h).close())
+	*h = again
+	return moves[0], err
 }
 
 // moved looks the changed rows up among those that each slice met.
