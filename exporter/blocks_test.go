@@ -29,6 +29,9 @@ type organized struct {
 // organized reads the output of a completed job, and checks what every block and file owes.
 func (e *engine) organized(job *state.Job) *organized {
 	e.t.Helper()
+	if job.Status != state.Completed {
+		e.t.Fatalf("export ended %s: %+v", job.Status, job.Failure)
+	}
 	files, err := e.store.Files(e.t.Context(), job.ID)
 	must(e.t, err)
 	byName := map[string]state.File{}
@@ -69,9 +72,9 @@ func (e *engine) organized(job *state.Job) *organized {
 		if begun || int64(len(lines))-headers != file.Count || file.Count == 0 {
 			e.t.Errorf("%s has %d lines and %d headers, count %d", file.Name, len(lines), headers, file.Count)
 		}
-		continues = file.ContinuesIn
-		if headers > 1 && (file.Bytes > e.MaxFileBytes || continues != "") {
-			e.t.Errorf("%s has %d blocks in %d bytes, goes on in %q", file.Name, headers, file.Bytes, continues)
+		e.checkSize(job, file, lines)
+		if continues = file.ContinuesIn; headers > 1 && continues != "" {
+			e.t.Errorf("%s has %d blocks and goes on in %q", file.Name, headers, continues)
 		}
 		delete(byName, file.Name)
 	}

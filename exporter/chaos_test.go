@@ -76,6 +76,9 @@ func drawChaos(seed uint64) *chaos {
 	if random.IntN(4) == 0 {
 		c.kickoff.OrganizeBy = state.Organizable[random.IntN(len(state.Organizable))]
 	}
+	if random.IntN(4) == 0 {
+		c.kickoff.MinFileBytes, c.kickoff.MaxFileBytes = random.Int64N(1<<10), int64(1+random.IntN(8))<<10
+	}
 	if random.IntN(3) == 0 {
 		c.killAt = 1 + random.Int64N(300)
 	}

@@ -65,7 +65,7 @@ func (p *Proxy) parseKickoff(w http.ResponseWriter, r *http.Request, level state
 	if err != nil {
 		return nil, &refusal{http.StatusBadRequest, "invalid", "the query cannot be read: check its percent signs and semicolons"}
 	}
-	read := &reading{Kickoff: kickoff, posted: r.Method == http.MethodPost, bases: append(p.Client.Bases(), base)}
+	read := &reading{Kickoff: kickoff, posted: r.Method == http.MethodPost, bases: append(p.Client.Bases(), base), maxFileBytes: p.MaxFileBytes}
 	if read.posted {
 		body, err := kickoffBody(w, r)
 		if err != nil {

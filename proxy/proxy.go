@@ -71,6 +71,8 @@ type Config struct {
 	Links Links
 	// LinkLifetime is how long a signed link lives.
 	LinkLifetime time.Duration
+	// MaxFileBytes is the size at which exports close a file: a larger _minimumFileSize is refused. 0 means that none is.
+	MaxFileBytes int64
 	TypesOf      TypesOf
 	// Writes notes the writes among forwarded requests; nil means that nobody asks for them.
 	Writes *Writes
