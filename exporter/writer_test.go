@@ -3,9 +3,12 @@ package exporter_test
 import (
 	"bytes"
 	"fmt"
+	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -279,6 +282,14 @@ func (w *writer) note(r *http.Request) {
 		typ = parts[len(parts)-2]
 	}
 	query := r.URL.Query()
+	if r.Method == http.MethodPost {
+		body, err := io.ReadAll(r.Body)
+		must(w.t, err)
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		form, err := url.ParseQuery(string(body))
+		must(w.t, err)
+		maps.Copy(query, form)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
@@ -286,7 +297,7 @@ func (w *writer) note(r *http.Request) {
 		if w.told[parts[2]].IsZero() {
 			w.told[parts[2]] = time.Now()
 		}
-	case query.Get("_summary") != "count" && !query.Has("_total"):
+	case query.Get("_summary") != "count" && !query.Has("_total") && !query.Has("_id"): // the type is read again
 		delete(w.told, typ)
 	}
 }
