@@ -78,10 +78,15 @@ func (t *typeRepair) searchChanges(ctx context.Context) error {
 	return t.countMet()
 }
 
+// laterThan is the search for what is not older than a moment, oldest first.
+func (t *typeRepair) laterThan(from time.Time) fhir.Query {
+	return fhir.Query{Type: t.typ, From: from, Sort: "_lastUpdated", Count: t.pageSize()}
+}
+
 func (t *typeRepair) searchFrom(ctx context.Context, from time.Time) (*changes, error) {
 	h := t.newChanges(t.typ)
 	h.searched, h.strangers = true, nil // who has left since _since is not known: the search is not of that time
-	return h, t.tail(ctx, from, h.found)
+	return h, t.tail(ctx, t.laterThan(from), h.found)
 }
 
 // countMet counts for each row that was changed after T how often the crawl met it before that.
@@ -176,7 +181,7 @@ func (t *typeRepair) met() (n int64) {
 // addCurrent writes the rows as they are now.
 func (t *typeRepair) addCurrent(ctx context.Context, w *walk, changed map[string]struct{}) error {
 	w.filter.until = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
-	return t.tail(ctx, t.job.TransactionTime, func(row *fhir.Entry) error {
+	return t.tail(ctx, t.laterThan(t.job.TransactionTime), func(row *fhir.Entry) error {
 		if _, wanted := changed[row.ID]; !wanted {
 			return nil
 		}
@@ -187,20 +192,20 @@ func (t *typeRepair) addCurrent(ctx context.Context, w *walk, changed map[string
 
 // tail reads what is not older than a moment by first pages, and by links where an instant has more rows than a page; a row
 // may come twice. A page may hold fewer rows than were asked for though it is not the last one.
-func (t *typeRepair) tail(ctx context.Context, from time.Time, fn func(*fhir.Entry) error) error {
-	q := fhir.Query{Type: t.typ, From: from, Sort: "_lastUpdated", Count: t.pageSize()}
+func (r *run) tail(ctx context.Context, q fhir.Query, fn func(*fhir.Entry) error) error {
+	from := q.From
 	seen := newIDSet()
 	link, followed := "", map[string]bool{}
 	for {
 		rows, fresh, last, next := 0, 0, q.From, ""
-		err := t.pace.do(ctx, func() error {
-			rows, fresh = 0, 0
-			page, err := t.pageOf(ctx, q, link)
+		err := r.pace.do(ctx, func() error {
+			rows = 0
+			page, err := r.pageOf(ctx, q, link)
 			if err != nil {
 				return err
 			}
 			err = eachRow(page, func(row *fhir.Entry) error {
-				if row.Type != t.typ || row.ID == "" || row.LastUpdated.Before(from) {
+				if row.Type != q.Type || row.ID == "" || row.LastUpdated.Before(from) {
 					return nil
 				}
 				rows++
@@ -219,10 +224,12 @@ func (t *typeRepair) tail(ctx context.Context, from time.Time, fn func(*fhir.Ent
 		switch {
 		case err != nil:
 			return fmt.Errorf("read what changed after the transaction time: %w", err)
-		case next == "" && (rows < q.Count || fresh == 0 && last.Equal(q.From)):
+		case next == "" && (rows < q.Count || link != "" || fresh == 0 && last.Equal(q.From)):
 			return nil
 		case last.After(q.From):
 			q.From, link = last, ""
+		case next == "" && !q.ServerPages:
+			q.ServerPages = true
 		case next == "" || followed[next]:
 			return fmt.Errorf("more changes in one instant than a page holds: %w", errIncomplete)
 		default:
