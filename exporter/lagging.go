@@ -110,9 +110,9 @@ func (r *run) look(ctx context.Context, typ string) (*sightings, error) {
 			// A second later than the history begins, which not all servers compare alike.
 			Type: typ, From: r.job.TransactionTime.Add(time.Second - r.repairSpan()), Sort: "_lastUpdated", Count: r.pageSize(), IDsOnly: true,
 		}
-		if err = r.tail(ctx, q, seen.take); fhir.StatusOf(err) == http.StatusBadRequest { // it may be _elements that is refused
+		if _, err = r.tail(ctx, q, seen.take); fhir.StatusOf(err) == http.StatusBadRequest { // it may be _elements that is refused
 			q.IDsOnly = false
-			err = r.tail(ctx, q, seen.take)
+			_, err = r.tail(ctx, q, seen.take)
 		}
 	}
 	seen.at = time.Now()

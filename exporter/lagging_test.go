@@ -72,7 +72,7 @@ func TestLaggingHistory(t *testing.T) {
 					<-time.After(45 * time.Second)
 					put(t, b, "Observation/Obs-1", "w2")
 					put(t, b, "Observation/Obs-2", "w2")
-					beforeRead(b, "Observation", func() {
+					beforeRead(b, "Condition", func() { // which is read first
 						put(t, b, "Observation/Obs-2", "w3")
 						put(t, b, "Observation/Obs-28", "w3")
 						if !p.HistoryInstanceOnly {
