@@ -132,6 +132,9 @@ func (c *chaos) setPace() {
 	if c.random.IntN(2) == 0 {
 		c.late, c.lag = 20, []time.Duration{c.settle, min(3*c.settle, c.settle+time.Minute)}[c.random.IntN(2)]
 	}
+	if c.random.IntN(6) == 0 || os.Getenv("CHAOS_LAG") != "" {
+		c.HistoryLag = []time.Duration{300 * time.Millisecond, 3 * time.Second, 40 * time.Second}[c.random.IntN(3)]
+	}
 }
 
 // Ensure an export is the state at T, or says that it is not, whatever is written while it runs.
@@ -150,7 +153,7 @@ func TestChaos(t *testing.T) {
 		c := drawChaos(seed)
 		t.Run(fmt.Sprintf("%s/%s/%d", c.Name, c.kickoff.Level, seed), func(t *testing.T) {
 			t.Parallel()
-			t.Logf("CHAOS_SEED=%d CHAOS_RUNS=1: %s, %+v, %+v", seed, c.Name, c.kickoff, c.knobs)
+			t.Logf("CHAOS_SEED=%d CHAOS_RUNS=1: %s, %+v, %+v, history late by %s", seed, c.Name, c.kickoff, c.knobs, c.HistoryLag)
 			completed := c.run(t)
 			if c.canComplete() && c.promise != exact {
 				frail.Add(1)

@@ -105,10 +105,11 @@ func (r *run) lookAround(ctx context.Context, types []string) (map[string]*sight
 func (r *run) look(ctx context.Context, typ string) (*sightings, error) {
 	seen := &sightings{byID: map[string]sighting{}}
 	var err error
-	if r.profile.Keyset {
-		q := fhir.Query{
-			// A second later than the history begins, which not all servers compare alike.
-			Type: typ, From: r.job.TransactionTime.Add(time.Second - r.repairSpan()), Sort: "_lastUpdated", Count: r.pageSize(), IDsOnly: true,
+	if r.profile.Bounds {
+		// A second later than the history begins, which not all servers compare alike.
+		q := fhir.Query{Type: typ, From: r.job.TransactionTime.Add(time.Second - r.repairSpan()), Count: r.pageSize(), IDsOnly: true}
+		if q.Sort = "_lastUpdated"; !r.profile.Sort {
+			q.Sort, q.ServerPages = "", true
 		}
 		if _, err = r.tail(ctx, q, seen.take); fhir.StatusOf(err) == http.StatusBadRequest { // it may be _elements that is refused
 			q.IDsOnly = false

@@ -73,6 +73,33 @@ func TestLateCommitWhileItIsReadWhatHasChanged(t *testing.T) {
 	}
 }
 
+// Ensure a row is not left out that such a commit moves when it is known that it has changed, and it is to be included as it is now.
+func TestLateCommitWhileItIsReadAsItIs(t *testing.T) {
+	inBubble(t, histories()["none"], smallPages, thirtyRows(t), func(t *testing.T, b *bubble) {
+		probeBefore(b)
+		var begins []string // of the pages on which it is read what has changed
+		changeWhileSearched(t, b, func(time.Time) {})
+		read := b.link.hook
+		b.link.hook = func(r *http.Request) {
+			read(r)
+			if !isRowPage(r) || !strings.HasSuffix(r.URL.Path, "/Observation") || strings.Contains(r.URL.RawQuery, "=lt") {
+				return
+			}
+			begins = append(begins, r.URL.Query().Get("_lastUpdated"))
+			from, err := time.Parse("ge2006-01-02T15:04:05Z", begins[0])
+			if err != nil {
+				return
+			}
+			if t2 := from.Add(time.Minute).Format("ge2006-01-02T15:04:05Z"); len(begins) > 1 && begins[len(begins)-2] == t2 {
+				must(t, b.sample.PutLate([]byte(`{"resourceType":"Observation","id":"Obs-29","language":"w2"}`), from.Add(time.Minute+time.Millisecond), time.Now()))
+			}
+		}
+		if got := b.rows(b.finish(b.kickOff(ofObservations()))); len(got) != 30 || !strings.Contains(got["Observation/Obs-29"], `"w2"`) {
+			t.Errorf("%d rows, want 30; pages began at %v", len(got), begins)
+		}
+	})
+}
+
 // Ensure the export says so when no two readings of what has changed agree, and that a strict one ends.
 func TestReadingsThatNeverAgree(t *testing.T) {
 	for _, mode := range []exporter.WithoutHistory{exporter.IncludeCurrent, exporter.Strict} {

@@ -229,8 +229,8 @@ func (t *typeRepair) addCurrent(ctx context.Context, w *walk, changed map[string
 	return err
 }
 
-// tail reads what is not older than a moment by first pages, and by links where an instant has more rows than a page; a row
-// may come twice. A page may hold fewer rows than were asked for though it is not the last one.
+// tail reads what is not older than a moment by first pages, and by links where an instant has more rows than a page or where
+// they are not sorted; a row may come twice. A page may hold fewer rows than were asked for though it is not the last one.
 func (r *run) tail(ctx context.Context, q fhir.Query, fn func(*fhir.Entry) error) (pages int, err error) {
 	from := q.From
 	seen := newIDSet()
@@ -265,9 +265,9 @@ func (r *run) tail(ctx context.Context, q fhir.Query, fn func(*fhir.Entry) error
 		switch {
 		case err != nil:
 			return pages, fmt.Errorf("read what changed after the transaction time: %w", err)
-		case next == "" && (rows < q.Count || link != "" || fresh == 0 && last.Equal(q.From)):
+		case next == "" && (q.Sort == "" || rows < q.Count || link != "" || fresh == 0 && last.Equal(q.From)):
 			return pages + 1, nil
-		case last.After(q.From):
+		case q.Sort != "" && last.After(q.From):
 			q.From, link = last, ""
 		case next == "" && !q.ServerPages:
 			q.ServerPages = true
