@@ -18,7 +18,7 @@ import (
 // chaosRuns is how many random exports are made, and chaosSeed the seed of the first one; each has the next number.
 func chaosRuns(t *testing.T) (runs int, first uint64) {
 	t.Helper()
-	runs, first = len(products()), uint64(time.Now().UnixNano())
+	runs, first = shorter(len(products())), uint64(time.Now().UnixNano())
 	for name, set := range map[string]func(uint64){
 		"CHAOS_RUNS": func(n uint64) { runs = int(n) },
 		"CHAOS_SEED": func(n uint64) { first = n },
@@ -75,6 +75,9 @@ func drawChaos(seed uint64) *chaos {
 	}
 	if random.IntN(4) == 0 {
 		c.kickoff.OrganizeBy = state.Organizable[random.IntN(len(state.Organizable))]
+	}
+	if random.IntN(4) == 0 {
+		c.kickoff.MinFileBytes, c.kickoff.MaxFileBytes = random.Int64N(1<<10), int64(1+random.IntN(8))<<10
 	}
 	if random.IntN(3) == 0 {
 		c.killAt = 1 + random.Int64N(300)
