@@ -87,7 +87,9 @@ func (r *run) compareMembers(ctx context.Context) error {
 	}
 	read := r.groupAsOf
 	if r.profile.InstanceHistory {
-		read = func(ctx context.Context, id string) (*fhir.Group, error) { return r.groupAt(ctx, id, since, time.Time{}) }
+		read = func(ctx context.Context, id string) (*fhir.Group, error) {
+			return r.groupAt(ctx, id, since, time.Time{})
+		}
 	}
 	then, err := r.resolve(ctx, since, read)
 	if err != nil {
