@@ -126,7 +126,7 @@ func (c *chaos) narrow() {
 	}
 }
 
-// setPace chooses the settle pause, and how late commits are: in time for it, or not.
+// setPace chooses the settle pause, how late commits are: in time for it, or not; and whether histories lag.
 func (c *chaos) setPace() {
 	c.settle = time.Duration(1+c.random.IntN(4)) * time.Second
 	if c.pause > 0 { // as the probe says; the writer has to last over it
@@ -135,7 +135,7 @@ func (c *chaos) setPace() {
 	if c.random.IntN(2) == 0 {
 		c.late, c.lag = 20, []time.Duration{c.settle, min(3*c.settle, c.settle+time.Minute)}[c.random.IntN(2)]
 	}
-	if c.random.IntN(6) == 0 || os.Getenv("CHAOS_LAG") != "" {
+	if c.random.IntN(6) == 0 {
 		c.HistoryLag = []time.Duration{300 * time.Millisecond, 3 * time.Second, 40 * time.Second}[c.random.IntN(3)]
 	}
 }

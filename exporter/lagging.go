@@ -157,7 +157,7 @@ func (r *run) measureLag(ctx context.Context, all map[string]*sightings) error {
 			return nil
 		})
 		if err == nil && !shown {
-			return errLagging
+			return r.missed(ctx, typ, id)
 		}
 		return err
 	})
@@ -175,6 +175,18 @@ func (r *run) measureLag(ctx context.Context, all map[string]*sightings) error {
 	r.lag = min(now.Add(time.Second).Sub(newest.updated), historyPatience) // the clock has whole seconds, it may be
 	r.Log.WarnContext(ctx, "the history lags behind the searches", "job", r.job.ID, "seconds", r.lag.Seconds())
 	return err
+}
+
+// missed fails with errLagging for a resource that a history lacks, unless it was expunged since it was seen.
+func (r *run) missed(ctx context.Context, typ, id string) error {
+	status, err := r.presence(ctx, typ, id)
+	if _, confined := holeReason(err); err != nil && (!confined || ctx.Err() != nil) {
+		return err
+	}
+	if err == nil && status == http.StatusNotFound {
+		return nil
+	}
+	return errLagging
 }
 
 // in tells whether an entry of a history is the version, or one that followed.
@@ -197,7 +209,7 @@ func (r *run) shownChanges(ctx context.Context, typ string, crawled []*state.Sli
 		if h, err = r.changesOf(ctx, typ); h == nil || err != nil {
 			return err
 		}
-		return r.compare(h, crawled, seen)
+		return r.compare(ctx, typ, h, crawled, seen)
 	})
 	if errors.Is(err, errLagging) {
 		r.Log.ErrorContext(ctx, "the history of a type lags too much", "job", r.job.ID, "type", typ)
@@ -206,13 +218,18 @@ func (r *run) shownChanges(ctx context.Context, typ string, crawled []*state.Sli
 	return h, err
 }
 
-// compare fails with errLagging where the history lacks what was seen, or the newest version of a resource that it has: it
-// is not newer than T where the crawl wrote it.
-func (r *run) compare(h *changes, crawled []*state.Slice, seen *sightings) error {
+// compare fails with errLagging where the history lacks what was seen of a resource that still exists or is known to be deleted,
+// or where it has a resource in older versions than the crawl wrote.
+func (r *run) compare(ctx context.Context, typ string, h *changes, crawled []*state.Slice, seen *sightings) error {
 	for id, s := range seen.byID {
-		if c := h.byID[id]; c == nil || !c.top || newer(s.version, s.updated, c.topVersion, c.topUpdated) {
-			return errLagging
+		c := h.byID[id]
+		if c != nil && c.top && !newer(s.version, s.updated, c.topVersion, c.topUpdated) {
+			continue
 		}
+		if err := r.missed(ctx, typ, id); err != nil {
+			return err
+		}
+		delete(seen.byID, id)
 	}
 	for _, part := range crawled {
 		err := eachWritten(r.dir, part.Seq, part.IndexSize, func(id, version string) error {

@@ -131,3 +131,23 @@ func TestHistoryThatNeverCatchesUp(t *testing.T) {
 		}
 	}
 }
+
+// Ensure a row that is expunged when a search has shown it is not waited for.
+func TestExpungedRowIsNoLag(t *testing.T) {
+	inLag(t, fhirtest.Plain(), 0, func(*exporter.Config) {}, func(t *testing.T, b *bubble) {
+		beforeRead(b, "Observation", func() { put(t, b, "Observation/Obs-29", "w1") })
+		gone := refusing(http.StatusNotFound, func(r *http.Request) bool { return strings.Contains(r.URL.Path, "/Obs-29") })
+		b.link.handler = &altered{sample: b.link.handler, before: func(w http.ResponseWriter, r *http.Request) bool {
+			if !strings.HasSuffix(r.URL.Path, "/Observation/_history") {
+				return gone(w, r)
+			}
+			_, err := w.Write([]byte(`{"resourceType":"Bundle","type":"history"}`))
+			must(t, err)
+			return true
+		}}
+		began := time.Now()
+		if job := b.finish(b.kickOff(ofObservations())); job.Status != state.Completed || time.Since(began) > time.Minute {
+			t.Errorf("the export ended %s after %s: %+v", job.Status, time.Since(began), job.Failure)
+		}
+	})
+}
