@@ -12,6 +12,9 @@ import (
 	"sidecar/state"
 )
 
+// tailTries is how often it is read what has changed, until two readings agree.
+const tailTries = 5
+
 // withoutHistory is the repair of a type that has no history of its own. A search for what is newer than shortly before T
 // finds the rows that were changed before they were read, and those that showed late. What they were as of T the resources'
 // own histories tell, where there are any; else without_history says what becomes of them. What was deleted only shows as a
@@ -74,13 +77,44 @@ func (t *typeRepair) searchChanges(ctx context.Context) error {
 	return err
 }
 
+// laterThan is the search for what is not older than a moment, oldest first.
+func (t *typeRepair) laterThan(from time.Time) fhir.Query {
+	return fhir.Query{Type: t.typ, From: from, Sort: "_lastUpdated", Count: t.pageSize()}
+}
+
+// searchFrom reads until two readings agree: a row that a late commit moves back in time while several pages are read may be
+// found neither where it was nor where it is. One page is of one moment.
 func (t *typeRepair) searchFrom(ctx context.Context, from time.Time) error {
 	if err := t.log.close(); err != nil {
 		return err
 	}
 	t.log = t.newChangeLog(t.typ, "changes")
 	t.log.searched, t.log.strangers = true, nil // who has left since _since is not known: the search is not of that time
-	return t.tail(ctx, from, t.log.found)
+	seen := newIDSet()
+	var end time.Time // of the readings before
+	for range tailTries {
+		late, last := false, end
+		pages, err := t.tail(ctx, t.laterThan(from), func(row *fhir.Entry) error {
+			if seen.add(row.ID+"/"+row.Version) && !row.LastUpdated.After(end) {
+				late = true
+			}
+			if row.LastUpdated.After(last) {
+				last = row.LastUpdated
+			}
+			return t.log.found(row)
+		})
+		if err != nil || pages <= 1 || !end.IsZero() && !late {
+			return err
+		}
+		end = last
+	}
+	if t.WithoutHistory == Strict {
+		return fmt.Errorf("%s resources moved back in time whenever it was read what has changed: %w", t.typ, errIncomplete)
+	}
+	return t.remark(ctx, state.Issue{
+		Severity: "warning", Code: "incomplete",
+		Text: "writes that showed late kept moving " + t.typ + " resources while it was read what has changed, so that some of those may be missing or older",
+	})
 }
 
 // countMet counts for each row that was changed after T how often the crawl met it before that.
@@ -192,13 +226,13 @@ func (t *typeRepair) met() (n int64) {
 	return n
 }
 
-// addCurrent writes the rows as they are now, each once.
+// addCurrent writes the rows as they are now, each once. What has moved meanwhile is read by itself.
 func (t *typeRepair) addCurrent(ctx context.Context, w *walk) error {
 	w.filter.until = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
 	wanted := t.missing.keys
 	slices.Sort(wanted)
 	added := make([]bool, len(wanted))
-	return t.tail(ctx, t.job.TransactionTime, func(row *fhir.Entry) error {
+	_, err := t.tail(ctx, t.laterThan(t.job.TransactionTime), func(row *fhir.Entry) error {
 		n, found := slices.BinarySearch(wanted, metKey(row.ID))
 		if !found || added[n] {
 			return nil
@@ -206,25 +240,46 @@ func (t *typeRepair) addCurrent(ctx context.Context, w *walk) error {
 		added[n] = true
 		return w.emit(row)
 	})
-}
-
-// tail reads what is not older than a moment by first pages, and by links where an instant has more rows than a page; a row
-// may come twice. A page may hold fewer rows than were asked for though it is not the last one.
-func (t *typeRepair) tail(ctx context.Context, from time.Time, fn func(*fhir.Entry) error) error {
-	q := fhir.Query{Type: t.typ, From: from, Sort: "_lastUpdated", Count: t.pageSize()}
-	before := map[string]struct{}{} // on the page before, since no page shows again what stands on an earlier one alone
-	link, followed := "", newIDSet()
-	for {
-		rows, last, next := 0, q.From, ""
-		var shown map[string]struct{}
-		err := t.pace.do(ctx, func() error {
-			rows, shown = 0, map[string]struct{}{}
-			page, err := t.pageOf(ctx, q, link)
+	if err != nil || !slices.Contains(added, false) {
+		return err
+	}
+	return t.log.each(func(part *changes) error {
+		for id := range part.byID {
+			n, found := slices.BinarySearch(wanted, metKey(id))
+			if !found || added[n] {
+				continue
+			}
+			row, _, err := t.readAsOf(ctx, t.typ, id)
+			if err == nil && row != nil {
+				err = w.emit(row)
+			}
 			if err != nil {
 				return err
 			}
+		}
+		return nil
+	})
+}
+
+// tail reads what is not older than a moment by first pages, and by links where an instant has more rows than a page or where
+// they are not sorted; a row may come twice. A page may hold fewer rows than were asked for though it is not the last one.
+func (r *run) tail(ctx context.Context, q fhir.Query, fn func(*fhir.Entry) error) (pages int, err error) {
+	from := q.From
+	before := map[string]struct{}{} // on the page before, since no page shows again what stands on an earlier one alone
+	link, followed := "", newIDSet()
+	var limits trouble
+	for ; ; pages++ {
+		rows, last, next := 0, q.From, ""
+		var shown map[string]struct{}
+		err = r.pace.do(ctx, func() error {
+			rows, shown = 0, map[string]struct{}{}
+			page, err := r.pageOf(ctx, q, link)
+			if err != nil {
+				q.Count = limits.slower(err, q.Count)
+				return err
+			}
 			err = eachRow(page, func(row *fhir.Entry) error {
-				if row.Type != t.typ || row.ID == "" || row.LastUpdated.Before(from) {
+				if row.Type != q.Type || row.ID == "" || row.LastUpdated.Before(from) {
 					return nil
 				}
 				rows++
@@ -239,7 +294,7 @@ func (t *typeRepair) tail(ctx context.Context, from time.Time, fn func(*fhir.Ent
 			return err
 		})
 		if err != nil {
-			return fmt.Errorf("read what changed after the transaction time: %w", err)
+			return pages, fmt.Errorf("read what changed after the transaction time: %w", err)
 		}
 		fresh := false
 		for row := range shown {
@@ -248,12 +303,14 @@ func (t *typeRepair) tail(ctx context.Context, from time.Time, fn func(*fhir.Ent
 		}
 		before = shown
 		switch {
-		case next == "" && (rows < q.Count || !fresh && last.Equal(q.From)):
-			return nil
-		case last.After(q.From):
+		case next == "" && (q.Sort == "" || rows < q.Count || link != "" || !fresh && last.Equal(q.From)):
+			return pages + 1, nil
+		case q.Sort != "" && last.After(q.From):
 			q.From, link = last, ""
+		case next == "" && !q.ServerPages:
+			q.ServerPages = true
 		case next == "" || !followed.add(next):
-			return fmt.Errorf("more changes in one instant than a page holds: %w", errIncomplete)
+			return pages, fmt.Errorf("more changes in one instant than a page holds: %w", errIncomplete)
 		default:
 			link = next
 		}
