@@ -30,7 +30,7 @@ type blocks struct {
 	// id is the instance of the block that is being written. It begins in the file at begin, behind before rows of others.
 	id            string
 	begin, before int64
-	// written is what is in the file by type, for the metrics.
+	// written is what was written since the last file left, by type, for the metrics.
 	written map[string]content
 }
 
@@ -76,32 +76,66 @@ func (o *organizer) write(ctx context.Context) error {
 
 // row writes a row to the block of its instance.
 func (b *blocks) row(ctx context.Context, at spot) error {
-	continues := at.id == b.id
-	if b.size >= b.MaxFileBytes {
-		if err := b.put(ctx, continues); err != nil {
-			return err
-		}
-	}
-	if !continues || b.file == nil {
+	if at.id != b.id || b.file == nil {
 		if err := b.head(at.id); err != nil {
 			return err
 		}
 	}
+	size, err := b.copy(at)
+	if err != nil {
+		return err
+	}
+	sum := b.written[b.types[at.seq]]
+	b.written[b.types[at.seq]] = content{rows: sum.rows + 1, size: sum.size + size}
+	if b.size > b.fileLimit() && b.begin > 0 {
+		if err := b.move(ctx); err != nil {
+			return err
+		}
+	}
+	switch {
+	case b.size <= b.fileLimit():
+		return ctx.Err()
+	case b.rows == 1: // it fits into no file
+		return b.remarkTooLarge(ctx, b.types[at.seq])
+	}
+	return b.goOn(ctx, at, size)
+}
+
+// copy writes a row behind what is in the file, and returns its size.
+func (b *blocks) copy(at spot) (size int64, err error) {
 	resource, err := fhir.EntryAt(b.types[at.seq], "", b.spools[at.seq], at.at, at.size)
 	if err != nil {
-		return local(err)
+		return 0, local(err)
 	}
-	n, err := b.output.Write(b.out, resource)
+	size, err = b.output.Write(b.out, resource)
 	if err = errors.Join(err, b.out.WriteByte('\n')); err != nil {
+		return 0, local(err)
+	}
+	size++
+	b.size, b.rows = b.size+size, b.rows+1
+	return size, nil
+}
+
+// goOn takes the last row back from a file that it does not fit into, puts the file, and goes on with the block in the next.
+func (b *blocks) goOn(ctx context.Context, at spot, size int64) error {
+	if err := b.out.Flush(); err != nil {
 		return local(err)
 	}
-	b.size, b.rows = b.size+n+1, b.rows+1
-	sum := b.written[resource.Type]
-	b.written[resource.Type] = content{rows: sum.rows + 1, size: sum.size + n + 1}
-	if b.size > b.MaxFileBytes && b.begin > 0 {
-		return b.move(ctx)
+	if err := b.file.Truncate(b.size - size); err != nil {
+		return local(err)
 	}
-	return ctx.Err()
+	b.size, b.rows = b.size-size, b.rows-1
+	if err := b.put(ctx, true); err != nil {
+		return err
+	}
+	if err := b.head(at.id); err != nil {
+		return err
+	}
+	_, err := b.copy(at)
+	if err == nil && b.size > b.fileLimit() {
+		err = b.remarkTooLarge(ctx, b.types[at.seq])
+	}
+	return errors.Join(err, ctx.Err())
 }
 
 // head begins a block, or goes on with it in a new file.

@@ -18,7 +18,7 @@ import (
 // chaosRuns is how many random exports are made, and chaosSeed the seed of the first one; each has the next number.
 func chaosRuns(t *testing.T) (runs int, first uint64) {
 	t.Helper()
-	runs, first = len(products()), uint64(time.Now().UnixNano())
+	runs, first = shorter(len(products())), uint64(time.Now().UnixNano())
 	for name, set := range map[string]func(uint64){
 		"CHAOS_RUNS": func(n uint64) { runs = int(n) },
 		"CHAOS_SEED": func(n uint64) { first = n },
@@ -76,6 +76,9 @@ func drawChaos(seed uint64) *chaos {
 	if random.IntN(4) == 0 {
 		c.kickoff.OrganizeBy = state.Organizable[random.IntN(len(state.Organizable))]
 	}
+	if random.IntN(4) == 0 {
+		c.kickoff.MinFileBytes, c.kickoff.MaxFileBytes = random.Int64N(1<<10), int64(1+random.IntN(8))<<10
+	}
 	if random.IntN(3) == 0 {
 		c.killAt = 1 + random.Int64N(300)
 	}
@@ -123,7 +126,7 @@ func (c *chaos) narrow() {
 	}
 }
 
-// setPace chooses the settle pause, and how late commits are: in time for it, or not.
+// setPace chooses the settle pause, how late commits are: in time for it, or not; and whether histories lag.
 func (c *chaos) setPace() {
 	c.settle = time.Duration(1+c.random.IntN(4)) * time.Second
 	if c.pause > 0 { // as the probe says; the writer has to last over it
@@ -131,6 +134,9 @@ func (c *chaos) setPace() {
 	}
 	if c.random.IntN(2) == 0 {
 		c.late, c.lag = 20, []time.Duration{c.settle, min(3*c.settle, c.settle+time.Minute)}[c.random.IntN(2)]
+	}
+	if c.random.IntN(6) == 0 {
+		c.HistoryLag = []time.Duration{300 * time.Millisecond, 3 * time.Second, 40 * time.Second}[c.random.IntN(3)]
 	}
 }
 
@@ -150,7 +156,7 @@ func TestChaos(t *testing.T) {
 		c := drawChaos(seed)
 		t.Run(fmt.Sprintf("%s/%s/%d", c.Name, c.kickoff.Level, seed), func(t *testing.T) {
 			t.Parallel()
-			t.Logf("CHAOS_SEED=%d CHAOS_RUNS=1: %s, %+v, %+v", seed, c.Name, c.kickoff, c.knobs)
+			t.Logf("CHAOS_SEED=%d CHAOS_RUNS=1: %s, %+v, %+v, history late by %s", seed, c.Name, c.kickoff, c.knobs, c.HistoryLag)
 			completed := c.run(t)
 			if c.canComplete() && c.promise != exact {
 				frail.Add(1)

@@ -155,6 +155,7 @@ func (e *engine) rows(job *state.Job) map[string]string {
 		if int64(len(lines)) != file.Count || len(lines) == 0 {
 			e.t.Errorf("%s: %d lines, count %d", file.Name, len(lines), file.Count)
 		}
+		e.checkSize(job, file, lines)
 		for _, line := range lines {
 			key := keyOf(e.t, line)
 			if _, twice := rows[key]; twice {
@@ -164,6 +165,24 @@ func (e *engine) rows(job *state.Job) map[string]string {
 		}
 	}
 	return rows
+}
+
+// checkSize holds a file against the sizes that were asked for. A row that is larger is alone in its file.
+func (e *engine) checkSize(job *state.Job, file state.File, lines []string) {
+	e.t.Helper()
+	size, most := int64(0), e.MaxFileBytes
+	for _, line := range lines {
+		size += int64(len(line)) + 1
+	}
+	if size != file.Bytes {
+		e.t.Errorf("%s has %d bytes, recorded are %d", file.Name, size, file.Bytes)
+	}
+	if asked := job.Kickoff.MaxFileBytes; asked > 0 {
+		most = min(most, asked)
+	}
+	if size > most && file.Count > 1 {
+		e.t.Errorf("%s has %d bytes and %d rows, more than %d bytes", file.Name, size, file.Count, most)
+	}
 }
 
 func (e *engine) lines(name string) []string {

@@ -59,7 +59,7 @@ type Config struct {
 	Settle time.Duration
 	// Writes knows the writes under way, where all of them pass through the sidecar; nil means to wait for the settle time.
 	Writes Writes
-	// MaxFileBytes is the size in bytes at which an output file is closed.
+	// MaxFileBytes is the size in bytes of rows that no output file passes, but one of a single resource.
 	MaxFileBytes int64
 	// Shape is the form of the manifests of which the kick-off does not say another; empty means state.Shape3.
 	Shape state.Shape

@@ -247,7 +247,9 @@ func tell(id, severity, code string, times int) func(*http.Request, *bundle) int
 		if times == 0 || !b.has(id) {
 			return 0
 		}
-		times--
+		if times > 0 {
+			times--
+		}
 		outcome := map[string]any{
 			"search": map[string]any{"mode": "outcome"},
 			"resource": map[string]any{

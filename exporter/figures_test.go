@@ -117,7 +117,7 @@ func figureSlice(t *testing.T, dir string, seq int, typ string, rows int) state.
 		return size
 	}
 	slice.IndexSize = write(indexPath(dir, seq), func(id int) string { return fmt.Sprintf("%s-%08d\t1\n", typ, id) })
-	slice.SpoolSize = write(spoolPath(dir, seq), func(id int) string {
+	slice.SpoolSize = write(spoolPath(dir, &slice), func(id int) string {
 		more := fmt.Sprintf(`"id":"%s-%08d","text":{"status":"generated","div":"%0100d"}`, typ, id, id)
 		if typ != "Patient" {
 			more += fmt.Sprintf(`,"subject":{"reference":"Patient/Patient-%08d"}`, id/2)

@@ -33,10 +33,7 @@ func TestExportIsTheSameWhereverItIsKilled(t *testing.T) {
 			same(t, b.rows(b.finish(b.kickOff(system()))), want)
 			total = b.events.n.Load()
 		})
-		step := max(1, total/10)
-		if testing.Short() {
-			step = max(1, total/5)
-		}
+		step := max(1, total/int64(shorter(10)))
 		for at := int64(1); at <= total; at += step {
 			for _, hard := range []bool{true, false} {
 				t.Run(fmt.Sprintf("%s/%d/hard=%v", personality.Name, at, hard), func(t *testing.T) {

@@ -26,7 +26,7 @@ func TestChainWithLedger(t *testing.T) {
 	runs, first := chaosRuns(t)
 	t.Logf("CHAOS_SEED=%d CHAOS_RUNS=%d go test ./exporter -run %s", first, runs, t.Name())
 	all := slices.DeleteFunc(products(), func(p product) bool { return !strings.HasPrefix(p.says, "gives no history") })
-	for run := range uint64(max(3*len(all), runs/3)) {
+	for run := range uint64(max(shorter(3*len(all)), runs/3)) {
 		seed := first + run
 		p := all[seed%uint64(len(all))]
 		level := []state.Level{state.System, state.Patient, state.Group}[seed/uint64(len(all))%3]

@@ -60,7 +60,7 @@ func (r *run) organize(ctx context.Context, all []state.Slice) (err error) {
 
 // scan finds the blocks of a slice's rows. Its spool file has all rows of its index, as no part of it has left.
 func (o *organizer) scan(ctx context.Context, slice *state.Slice) error {
-	file, err := os.Open(spoolPath(o.dir, slice.Seq))
+	file, err := os.Open(spoolPath(o.dir, slice))
 	if err != nil {
 		return local(err)
 	}
@@ -199,5 +199,5 @@ func (r *run) organizedPath() string { return filepath.Join(r.dir, "organized.nd
 
 // putOrganized puts an announced file.
 func (r *run) putOrganized(ctx context.Context, file state.File) error {
-	return r.putContent(ctx, file, []string{r.organizedPath()}, []int64{file.Bytes}, nil)
+	return r.putContent(ctx, file, []content{{path: r.organizedPath(), size: file.Bytes}}, nil)
 }

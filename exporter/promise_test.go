@@ -232,8 +232,12 @@ func kickoffOf(level state.Level, types ...string) state.Kickoff {
 
 // Ensure each product keeps its promise on each level when nobody writes.
 func TestEveryProductAtRest(t *testing.T) {
+	n := 0
 	for _, p := range products() {
 		for _, level := range []state.Level{state.System, state.Patient, state.Group} {
+			if n++; sparse(n) {
+				continue
+			}
 			t.Run(p.Name+"/"+string(level), func(t *testing.T) {
 				t.Parallel()
 				var w *writer

@@ -13,25 +13,19 @@ import (
 	"sidecar/state"
 )
 
-// content is a local file of rows.
-type content struct {
-	path       string
-	size, rows int64
-}
-
-// kept is what a slice's open spool file holds without the rows that were dropped since they were written: the file
-// itself, or a copy, which is the same each time that it is made.
-func (r *run) kept(part state.Slice) (content, error) {
-	whole := content{spoolPath(r.dir, part.Seq), part.SpoolSize, part.SpoolRows}
+// kept is what the first rows that a slice has open are without those that were dropped since they were written: a part of
+// the spool file itself, or a copy, which is the same each time that it is made. size and rows count the dropped ones, too.
+func (r *run) kept(part *state.Slice, size, rows int64) (content, error) {
+	whole := content{spoolPath(r.dir, part), part.SpoolFrom, size, rows}
 	first := part.Written - part.SpoolRows
-	if !anyDropped(part.Dropped, first, part.Written) {
+	if !anyDropped(part.Dropped, first, first+rows) {
 		return whole, nil
 	}
 	file, err := os.Open(whole.path)
 	if err != nil {
 		return content{}, local(err)
 	}
-	copied, err := copyKept(whole.path+".kept", io.LimitReader(file, part.SpoolSize), first, part.Dropped)
+	copied, err := copyKept(whole.path+".kept", io.NewSectionReader(file, whole.from, size), first, part.Dropped)
 	return copied, local(errors.Join(err, file.Close()))
 }
 
@@ -91,7 +85,7 @@ func (r *run) putRewritten(ctx context.Context, file state.File) error {
 		}
 		return r.Store.DropFile(ctx, r.job.ID, file.Name)
 	}
-	return r.putContent(ctx, file, []string{r.rewrittenPath(file)}, []int64{file.Bytes}, nil)
+	return r.putContent(ctx, file, []content{{path: r.rewrittenPath(file), size: file.Bytes}}, nil)
 }
 
 // anyDropped tells whether one of the rows [from, to) was dropped.

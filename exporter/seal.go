@@ -60,48 +60,9 @@ func (r *run) finishFiles(ctx context.Context) error {
 	return nil
 }
 
-// putFile makes one file of the open spool files of some slices, and takes their rows off them.
-func (r *run) putFile(ctx context.Context, file state.File, parts []state.Slice) error {
-	for _, part := range parts {
-		kept, err := r.kept(part)
-		if err != nil {
-			return err
-		}
-		file.Count += kept.rows
-		file.Bytes += kept.size
-		file.Slices = append(file.Slices, part.Seq)
-		file.First = part.Written - part.SpoolRows
-	}
-	if file.Count == 0 {
-		return nil
-	}
-	file, err := r.Store.Allot(ctx, r.job.ID, file)
-	if err != nil {
-		return err
-	}
-	return r.upload(ctx, file, parts)
-}
-
-// upload puts an announced file and records that it is stored. It can be done again after a crash anywhere in it, with
-// the same object as result: the spool files stay until the record is written.
-func (r *run) upload(ctx context.Context, file state.File, parts []state.Slice) error {
-	paths, sizes := make([]string, len(parts)), make([]int64, len(parts))
-	for i, part := range parts {
-		kept, err := r.kept(part)
-		if err != nil {
-			return err
-		}
-		paths[i], sizes[i] = kept.path, kept.size
-	}
-	for i := range parts {
-		parts[i].SpoolSize, parts[i].SpoolRows = 0, 0
-	}
-	return r.putContent(ctx, file, paths, sizes, parts)
-}
-
 // putContent puts the content of local files as one object and records it, together with the slices it was taken from.
-func (r *run) putContent(ctx context.Context, file state.File, paths []string, sizes []int64, parts []state.Slice) error {
-	body, err := openMulti(paths, sizes)
+func (r *run) putContent(ctx context.Context, file state.File, contents []content, parts []state.Slice) error {
+	body, err := openMulti(contents)
 	if err != nil {
 		return err
 	}
@@ -199,25 +160,13 @@ func (r *run) joinByType(ctx context.Context, all []state.Slice) error {
 
 // join puts what the chosen slices still hold, several of them in one file.
 func (r *run) join(ctx context.Context, kind state.Kind, typ string, all []state.Slice, chosen func(*state.Slice) bool) error {
-	var open []state.Slice
-	var size int64
-	file := state.File{Kind: kind, Type: typ, Sealed: true}
+	var parts []state.Slice
 	for i := range all {
-		if all[i].SpoolSize == 0 || !chosen(&all[i]) {
-			continue
+		if all[i].SpoolRows > 0 && chosen(&all[i]) {
+			parts = append(parts, all[i])
 		}
-		if open, size = append(open, all[i]), size+all[i].SpoolSize; size < r.MaxFileBytes {
-			continue
-		}
-		if err := r.putFile(ctx, file, open); err != nil {
-			return err
-		}
-		open, size = nil, 0
 	}
-	if len(open) == 0 {
-		return nil
-	}
-	return r.putFile(ctx, file, open)
+	return r.putFiles(ctx, state.File{Kind: kind, Type: typ, Sealed: true}, parts)
 }
 
 // outputTypes are all types that the output may hold.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
@@ -266,7 +267,7 @@ func (w *walk) committed(ctx context.Context) error {
 	if w.draft {
 		return nil
 	}
-	if w.slice.SpoolSize >= w.MaxFileBytes && w.job.Kickoff.OrganizeBy == "" { // what is organised is read again
+	if open(w.slice) >= w.rollSize() && w.job.Kickoff.OrganizeBy == "" { // what is organised is read again
 		return w.roll(ctx)
 	}
 	if time.Since(w.durableAt) < checkpointTime && w.slice.SpoolSize-w.durable.SpoolSize < checkpointBytes {
@@ -295,15 +296,28 @@ func (w *walk) checkpoint(ctx context.Context) error {
 	return nil
 }
 
-// roll puts the open file into the bucket and begins a new one.
+// roll puts what is open into the bucket, in full files, and begins a new spool file with what remains.
 func (w *walk) roll(ctx context.Context) error {
 	if err := w.checkpoint(ctx); err != nil {
 		return err
 	}
-	if err := w.putFile(ctx, state.File{Kind: state.Output, Type: w.slice.Type}, []state.Slice{*w.slice}); err != nil {
+	for open(w.slice) >= w.rollSize() {
+		parts := []state.Slice{*w.slice}
+		if _, err := w.putFile(ctx, state.File{Kind: state.Output, Type: w.slice.Type}, parts, w.fileLimit()); err != nil {
+			return err
+		}
+		*w.slice = parts[0]
+	}
+	if w.slice.SpoolRows == 0 {
+		w.durable = *w.slice
+		return local(w.spool.rows.cut(0))
+	}
+	full, err := w.spool.renew(w.dir, w.slice)
+	if err != nil {
 		return err
 	}
-	w.slice.SpoolSize, w.slice.SpoolRows = 0, 0
-	w.durable = *w.slice
-	return local(w.spool.rows.cut(0))
+	if err := w.checkpoint(ctx); err != nil {
+		return errors.Join(err, local(full.close()))
+	}
+	return local(errors.Join(full.close(), os.Remove(full.path)))
 }

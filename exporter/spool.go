@@ -54,7 +54,7 @@ func openSpool(dir string, slice *state.Slice) (*spool, error) {
 		path string
 		size int64
 	}{
-		{&s.rows, spoolPath(dir, slice.Seq), slice.SpoolSize},
+		{&s.rows, spoolPath(dir, slice), slice.SpoolSize},
 		{&s.index, indexPath(dir, slice.Seq), slice.IndexSize},
 		{&s.met, metPath(dir, slice.Seq), slice.MetSize},
 		{&s.refs, refsPath(dir, slice.Seq), slice.RefsSize},
@@ -69,7 +69,14 @@ func openSpool(dir string, slice *state.Slice) (*spool, error) {
 	return s, nil
 }
 
-func spoolPath(dir string, seq int) string { return filepath.Join(dir, strconv.Itoa(seq)+".ndjson") }
+func spoolPath(dir string, slice *state.Slice) string {
+	name := strconv.Itoa(slice.Seq)
+	if slice.SpoolFile > 0 {
+		name += "." + strconv.Itoa(slice.SpoolFile)
+	}
+	return filepath.Join(dir, name+".ndjson")
+}
+
 func indexPath(dir string, seq int) string { return filepath.Join(dir, strconv.Itoa(seq)+".ids") }
 
 func metPath(dir string, seq int) string { return filepath.Join(dir, strconv.Itoa(seq)+".met") }
@@ -206,6 +213,34 @@ func (s *spool) measure(slice *state.Slice) {
 	slice.AboutSize = s.about.size
 }
 
+// renew leaves the rows that no output file has in a file of their own, so that the others take no room any more. The old
+// file is returned: it is the open one until the slice is stored.
+func (s *spool) renew(dir string, slice *state.Slice) (old sink, err error) {
+	if err := s.rows.sync(); err != nil {
+		return sink{}, local(err)
+	}
+	after := *slice
+	after.SpoolFile++
+	after.SpoolFrom, after.SpoolSize = 0, slice.SpoolSize-slice.SpoolFrom
+	file, err := openSink(spoolPath(dir, &after), 0)
+	if err != nil {
+		return sink{}, err
+	}
+	if err := file.open(); err != nil {
+		return sink{}, local(err)
+	}
+	file.size, err = io.Copy(file.buf, io.NewSectionReader(s.rows.file, slice.SpoolFrom, after.SpoolSize))
+	if err == nil && file.size != after.SpoolSize {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return sink{}, local(errors.Join(err, file.close()))
+	}
+	file.changed = true
+	old, s.rows, *slice = s.rows, file, after
+	return old, nil
+}
+
 // sync makes all that was written durable.
 func (s *spool) sync() error {
 	failpoint.Pass("before sync")
@@ -309,18 +344,24 @@ func (s *idSet) add(id string) bool {
 	return true
 }
 
-// multiFile reads several files one after another, and again from the start: the body of an output file that is made of
-// several spool files.
-type multiFile struct {
-	files []*os.File
-	sizes []int64
-	at    int64
+// content is a part of a local file that holds whole rows.
+type content struct {
+	path             string
+	from, size, rows int64
 }
 
-func openMulti(paths []string, sizes []int64) (*multiFile, error) {
-	m := &multiFile{sizes: sizes}
-	for _, path := range paths {
-		file, err := os.Open(path)
+// multiFile reads several contents one after another, and again from the start: the body of an output file that is made of
+// several spool files.
+type multiFile struct {
+	files    []*os.File
+	contents []content
+	at       int64
+}
+
+func openMulti(contents []content) (*multiFile, error) {
+	m := &multiFile{contents: contents}
+	for _, one := range contents {
+		file, err := os.Open(one.path)
 		if err != nil {
 			return nil, local(errors.Join(err, m.close()))
 		}
@@ -332,9 +373,9 @@ func openMulti(paths []string, sizes []int64) (*multiFile, error) {
 // Read reads on at the current offset.
 func (m *multiFile) Read(p []byte) (int, error) {
 	offset := m.at
-	for i, size := range m.sizes {
-		if offset < size {
-			n, err := m.files[i].ReadAt(p[:min(int64(len(p)), size-offset)], offset)
+	for i, one := range m.contents {
+		if offset < one.size {
+			n, err := m.files[i].ReadAt(p[:min(int64(len(p)), one.size-offset)], one.from+offset)
 			m.at += int64(n)
 			switch {
 			case n > 0:
@@ -344,7 +385,7 @@ func (m *multiFile) Read(p []byte) (int, error) {
 			}
 			return 0, err
 		}
-		offset -= size
+		offset -= one.size
 	}
 	return 0, io.EOF
 }
@@ -355,8 +396,8 @@ func (m *multiFile) Seek(offset int64, whence int) (int64, error) {
 	case io.SeekCurrent:
 		offset += m.at
 	case io.SeekEnd:
-		for _, size := range m.sizes {
-			offset += size
+		for _, one := range m.contents {
+			offset += one.size
 		}
 	}
 	if offset < 0 {

@@ -26,20 +26,30 @@ const (
 	notSupported = "http://hl7.org/fhir/uv/bulkdata/Extension/operation-not-supported"
 )
 
-// operation is one of the three that the sidecar adds.
+// operation is the export of one level, which the sidecar adds.
 type operation struct {
 	level state.Level
 	// resource is the type it belongs to, empty for the system.
-	resource   string
-	definition string
+	resource string
 }
 
-// operations are the export operations (Bulk Data guide, CapabilityStatement bulk-data). All are called "export". The
-// system's one is the last, because in XML it stands behind the resources.
-var operations = []operation{
-	{state.Patient, "Patient", "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/patient-export"},
-	{state.Group, "Group", "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/group-export"},
-	{state.System, "", "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/export"},
+// operations are the export operations (Bulk Data guide, CapabilityStatement bulk-data). The system's one is the last,
+// because in XML it stands behind the resources.
+var operations = []operation{{state.Patient, "Patient"}, {state.Group, "Group"}, {state.System, ""}}
+
+// definition is the address by which clients of every release know the operation.
+func (op operation) definition() string { return state.OperationDefinition(op.level, state.Shape3) }
+
+// offer is a name under which an operation can be called, and what defines it.
+type offer struct{ name, definition string }
+
+// offers are the names of the operation that are not known yet. The guide lets a server offer releases that do not go
+// together side by side, by names of their own and definitions with the version.
+func (op operation) offers(known []string) []offer {
+	return slices.DeleteFunc([]offer{
+		{"export", op.definition()},
+		{exportV4Name, state.OperationDefinition(op.level, state.Shape4)},
+	}, func(o offer) bool { return knows(known, o.definition) })
 }
 
 // declared is what a statement says that decides on what is added to it.
@@ -103,7 +113,7 @@ func (p *Proxy) additionsTo(d declared) additions {
 		add.operations = append(add.operations, op)
 		for _, typ := range d.types {
 			if !slices.Contains(types, typ) && !slices.Contains(beside, typ) {
-				add.without[typ] = append(add.without[typ], op.definition)
+				add.without[typ] = append(add.without[typ], op.definition())
 			}
 		}
 	}
@@ -115,10 +125,12 @@ func (p *Proxy) additionsTo(d declared) additions {
 	return add
 }
 
-// withoutVersion cuts the version off a canonical address: any version of an operation is that operation.
-func withoutVersion(canonical string) string {
-	address, _, _ := strings.Cut(canonical, "|")
-	return address
+// knows tells whether a canonical address is among those that are known. One without a version stands for each of them.
+func knows(known []string, canonical string) bool {
+	return slices.ContainsFunc(known, func(one string) bool {
+		address, _, _ := strings.Cut(one, "|")
+		return one == canonical || address == canonical
+	})
 }
 
 // insertion is text that goes into a document at an offset. The rest of the document stays as it is.

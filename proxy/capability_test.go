@@ -23,13 +23,17 @@ const (
 	guideStatement = "http://hl7.org/fhir/uv/bulkdata/CapabilityStatement/bulk-data"
 	unsupported    = "http://hl7.org/fhir/uv/bulkdata/Extension/operation-not-supported"
 
-	jsonSystem  = `{"name":"export","definition":"` + definitionBase + `export"}`
-	jsonPatient = `{"name":"export","definition":"` + definitionBase + `patient-export"}`
-	jsonGroup   = `{"name":"export","definition":"` + definitionBase + `group-export"}`
+	jsonSystem  = `{"name":"export","definition":"` + definitionBase + `export"},{"name":"export-v4","definition":"` + definitionBase + `export|4.0.0-ballot"}`
+	jsonPatient = `{"name":"export","definition":"` + definitionBase + `patient-export"},{"name":"export-v4","definition":"` + definitionBase + `patient-export|4.0.0-ballot"}`
+	jsonGroup3  = `{"name":"export","definition":"` + definitionBase + `group-export"}`
+	jsonGroup4  = `{"name":"export-v4","definition":"` + definitionBase + `group-export|4.0.0-ballot"}`
+	jsonGroup   = jsonGroup3 + "," + jsonGroup4
 
-	xmlSystem  = `<operation><name value="export"/><definition value="` + definitionBase + `export"/></operation>`
-	xmlPatient = `<operation><name value="export"/><definition value="` + definitionBase + `patient-export"/></operation>`
-	xmlGroup   = `<operation><name value="export"/><definition value="` + definitionBase + `group-export"/></operation>`
+	xmlSystem  = `<operation><name value="export"/><definition value="` + definitionBase + `export"/></operation>` + `<operation><name value="export-v4"/><definition value="` + definitionBase + `export|4.0.0-ballot"/></operation>`
+	xmlPatient = `<operation><name value="export"/><definition value="` + definitionBase + `patient-export"/></operation>` + `<operation><name value="export-v4"/><definition value="` + definitionBase + `patient-export|4.0.0-ballot"/></operation>`
+	xmlGroup3  = `<operation><name value="export"/><definition value="` + definitionBase + `group-export"/></operation>`
+	xmlGroup4  = `<operation><name value="export-v4"/><definition value="` + definitionBase + `group-export|4.0.0-ballot"/></operation>`
+	xmlGroup   = xmlGroup3 + xmlGroup4
 )
 
 // metadataOf answers GET metadata with a body and headers given in pairs.
@@ -104,7 +108,9 @@ var jsonStatements = map[string]string{
 	"no resource": `{"resourceType":"CapabilityStatement","rest":[{"mode":"client"},{"mode":"server"«,"operation":[` + jsonSystem + `]»` +
 		`«,"resource":[{"type":"Patient","operation":[` + jsonPatient + `]},{"type":"Group","operation":[` + jsonGroup + `]}]»}]}`,
 	"there already": `{"resourceType":"CapabilityStatement","instantiates":["x","` + guideStatement + `|2.0.0"],"rest":[{"mode":"server","resource":[{"type":"Patient","operation":[` + jsonPatient + `]},` +
-		`{"type":"Group","operation":[{"definition":"` + definitionBase + `group-export|2.0.0","name":"export"}]}],"operation":[` + jsonSystem + `]}]}`,
+		`{"type":"Group","operation":[{"definition":"` + definitionBase + `group-export|2.0.0","name":"export"},` + jsonGroup4 + `]}],"operation":[` + jsonSystem + `]}]}`,
+	"the older release there": `{"resourceType":"CapabilityStatement","instantiates":["` + guideStatement + `"],"rest":[{"mode":"server","resource":[{"type":"Patient","operation":[` + jsonPatient + `]},` +
+		`{"type":"Group","operation":[` + jsonGroup3 + `«,` + jsonGroup4 + `»]}],"operation":[` + jsonSystem + `]}]}`,
 	"instantiates another": `{"resourceType":"CapabilityStatement","instantiates":["x"«,"` + guideStatement + `"»],"rest":[{"mode":"server"«,"operation":[` + jsonSystem + `]»` +
 		`«,"resource":[{"type":"Patient","operation":[` + jsonPatient + `]},{"type":"Group","operation":[` + jsonGroup + `]}]»}]}`,
 	"left out": `{"resourceType":"CapabilityStatement","fhirVersion":"4.0.1","rest":[{"mode":"server","resource":[` +
@@ -144,6 +150,8 @@ var xmlStatements = map[string]string{
 		`<resource><type value="Patient"/><interaction><code value="search-type"/></interaction>«` + xmlPatient + `»</resource>«` + xmlSystem + `»</rest></CapabilityStatement>`,
 	"there already": `<CapabilityStatement xmlns="http://hl7.org/fhir"><instantiates value="` + guideStatement + `|2.0.0"/><rest><mode value="server"/><resource><type value="Patient"/>` + xmlPatient + `</resource>` +
 		`<resource><type value="Group"/>` + strings.ReplaceAll(xmlGroup, `group-export"`, `group-export|2.0.0"`) + `</resource>` + xmlSystem + `</rest></CapabilityStatement>`,
+	"the older release there": `<CapabilityStatement xmlns="http://hl7.org/fhir"><instantiates value="` + guideStatement + `"/><rest><mode value="server"/><resource><type value="Patient"/>` + xmlPatient + `</resource>` +
+		`<resource><type value="Group"/>` + xmlGroup3 + `«` + xmlGroup4 + `»</resource>` + xmlSystem + `</rest></CapabilityStatement>`,
 	"terminology": `<TerminologyCapabilities xmlns="http://hl7.org/fhir"><rest><mode value="server"/></rest></TerminologyCapabilities>`,
 	"no rest":     `<CapabilityStatement xmlns="http://hl7.org/fhir"><status value="active"/></CapabilityStatement>`,
 	"broken":      `<CapabilityStatement xmlns="http://hl7.org/fhir"><rest><mode value="server"/></CapabilityStatement>`,

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -61,7 +62,11 @@ func completeJSON(statement []byte, additionsTo func(declared) additions) ([]byt
 	for _, rest := range s.rests {
 		if rest.mode == "server" {
 			add := additionsTo(declaredBy(s.release, rest.all))
-			return insert(statement, append(rest.insertions(add), s.instantiates.add(s.self, "instantiates", bulkData, `"`+bulkData+`"`)...)), nil
+			out := rest.insertions(add)
+			if !knows(s.instantiates.known, bulkData) {
+				out = append(out, s.instantiates.add(s.self, "instantiates", `"`+bulkData+`"`)...)
+			}
+			return insert(statement, out), nil
 		}
 	}
 	return nil, fmt.Errorf("no rest of mode server: %w", errStatement)
@@ -94,14 +99,13 @@ func (r *jsonRest) insertions(add additions) []insertion {
 	var out []insertion
 	missing := ""
 	for _, op := range add.operations {
-		text := `{"name":"export","definition":"` + op.definition + `"}`
 		switch resource := lastOf(r.all, op.resource); {
 		case op.resource == "":
-			out = append(out, r.operations.add(r.self, "operation", op.definition, text)...)
+			out = append(out, r.operations.add(r.self, "operation", jsonOffers(op.offers(r.operations.known)))...)
 		case resource != nil:
-			out = append(out, resource.operations.add(resource.self, "operation", op.definition, text)...)
+			out = append(out, resource.operations.add(resource.self, "operation", jsonOffers(op.offers(resource.operations.known)))...)
 		default:
-			missing += `,{"type":"` + op.resource + `","operation":[` + text + `]}`
+			missing += `,{"type":"` + op.resource + `","operation":[` + jsonOffers(op.offers(nil)) + `]}`
 		}
 	}
 	for _, resource := range r.all {
@@ -109,8 +113,8 @@ func (r *jsonRest) insertions(add additions) []insertion {
 		for _, canonical := range add.without[resource.typ] {
 			text += `,{"url":"` + notSupported + `","` + add.value + `":"` + canonical + `"}`
 		}
-		if text != "" {
-			out = append(out, resource.extensions.add(resource.self, "extension", notSupported, text[1:])...)
+		if text != "" && !knows(resource.extensions.known, notSupported) {
+			out = append(out, resource.extensions.add(resource.self, "extension", text[1:])...)
 		}
 	}
 	switch {
@@ -125,10 +129,19 @@ func (r *jsonRest) insertions(add additions) []insertion {
 	return out
 }
 
-// add puts text into the array, or an array of that name with it into the owner, unless what it is known by is there.
-func (l *jsonList) add(owner jsonPlace, name, canonical, text string) []insertion {
+// jsonOffers are elements of an array.
+func jsonOffers(offers []offer) string {
+	var elements []string
+	for _, o := range offers {
+		elements = append(elements, `{"name":"`+o.name+`","definition":"`+o.definition+`"}`)
+	}
+	return strings.Join(elements, ",")
+}
+
+// add puts text into the array, or an array of that name with it into the owner. Without text it adds nothing.
+func (l *jsonList) add(owner jsonPlace, name, text string) []insertion {
 	switch {
-	case slices.Contains(l.known, canonical):
+	case text == "":
 		return nil
 	case l.place.found && l.place.empty:
 		return []insertion{{l.place.end, text}}
@@ -204,7 +217,7 @@ func (l *jsonList) readTexts(dec *jsontext.Decoder) (err error) {
 func (l *jsonList) readText(dec *jsontext.Decoder) error {
 	var text string
 	err := jsonString(dec, &text)
-	l.known = append(l.known, withoutVersion(text))
+	l.known = append(l.known, text)
 	return err
 }
 

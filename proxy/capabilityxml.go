@@ -47,7 +47,7 @@ func completeXML(statement []byte, additionsTo func(declared) additions) ([]byte
 			continue
 		}
 		out := rest.insertions(reader.prefix, additionsTo(declaredBy(reader.release, rest.all)))
-		if !slices.Contains(reader.instantiates, bulkData) {
+		if !knows(reader.instantiates, bulkData) {
 			out = append(out, insertion{reader.instantiatesAt, fmt.Sprintf(`<%sinstantiates value="%s"/>`, reader.prefix, bulkData)})
 		}
 		return insert(statement, out), nil
@@ -58,16 +58,14 @@ func completeXML(statement []byte, additionsTo func(declared) additions) ([]byte
 func (r *xmlRest) insertions(prefix string, add additions) []insertion {
 	var out []insertion
 	for _, op := range add.operations {
-		text := fmt.Sprintf(`<%[1]soperation><%[1]sname value="export"/><%[1]sdefinition value="%[2]s"/></%[1]soperation>`, prefix, op.definition)
-		resource := lastOf(r.all, op.resource)
-		switch {
-		case op.resource == "" && !slices.Contains(r.definitions, op.definition):
-			out = append(out, insertion{r.operationAt, text})
+		switch resource := lastOf(r.all, op.resource); {
 		case op.resource == "":
-		case resource == nil:
+			out = append(out, insertion{r.operationAt, xmlOffers(prefix, op.offers(r.definitions))})
+		case resource != nil:
+			out = append(out, insertion{resource.end, xmlOffers(prefix, op.offers(resource.definitions))})
+		default:
+			text := xmlOffers(prefix, op.offers(nil))
 			out = append(out, insertion{r.resourceAt, fmt.Sprintf(`<%[1]sresource><%[1]stype value="%[2]s"/>%[3]s</%[1]sresource>`, prefix, op.resource, text)})
-		case !slices.Contains(resource.definitions, op.definition):
-			out = append(out, insertion{resource.end, text})
 		}
 	}
 	for _, resource := range r.all {
@@ -80,6 +78,14 @@ func (r *xmlRest) insertions(prefix string, add additions) []insertion {
 		}
 	}
 	return out
+}
+
+func xmlOffers(prefix string, offers []offer) string {
+	text := ""
+	for _, o := range offers {
+		text += fmt.Sprintf(`<%[1]soperation><%[1]sname value="%[2]s"/><%[1]sdefinition value="%[3]s"/></%[1]soperation>`, prefix, o.name, o.definition)
+	}
+	return text
 }
 
 // xmlReader walks a statement and notes where things may be added.
@@ -156,7 +162,7 @@ func (x *xmlReader) open(element xml.StartElement, at int64) {
 	case "mode":
 		rest.mode = value
 	case "operation/definition":
-		rest.definitions = append(rest.definitions, withoutVersion(value))
+		rest.definitions = append(rest.definitions, value)
 	case "resource":
 		x.resource = &xmlResource{begin: x.dec.InputOffset()}
 		rest.all = append(rest.all, x.resource)
@@ -167,7 +173,7 @@ func (x *xmlReader) open(element xml.StartElement, at int64) {
 	case "resource/interaction/code":
 		x.resource.searched = x.resource.searched || value == "search-type"
 	case "resource/operation/definition":
-		x.resource.definitions = append(x.resource.definitions, withoutVersion(value))
+		x.resource.definitions = append(x.resource.definitions, value)
 	}
 }
 
@@ -182,7 +188,7 @@ func (x *xmlReader) openTop(name, value string, at int64) {
 	case "fhirVersion":
 		x.release = value
 	case "instantiates":
-		x.instantiates = append(x.instantiates, withoutVersion(value))
+		x.instantiates = append(x.instantiates, value)
 	}
 }
 

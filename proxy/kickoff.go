@@ -16,11 +16,12 @@ import (
 const maxKickoffBody = 4 << 20
 
 // kickOff answers a kick-off request: parse, check, store, 202. Nothing slow happens before the 202, and nothing fails
-// after the job is stored.
-func (p *Proxy) kickOff(w http.ResponseWriter, r *http.Request, level state.Level) {
+// after the job is stored. An empty shape leaves the manifest's form to the configuration.
+func (p *Proxy) kickOff(w http.ResponseWriter, r *http.Request, level state.Level, shape state.Shape) {
 	prefer := parsePrefer(r.Header)
 	kickoff, err := p.parseKickoff(w, r, level, prefer)
 	if err == nil {
+		kickoff.Shape = shape
 		err = p.mayKickOff(r, kickoff, prefer)
 	}
 	var job *state.Job
@@ -64,7 +65,7 @@ func (p *Proxy) parseKickoff(w http.ResponseWriter, r *http.Request, level state
 	if err != nil {
 		return nil, &refusal{http.StatusBadRequest, "invalid", "the query cannot be read: check its percent signs and semicolons"}
 	}
-	read := &reading{Kickoff: kickoff, posted: r.Method == http.MethodPost, bases: append(p.Client.Bases(), base)}
+	read := &reading{Kickoff: kickoff, posted: r.Method == http.MethodPost, bases: append(p.Client.Bases(), base), maxFileBytes: p.MaxFileBytes}
 	if read.posted {
 		body, err := kickoffBody(w, r)
 		if err != nil {

@@ -73,6 +73,27 @@ func TestKickoffIsAcceptedAndUnderstood(t *testing.T) {
 	}
 }
 
+// Ensure that the operation's name chooses the form of the manifest, at each level.
+func TestKickoffByTheNameOfVersion4(t *testing.T) {
+	for _, test := range []struct {
+		target string
+		want   state.Shape
+	}{
+		{"/$export-v4", state.Shape4},
+		{"/Patient/%24export-v4/", state.Shape4},
+		{"/Group/demo-group/$export-v4?_type=Patient", state.Shape4},
+		{"/Group/demo-group/$export?_type=Patient", ""}, // what is configured
+	} {
+		h, _ := newFHIRHouse(t, nil)
+		if got := h.ask(http.MethodPost, h.base+test.target); got.status != http.StatusAccepted {
+			t.Fatalf("%s: got %d: %s", test.target, got.status, got.body)
+		}
+		if asked := h.exports.asked[0]; asked.Shape != test.want {
+			t.Errorf("%s: shape %q, want %q", test.target, asked.Shape, test.want)
+		}
+	}
+}
+
 func TestKickoffRefusesWhatItCannotHonour(t *testing.T) {
 	h, sample := newFHIRHouse(t, nil)
 	characteristic := `{"resourceType":"Group","id":"by-trait","type":"person","actual":false,"characteristic":[{"exclude":false}]}`
@@ -133,7 +154,7 @@ func TestKickoffNamesAllWrongParameters(t *testing.T) {
 	h, _ := newFHIRHouse(t, nil)
 	got := h.ask(http.MethodGet, h.base+"/$export?_foo=1&_bar=2&_type=Patient,x,y&_since=soon")
 	checkOutcome(t, got, 400, "not-supported", "not-supported", "invalid", "invalid", "invalid")
-	for _, want := range []string{`_foo\"`, `_bar\" is not supported`, "_elements, _outputFormat, _since, _type"} {
+	for _, want := range []string{`_foo\"`, `_bar\" is not supported`, "_elements, _maximumFileSize, _minimumFileSize, _outputFormat, _since, _type"} {
 		if !strings.Contains(got.body, want) {
 			t.Errorf("no %s in %s", want, got.body)
 		}
@@ -248,7 +269,7 @@ func TestKickoffRefusesWhatTheUpstreamRefuses(t *testing.T) {
 		status int
 		code   string
 	}{
-		"401 for a type":      {fhirtest.Fault{Match: onSearch, Status: 401}, 401, "login"},
+		"401 for a type":      {fhirtest.Fault{Match: onSearch, Status: 401, Header: http.Header{"Www-Authenticate": {`Bearer realm="x"`}}}, 401, "login"},
 		"403 for a type":      {fhirtest.Fault{Match: onSearch, Status: 403}, 403, "forbidden"},
 		"403 for the Group":   {fhirtest.Fault{Match: onGroup, Status: 403}, 403, "forbidden"},
 		"410 for the Group":   {fhirtest.Fault{Match: onGroup, Status: 410}, 404, "not-found"},
@@ -270,6 +291,9 @@ func TestKickoffRefusesWhatTheUpstreamRefuses(t *testing.T) {
 			if wait := got.header.Get("Retry-After"); (wait != "") != (test.status == 503) {
 				t.Errorf("Retry-After: got %q", wait)
 			}
+			if got, want := got.header.Get("WWW-Authenticate"), test.fault.Header.Get("WWW-Authenticate"); got != want {
+				t.Errorf("WWW-Authenticate: got %q, want the server's %q", got, want)
+			}
 			if len(h.exports.asked) > 0 {
 				t.Error("a job was begun")
 			}
@@ -280,14 +304,17 @@ func TestKickoffRefusesWhatTheUpstreamRefuses(t *testing.T) {
 func TestOtherMethodsAreRefusedOnOurPaths(t *testing.T) {
 	h, sample := newFHIRHouse(t, nil)
 	for path, allow := range map[string]string{
-		"/$export":                    "GET, POST, OPTIONS",
-		"/%24export/":                 "GET, POST, OPTIONS",
-		"/Patient/$export":            "GET, POST, OPTIONS",
-		"/Group/demo-group/$export":   "GET, POST, OPTIONS",
-		"/$export-status/x":           "GET, DELETE, OPTIONS",
-		"/$export-status/x/":          "GET, DELETE, OPTIONS",
-		"/$export-file/x/a.1.ndjson":  "GET, HEAD, OPTIONS",
-		"/%24export-file/x/a.1.ndjso": "GET, HEAD, OPTIONS",
+		"/$export":                     "GET, POST, OPTIONS",
+		"/%24export/":                  "GET, POST, OPTIONS",
+		"/Patient/$export":             "GET, POST, OPTIONS",
+		"/Group/demo-group/$export":    "GET, POST, OPTIONS",
+		"/$export-v4":                  "POST, OPTIONS",
+		"/Patient/%24export-v4/":       "POST, OPTIONS",
+		"/Group/demo-group/$export-v4": "POST, OPTIONS",
+		"/$export-status/x":            "GET, DELETE, OPTIONS",
+		"/$export-status/x/":           "GET, DELETE, OPTIONS",
+		"/$export-file/x/a.1.ndjson":   "GET, HEAD, OPTIONS",
+		"/%24export-file/x/a.1.ndjso":  "GET, HEAD, OPTIONS",
 	} {
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE", "QUERY"} {
 			if slices.Contains(strings.Split(allow, ", "), method) {

@@ -21,6 +21,14 @@ type refusal struct {
 
 func (r *refusal) Error() string { return r.text }
 
+// login is a refusal of a client's credentials, with the upstream's own words on which ones it wants.
+type login struct {
+	refusal
+	challenge []string
+}
+
+func (l *login) Unwrap() error { return &l.refusal }
+
 // retryPause is the Retry-After of refusals that pass by themselves.
 const retryPause = 5 * time.Second
 
@@ -46,6 +54,10 @@ func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	default:
 		p.Log.ErrorContext(r.Context(), "request failed", "error", err)
 		known = &refusal{http.StatusInternalServerError, "exception", "an error inside the export sidecar; its log says more"}
+	}
+	var unknown *login
+	if errors.As(err, &unknown) {
+		w.Header()["Www-Authenticate"] = unknown.challenge
 	}
 	if known.status == http.StatusServiceUnavailable || known.status == http.StatusTooManyRequests {
 		w.Header().Set("Retry-After", strconv.Itoa(int(retryPause.Seconds())))
@@ -74,7 +86,9 @@ func (p *Proxy) writeOutcome(w http.ResponseWriter, r *http.Request, status int,
 func upstreamRefusal(err error, what string) error {
 	switch status := fhir.StatusOf(err); {
 	case status == http.StatusUnauthorized:
-		return &refusal{status, "login", "the FHIR server does not accept these credentials for " + what}
+		var response *fhir.ResponseError
+		errors.As(err, &response)
+		return &login{refusal{status, "login", "the FHIR server does not accept these credentials for " + what}, response.Challenge}
 	case status == http.StatusForbidden:
 		return &refusal{status, "forbidden", "the FHIR server does not allow " + what}
 	case status == http.StatusNotFound || status == http.StatusGone:

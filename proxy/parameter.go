@@ -17,8 +17,10 @@ type reading struct {
 	// posted tells that the request is a POST.
 	posted bool
 	// bases are those on which an absolute reference is one to a resource of this server.
-	bases  []string
-	faults faults
+	bases []string
+	// maxFileBytes is the size that no file of this sidecar passes, 0 where it has none.
+	maxFileBytes int64
+	faults       faults
 }
 
 func (r *reading) fault(parameter, code, text string) {
@@ -29,9 +31,7 @@ func (r *reading) fault(parameter, code, text string) {
 type parameter struct {
 	// list tells that it may be repeated; a comma list means the same.
 	list bool
-	// refused tells that exports cannot honour it yet: it is read, and what can be read is refused.
-	refused bool
-	read    func(r *reading, values []string)
+	read func(r *reading, values []string)
 }
 
 // parameters are those of the guide, with the values of the generic asynchronous pattern.
@@ -47,8 +47,8 @@ var parameters = map[string]parameter{
 	"organizeOutputBy":      {read: (*reading).organizeBy},
 	// Who allows several manifests has to take a single one.
 	"allowPartialManifests": {read: (*reading).partialManifests},
-	"_minimumFileSize":      {refused: true, read: func(r *reading, values []string) { r.fileSize("_minimumFileSize", values[0], &r.MinFileBytes) }},
-	"_maximumFileSize":      {refused: true, read: func(r *reading, values []string) { r.fileSize("_maximumFileSize", values[0], &r.MaxFileBytes) }},
+	"_minimumFileSize":      {read: func(r *reading, values []string) { r.fileSize("_minimumFileSize", values[0], &r.MinFileBytes) }},
+	"_maximumFileSize":      {read: func(r *reading, values []string) { r.fileSize("_maximumFileSize", values[0], &r.MaxFileBytes) }},
 }
 
 // parameters reads all of them, in the order of their names.
@@ -58,29 +58,16 @@ func (r *reading) parameters(given map[string][]string) {
 		p, known := parameters[base]
 		switch {
 		case !known:
-			r.fault(name, "not-supported", "the parameter "+printable(name)+" is not supported; a kick-off takes "+strings.Join(supported(), ", "))
+			r.fault(name, "not-supported", "the parameter "+printable(name)+" is not supported; a kick-off takes "+strings.Join(slices.Sorted(maps.Keys(parameters)), ", "))
 		case modified:
 			r.fault(base, "invalid", "the parameter "+base+" takes no modifier")
 		case !p.list && len(given[name]) > 1:
 			r.fault(name, "invalid", "the parameter "+name+" may be given once only")
-		case p.refused:
-			aside := *r // what it would have meant must not stay
-			aside.Kickoff, aside.faults = &state.Kickoff{Level: r.Level}, nil
-			if p.read(&aside, given[name]); len(aside.faults) == 0 {
-				aside.fault(name, "not-supported", "the parameter "+name+" is not supported")
-			}
-			r.faults = append(r.faults, aside.faults...)
 		default:
 			p.read(r, given[name])
 		}
 	}
 	r.compare()
-}
-
-// supported are the names of the parameters that are not refused.
-func supported() []string {
-	names := slices.Sorted(maps.Keys(parameters))
-	return slices.DeleteFunc(names, func(name string) bool { return parameters[name].refused })
 }
 
 // compare holds the parameters against each other.
@@ -91,6 +78,10 @@ func (r *reading) compare() {
 	if r.MaxFileBytes > 0 && r.MaxFileBytes <= r.MinFileBytes {
 		r.fault("_maximumFileSize", "invalid", "_maximumFileSize must be greater than _minimumFileSize")
 		r.MinFileBytes, r.MaxFileBytes = 0, 0
+	}
+	if r.maxFileBytes > 0 && r.MinFileBytes >= r.maxFileBytes {
+		r.fault("_minimumFileSize", "not-supported", "_minimumFileSize must be less than "+strconv.FormatInt(r.maxFileBytes, 10)+", the largest size of a file here")
+		r.MinFileBytes = 0
 	}
 	if len(r.Types) > 0 {
 		r.Filters = slices.DeleteFunc(r.Filters, func(filter state.TypeFilter) bool {

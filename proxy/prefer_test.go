@@ -7,7 +7,6 @@ import (
 	"strings"
 	"testing"
 
-	"sidecar/proxy"
 	"sidecar/state"
 )
 
@@ -56,7 +55,6 @@ func TestPreferIsReadInAllItsForms(t *testing.T) {
 // Ensure that under handling=lenient each parameter that is ignored is reported, and none whose absence would let other
 // persons or times in is ignored.
 func TestLenientKickoffReportsWhatItIgnores(t *testing.T) {
-	defer proxy.SupportAll()()
 	for name, test := range map[string]struct {
 		target, body string
 		codes        []string
@@ -117,15 +115,6 @@ func TestLenientKickoffReportsWhatItIgnores(t *testing.T) {
 				t.Errorf("what was ignored stayed: %+v", asked)
 			}
 		})
-	}
-}
-
-// Ensure that a parameter which exports cannot honour yet leaves nothing behind where it is ignored: a later version could.
-func TestLenientKickoffForgetsWhatIsNotSupported(t *testing.T) {
-	h, _ := newFHIRHouse(t, nil)
-	got := h.ask(http.MethodGet, h.base+"/$export?_maximumFileSize=1", "Prefer", "handling=lenient")
-	if got.status != http.StatusAccepted || h.exports.asked[0].MaxFileBytes != 0 || len(h.exports.asked[0].Ignored) != 1 {
-		t.Errorf("answer: got %d, kick-off %+v", got.status, h.exports.asked)
 	}
 }
 

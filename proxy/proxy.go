@@ -71,6 +71,8 @@ type Config struct {
 	Links Links
 	// LinkLifetime is how long a signed link lives.
 	LinkLifetime time.Duration
+	// MaxFileBytes is the size at which exports close a file: a larger _minimumFileSize is refused. 0 means that none is.
+	MaxFileBytes int64
 	TypesOf      TypesOf
 	// Writes notes the writes among forwarded requests; nil means that nobody asks for them.
 	Writes *Writes
@@ -115,9 +117,13 @@ func New(cfg Config) (http.Handler, error) {
 	return p.routes(), nil
 }
 
+// exportV4Name is the operation whose manifest has the form of the guide's version 4.
+const exportV4Name = "export-v4"
+
 // export matches the operation's name as clients write it, with or without a slash behind it.
 const (
 	export       = `{_:(?:\$|%24)export/?}`
+	exportV4     = `{_:(?:\$|%24)` + exportV4Name + `/?}`
 	exportStatus = `{_:(?:\$|%24)export-status}`
 	exportFile   = `{_:(?:\$|%24)export-file}`
 )
@@ -128,13 +134,16 @@ func (p *Proxy) routes() http.Handler {
 	ours := func(path string, methods map[string]http.HandlerFunc) {
 		router.Path(p.basePath + path).Handler(p.methods(methods))
 	}
-	kickOff := func(level state.Level) map[string]http.HandlerFunc {
-		handler := func(w http.ResponseWriter, r *http.Request) { p.kickOff(w, r, level) }
-		return map[string]http.HandlerFunc{http.MethodGet: handler, http.MethodPost: handler}
+	kickOff := func(level state.Level, below string) {
+		as := func(shape state.Shape) http.HandlerFunc {
+			return func(w http.ResponseWriter, r *http.Request) { p.kickOff(w, r, level, shape) }
+		}
+		ours(below+export, map[string]http.HandlerFunc{http.MethodGet: as(""), http.MethodPost: as("")})
+		ours(below+exportV4, map[string]http.HandlerFunc{http.MethodPost: as(state.Shape4)}) // that version forbids GET
 	}
-	ours("/"+export, kickOff(state.System))
-	ours("/Patient/"+export, kickOff(state.Patient))
-	ours("/Group/{group:[^/]+}/"+export, kickOff(state.Group))
+	kickOff(state.System, "/")
+	kickOff(state.Patient, "/Patient/")
+	kickOff(state.Group, "/Group/{group:[^/]+}/")
 	ours("/"+exportStatus+"/{job:[^/]+}{slash:/?}", map[string]http.HandlerFunc{
 		http.MethodGet:    p.status,
 		http.MethodDelete: p.cancel,

@@ -190,8 +190,8 @@ type Hole struct {
 	History bool `json:"history,omitempty"`
 	// Rows is how many rows the hole has by the server's count, -1 where that is not known.
 	Rows int64 `json:"rows"`
-	// Reason is a code of FHIR's issue-type value set: exception, forbidden, incomplete, not-supported, structure, or what
-	// the server's own outcome says.
+	// Reason is a code of FHIR's issue-type value set: exception, forbidden, incomplete, not-supported, structure,
+	// too-long, transient, or what the server's own outcome says.
 	Reason string `json:"reason"`
 }
 
@@ -250,8 +250,11 @@ type Slice struct {
 	// SpoolSize and IndexSize are the durable sizes in bytes of the slice's open spool file and id index.
 	SpoolSize int64 `json:"spoolSize"`
 	IndexSize int64 `json:"indexSize"`
-	// SpoolRows is the number of lines in the open spool file.
+	// SpoolFrom is where the rows begin in the open spool file that no output file has. SpoolRows is how many they are.
+	SpoolFrom int64 `json:"spoolFrom,omitempty"`
 	SpoolRows int64 `json:"spoolRows"`
+	// SpoolFile is the number of the open spool file: what remained of an earlier one was copied into it.
+	SpoolFile int `json:"spoolFile,omitempty"`
 	// Reread tells that the slice was begun again: rows that it meets may be in the index already.
 	Reread bool `json:"reread,omitempty"`
 	// Open tells that the window is kept on our side only, because the server refuses to be asked for one.
@@ -307,8 +310,12 @@ type File struct {
 	ContinuesIn string `json:"continuesIn,omitempty"`
 	// Stored tells that the bucket has the whole object. A file that is not stored is put again by the next start.
 	Stored bool `json:"stored"`
-	// Slices are the numbers of the slices whose spool files, one after another, are the content.
+	// Slices are the numbers of the slices whose open rows, one after another, are the content.
 	Slices []int `json:"slices,omitempty"`
+	// LastSize and LastRows tell how much of the last of these slices' open rows is in the file, in bytes and lines of its spool
+	// file; 0 means all of it.
+	LastSize int64 `json:"lastSize,omitempty"`
+	LastRows int64 `json:"lastRows,omitempty"`
 	// First is the number in its slice's index of the first row of a file that was made while the slice was read.
 	First int64 `json:"first,omitempty"`
 	// Sealed tells that the rows that were dropped are not in the file: it was made when that was known, or rewritten since.

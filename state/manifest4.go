@@ -1,12 +1,7 @@
 package state
 
-const (
-	// operations is where the guide defines the operations of which a manifest tells, in the release of Shape4.
-	operations        = "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/"
-	operationsRelease = "|4.0.0-ballot"
-	// completenessURL names the extension that holds a Proof.
-	completenessURL = "urn:x-bulk-export-sidecar:completeness"
-)
+// completenessURL names the extension that holds a Proof.
+const completenessURL = "urn:x-bulk-export-sidecar:completeness"
 
 // manifest4 is a manifest as the ballot of the guide's version 4 has it: the errors are called outcome, the request is not
 // repeated, extensions are FHIR's own. It has no status: the guide means to use that name for something else.
@@ -49,7 +44,7 @@ type extension4 struct {
 
 func newManifest4(job *Job, files []File, proofs map[string]*Proof, address func(File) string) manifest4 {
 	m := manifest4{
-		ManifestType:    operations + operationOf(job.Kickoff.Level) + operationsRelease,
+		ManifestType:    OperationDefinition(job.Kickoff.Level, Shape4),
 		TransactionTime: job.TransactionTime.UTC().Format(instantLayout),
 		OutputFormat:    "application/fhir+ndjson",
 		Output:          []file4{},
@@ -85,15 +80,22 @@ func newManifest4(job *Job, files []File, proofs map[string]*Proof, address func
 	return m
 }
 
-// operationOf is the id of the OperationDefinition of a level.
-func operationOf(level Level) string {
+// OperationDefinition is the canonical address of the guide's definition of a level's export. That of Shape3 has no version:
+// it is the one that clients of every release look for.
+func OperationDefinition(level Level, shape Shape) string {
+	canonical := "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/"
 	switch level {
 	case Patient:
-		return "patient-export"
+		canonical += "patient-export"
 	case Group:
-		return "group-export"
+		canonical += "group-export"
+	default:
+		canonical += "export"
 	}
-	return "export"
+	if shape == Shape4 {
+		canonical += "|4.0.0-ballot"
+	}
+	return canonical
 }
 
 // countSeverity counts the remarks, each of which is an OperationOutcome, from the worst to the mildest.

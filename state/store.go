@@ -202,19 +202,14 @@ func (s *Store) Checkpoint(ctx context.Context, id string, slices ...*Slice) err
 // neither an object that nobody knows nor two of one name. It fails with ErrFinal when the job does not run any more.
 func (s *Store) Allot(ctx context.Context, id string, file File) (File, error) {
 	err := s.updateRunning(ctx, id, func(tx *bbolt.Tx, _ *Job) error {
-		n := 1
-		err := each(tx.Bucket(filesBucket), id, func(other File) error {
-			var known int
-			if other.Type == file.Type {
-				if _, err := fmt.Sscanf(strings.TrimPrefix(other.Name, other.Type), ".%d.ndjson", &known); err != nil {
-					return fmt.Errorf("file %s: %w", other.Name, err)
-				}
-				n = max(n, known+1)
+		n, prefix := 1, string(fileKey(id, file.Type+"."))
+		cursor := tx.Bucket(filesBucket).Cursor()
+		for key, _ := cursor.Seek([]byte(prefix)); strings.HasPrefix(string(key), prefix); key, _ = cursor.Next() {
+			known, err := strconv.Atoi(strings.TrimSuffix(string(key[len(prefix):]), ".ndjson"))
+			if err != nil {
+				return fmt.Errorf("file %s: %w", key[len(id)+1:], err)
 			}
-			return nil
-		})
-		if err != nil {
-			return err
+			n = max(n, known+1)
 		}
 		file.Name = FileName(file.Type, n)
 		return put(tx.Bucket(filesBucket), fileKey(id, file.Name), &file)

@@ -10,11 +10,23 @@ import (
 	"sidecar/exporter/fhir/fhirtest"
 )
 
-// Ensure the setting reaches the client and the pipelines that read the bucket.
+// Ensure the form of version 4 reaches the client and the pipelines that read the bucket, by the setting.
 func TestManifestSettingChoosesTheShape(t *testing.T) {
 	sample, upstream := newSample(t, fhirtest.Plain(), 2)
 	s := startSidecar(t, upstream, func(c *config) { c.Manifest = "4.0" })
-	got := s.finish(s.kickOff("/$export"))
+	checkVersion4(t, s, s.kickOff("/$export"), sample)
+}
+
+// Ensure a client gets it by the name of the operation, whatever the setting says.
+func TestManifestFollowsTheNameOfTheOperation(t *testing.T) {
+	sample, upstream := newSample(t, fhirtest.Plain(), 2)
+	s := startSidecar(t, upstream, nil)
+	checkVersion4(t, s, s.post("/$export-v4", ""), sample)
+}
+
+func checkVersion4(t *testing.T, s *sidecar, status string, sample *fhirtest.Server) {
+	t.Helper()
+	got := s.finish(status)
 	stored, err := filepath.Glob(filepath.Join(s.config.filesFolder(), "*", "manifest.json"))
 	if err != nil || len(stored) != 1 {
 		t.Fatalf("stored manifests: %v, %v", stored, err)

@@ -126,7 +126,12 @@ type reply struct {
 // ask sends a request; header holds pairs of name and value. Redirects are not followed.
 func ask(t *testing.T, method, address string, header ...string) reply {
 	t.Helper()
-	request, err := http.NewRequestWithContext(t.Context(), method, address, nil)
+	return send(t, method, address, "", header...)
+}
+
+func send(t *testing.T, method, address, content string, header ...string) reply {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), method, address, strings.NewReader(content))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,6 +155,17 @@ func (s *sidecar) kickOff(path string) string {
 	s.t.Helper()
 	until(s.t, "bucket", func() bool { return s.server.exporter.Ready() == nil })
 	got := ask(s.t, http.MethodGet, s.base+path, "Prefer", "respond-async")
+	if got.status != http.StatusAccepted {
+		s.t.Fatalf("kick-off: %d %s", got.status, got.body)
+	}
+	return got.header.Get("Content-Location")
+}
+
+// post begins an export by POST, with the JSON of a Parameters resource or nothing.
+func (s *sidecar) post(path, parameters string) string {
+	s.t.Helper()
+	until(s.t, "bucket", func() bool { return s.server.exporter.Ready() == nil })
+	got := send(s.t, http.MethodPost, s.base+path, parameters, "Prefer", "respond-async", "Content-Type", "application/fhir+json")
 	if got.status != http.StatusAccepted {
 		s.t.Fatalf("kick-off: %d %s", got.status, got.body)
 	}

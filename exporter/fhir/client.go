@@ -341,6 +341,7 @@ func (c *Client) refusal(op string, response *resty.Response, body io.Reader) er
 		StatusCode: response.StatusCode(),
 		Codes:      outcomeCodes(raw),
 		RetryAfter: retryAfter(response.Header(), time.Now()),
+		Challenge:  response.Header().Values("WWW-Authenticate"),
 	}
 }
 

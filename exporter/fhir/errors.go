@@ -37,6 +37,8 @@ type ResponseError struct {
 	Codes []string
 	// RetryAfter is the pause that the server asked for, 0 if none.
 	RetryAfter time.Duration
+	// Challenge are the WWW-Authenticate headers: how the server wants to be told who asks.
+	Challenge []string
 }
 
 // Error names the request, the status and the issue codes; the outcome's text may hold values and is left out.

@@ -1,0 +1,162 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"sidecar/e2e/conformance"
+)
+
+// sidecarToken is what the sidecar of the conformance tests reads with.
+const sidecarToken = "the-sidecars-own"
+
+// guard stands in front of a FHIR server that asks for tokens, and breaks it for exports when it is told to. It knows the
+// tokens that it gave out, as an authorization server and its resource server do together.
+type guard struct {
+	next http.Handler
+	base string // the path of the FHIR base
+	// denied is the id of a Group that no client may read.
+	denied string
+
+	mu     sync.Mutex
+	grants map[string]conformance.Grant
+	fails  map[string]int           // the status by type
+	holds  map[string]chan struct{} // by type
+}
+
+func newGuard(next http.Handler, base, denied string) *guard {
+	return &guard{
+		next: next, base: base, denied: denied,
+		grants: map[string]conformance.Grant{}, fails: map[string]int{}, holds: map[string]chan struct{}{},
+	}
+}
+
+// token gives out a new token.
+func (g *guard) token(grant conformance.Grant) string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	token := fmt.Sprintf("token-%d", len(g.grants)+1)
+	g.grants[token] = grant
+	return token
+}
+
+func (g *guard) fail(typ string, status int) (mend func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.fails[typ] = status
+	return func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		delete(g.fails, typ)
+	}
+}
+
+func (g *guard) hold(typ string) (release func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	held := make(chan struct{})
+	g.holds[typ] = held
+	return sync.OnceFunc(func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		delete(g.holds, typ)
+		close(held)
+	})
+}
+
+func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	path := strings.Split(strings.Trim(strings.TrimPrefix(r.URL.Path, g.base), "/"), "/")
+	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	status, held := http.StatusOK, (chan struct{})(nil)
+	if token == sidecarToken {
+		status, held = g.trouble(path[0])
+	} else if path[0] != "metadata" {
+		status = g.judge(token, path, r.Method)
+	}
+	if held != nil {
+		select {
+		case <-held:
+		case <-r.Context().Done():
+			panic(http.ErrAbortHandler)
+		}
+	}
+	if status == http.StatusOK {
+		g.next.ServeHTTP(w, r)
+		return
+	}
+	if status == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", "Bearer")
+	}
+	w.Header().Set("Content-Type", "application/fhir+json")
+	w.WriteHeader(status)
+	outcome := map[string]any{"resourceType": "OperationOutcome", "issue": []any{map[string]string{"severity": "error", "code": "security"}}}
+	_ = json.NewEncoder(w).Encode(outcome) // who has left reads nothing
+}
+
+// trouble is what the sidecar gets for a read of a type.
+func (g *guard) trouble(typ string) (int, chan struct{}) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, typ := range []string{typ, ""} {
+		if status := g.fails[typ]; status != 0 {
+			return status, nil
+		}
+	}
+	return http.StatusOK, g.holds[typ]
+}
+
+// judge is what a client's token is good for.
+func (g *guard) judge(token string, path []string, method string) int {
+	g.mu.Lock()
+	grant, known := g.grants[token]
+	g.mu.Unlock()
+	if !known || grant.Expired {
+		return http.StatusUnauthorized
+	}
+	if path[0] == "Group" && len(path) > 1 && path[1] == g.denied {
+		return http.StatusForbidden
+	}
+	if grant.Scopes == "" {
+		return http.StatusOK
+	}
+	if method == http.MethodGet && slices.ContainsFunc(strings.Fields(grant.Scopes), func(scope string) bool { return reads(scope, path[0]) }) {
+		return http.StatusOK
+	}
+	return http.StatusForbidden
+}
+
+// reads tells whether a SMART scope, in either syntax, lets a type be read and searched.
+func reads(scope, typ string) bool {
+	rest, _ := strings.CutPrefix(scope, "system/")
+	of, rights, _ := strings.Cut(rest, ".")
+	return (of == "*" || of == typ) && (rights == "read" || rights == "*" || strings.Contains(rights, "rs"))
+}
+
+// Ensure the guard itself tells the tokens apart.
+func TestGuardKnowsTokens(t *testing.T) {
+	g := newGuard(nil, "/fhir", "denied")
+	for _, test := range []struct {
+		token, path, method string
+		want                int
+	}{
+		{"", "Patient", "GET", 401},
+		{"unknown", "Patient", "GET", 401},
+		{g.token(conformance.Grant{Expired: true}), "Patient", "GET", 401},
+		{g.token(conformance.Grant{}), "Patient", "GET", 200},
+		{g.token(conformance.Grant{}), "Patient/1", "PUT", 200},
+		{g.token(conformance.Grant{}), "Group/denied", "GET", 403},
+		{g.token(conformance.Grant{Scopes: "system/Patient.rs"}), "Patient", "GET", 200},
+		{g.token(conformance.Grant{Scopes: "system/Patient.rs"}), "Patient/1", "PUT", 403},
+		{g.token(conformance.Grant{Scopes: "system/Patient.read"}), "Observation", "GET", 403},
+		{g.token(conformance.Grant{Scopes: "system/*.read"}), "Observation", "GET", 200},
+	} {
+		if got := g.judge(test.token, strings.Split(test.path, "/"), test.method); got != test.want {
+			t.Errorf("%s %s with %q: %d, want %d", test.method, test.path, test.token, got, test.want)
+		}
+	}
+}
