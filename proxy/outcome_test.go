@@ -67,6 +67,8 @@ var wrongQueries = map[string]string{
 	"Group of devices":        "/Group/devices/$export",
 	"Group that is not valid": "/Group/broken/$export",
 	"size":                    "/$export?_minimumFileSize=0",
+	"size of no file":         "/$export?_minimumFileSize=1048576",
+	"sizes":                   "/$export?_minimumFileSize=2&_maximumFileSize=2",
 	"odd characters":          "/$export?_type=%00%22%5C%C3%A9" + strings.Repeat("x", 100),
 }
 
@@ -87,7 +89,7 @@ var wrongBodies = map[string]string{
 // refusals asks a house before the sample in every wrong way.
 func refusals(t *testing.T, into map[string]answer) {
 	t.Helper()
-	h, sample := newFHIRHouse(t, nil)
+	h, sample := newFHIRHouse(t, func(c *proxy.Config) { c.MaxFileBytes = 1 << 20 })
 	for _, resource := range []string{
 		`{"resourceType":"Group","id":"by-trait","type":"person","actual":false,"characteristic":[{"exclude":false}]}`,
 		`{"resourceType":"Group","id":"devices","type":"device","actual":true,"member":[{"entity":{"reference":"Device/1"}}]}`,
@@ -107,11 +109,6 @@ func refusals(t *testing.T, into map[string]answer) {
 	into["body cut"], _ = exchange(t, h.url, "POST /fhir/$export HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
 	into["method"] = h.ask(http.MethodPut, h.base+"/$export")
 	into["status of no job"] = h.ask(http.MethodGet, h.base+"/$export-status/nobody")
-
-	restore := proxy.SupportAll()
-	into["sizes"] = h.ask(http.MethodGet, h.base+"/$export?_minimumFileSize=2&_maximumFileSize=2")
-	restore()
-	into["size not supported"] = h.ask(http.MethodGet, h.base+"/$export?_minimumFileSize=2")
 
 	for name, status := range map[string]int{"401": 401, "403": 403, "410": 410, "400": 400, "500": 500} {
 		sample.Fail(fhirtest.Fault{Match: func(r *http.Request) bool { return r.URL.Path == "/fhir/Observation" }, Status: status, Times: 1})
