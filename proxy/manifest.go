@@ -80,11 +80,11 @@ func nextPage(job *state.Job, page int) string {
 	if !job.HasPage(page + 1) {
 		return ""
 	}
-	return statusAddress(job) + "?" + pageParameter + "=" + strconv.Itoa(page+1)
+	return statusAddress(job.Kickoff.Base, job.ID) + "?" + pageParameter + "=" + strconv.Itoa(page+1)
 }
 
 // statusAddress is the address of a job's status.
-func statusAddress(job *state.Job) string { return job.Kickoff.Base + "/$export-status/" + job.ID }
+func statusAddress(base, id string) string { return base + "/$export-status/" + id }
 
 // expiresAt is when retention removes a job. One that runs is kept for longer than any link lives that is made now.
 func (p *Proxy) expiresAt(job *state.Job) time.Time {
