@@ -187,7 +187,9 @@ func (c *chaos) run(t *testing.T) (completed int64) {
 		w.fill()
 	}
 	inBubble(t, c.Personality, edit, fill, func(t *testing.T, b *bubble) {
-		b.link.hook = w.overtake
+		if b.link.hook = w.overtake; c.kickoff.PartialManifests {
+			b.slow()
+		}
 		stop := w.start()
 		defer stop() // also when the test gives up
 		<-time.After(15 * time.Second)

@@ -23,23 +23,31 @@ func (r *run) readPages(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var read [][]string // and not shown
 	for _, types := range r.pageGroups(all) {
-		chosen := func(typ string) bool { return slices.Contains(types, typ) }
-		if err := r.crawl(ctx, chosen); err != nil {
+		if err := r.crawl(ctx, among(types)); err != nil {
 			return err
 		}
-		// What is shown is never looked at again, so that it is given as long as the repair looks back.
-		if err := sleep(ctx, time.Until(r.readAt.Add(r.repairSpan()))); err != nil {
-			return err
+		// What is shown is not looked at again: nothing is as long as the repair looks back for writes that showed late.
+		if read = append(read, types); time.Now().Before(r.readAt.Add(r.repairSpan())) {
+			continue
 		}
-		if err := r.repair(ctx, chosen); err != nil {
-			return err
+		for _, types := range read {
+			if err := r.repair(ctx, among(types)); err != nil {
+				return err
+			}
+			if err := r.showPage(ctx, types); err != nil {
+				return err
+			}
 		}
-		if err := r.showPage(ctx, types); err != nil {
-			return err
-		}
+		read = nil
 	}
 	return nil
+}
+
+// among tells of a type whether it is one of some types.
+func among(types []string) func(typ string) bool {
+	return func(typ string) bool { return slices.Contains(types, typ) }
 }
 
 // pageGroups are the types that no page has yet, in groups with enough rows for a page. Those of the last one are read by the
