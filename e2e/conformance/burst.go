@@ -45,10 +45,16 @@ func (c *check) burst() burstResult {
 	return c.theBurst
 }
 
+func limited(c *check) {
+	if b := c.burst(); b.refusal.status == 0 || b.began == 0 {
+		c.errorf("%d exports at once were accepted, and no more were refused", b.began)
+	}
+}
+
 func tooMany(c *check) {
 	b := c.burst()
-	if b.refusal.status == 0 {
-		c.errorf("%d exports at once were accepted", b.began)
+	if b.refusal.status == 0 || b.began == 0 {
+		c.errorf("%d exports at once were accepted, and no more were refused", b.began)
 		return
 	}
 	if b.refusal.status != http.StatusTooManyRequests {

@@ -141,9 +141,83 @@ func markedTypes(c *check) {
 	}
 }
 
-func versions(c *check) {
-	s := c.statement()
-	if len(exportsOf(s.Rest[len(s.Rest)-1].Operation, "export")) < 2 {
+// fourth is the name of the system's export in version 4 of the guide; empty where there is none of its own.
+func (s statement) fourth() string {
+	for _, o := range exportsOf(s.Rest[len(s.Rest)-1].Operation, "export") {
+		if _, version, _ := strings.Cut(o.Definition, "|"); o.Name != "export" && strings.HasPrefix(version, "4.") {
+			return o.Name
+		}
+	}
+	return ""
+}
+
+// fourthExport is an export of version 4.
+func (c *check) fourthExport() *export {
+	name := c.statement().fourth()
+	if name == "" {
 		c.notOffered("one version only")
+	}
+	return c.share("fourth", kickoff{
+		path: "$" + name, prefer: "respond-async, handling=lenient",
+		body: parameters([3]string{"_type", "String", `"Patient,Condition"`}, [3]string{"noSuchParameter", "String", `"x"`}),
+	})
+}
+
+func versions(c *check) {
+	e := c.fourthExport()
+	c.sameKeys("the export of version 4", e.rows, c.repeated().rows)
+}
+
+// fourthVersion checks what a manifest of version 4 holds.
+func fourthVersion(c *check) {
+	e := c.fourthExport()
+	var m struct {
+		ManifestType string            `json:"manifestType"`
+		OutputFormat *string           `json:"outputFormat"`
+		Outcome      []json.RawMessage `json:"outcome"`
+		Extension    json.RawMessage   `json:"extension"`
+	}
+	c.must(json.Unmarshal(e.last.body, &m))
+	if m.ManifestType != "" && before(m.ManifestType, "|") != definitions+"export" {
+		c.errorf("manifestType is not the operation")
+	}
+	if m.OutputFormat != nil && *m.OutputFormat != ndjson {
+		c.errorf("outputFormat is %q, want %s", *m.OutputFormat, ndjson)
+	}
+	if m.Extension != nil && !isArray(m.Extension) {
+		c.errorf("extension is not an array")
+	}
+	for _, gone := range []string{"request", "error"} {
+		if e.manifest.fields[gone] != nil {
+			c.errorf("%s stands in the manifest", gone)
+		}
+	}
+	if len(m.Outcome) == 0 {
+		c.errorf("outcome does not tell of the parameter that was ignored")
+	}
+	for _, item := range e.manifest.Outcome {
+		c.severities(item, e.files[item.URL])
+	}
+	for _, item := range e.manifest.Output {
+		body, err := e.files[item.URL].decoded()
+		c.must(err)
+		if item.FileSize != nil && *item.FileSize != len(body) {
+			c.errorf("fileSize of a file of %s is %d, it has %d bytes", item.Type, *item.FileSize, len(body))
+		}
+	}
+}
+
+// severities compares the countSeverity of a file of outcomes with its lines.
+func (c *check) severities(item item, f *file) {
+	counted := map[string]int{}
+	for _, line := range f.lines {
+		o, err := parseOutcome(line)
+		c.must(err)
+		counted[o.Issue[0].Severity]++
+	}
+	for _, severity := range item.CountSeverity {
+		if counted[severity.Code] != severity.Count {
+			c.errorf("countSeverity has %d of %s, the file %d", severity.Count, severity.Code, counted[severity.Code])
+		}
 	}
 }

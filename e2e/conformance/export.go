@@ -33,6 +33,9 @@ type suite struct {
 
 	deletionsOnce sync.Once
 
+	partialOnce sync.Once
+	thePartial  *partialRun
+
 	failures map[string]*export // by Prefer
 }
 
@@ -222,14 +225,12 @@ func pause(ctx context.Context, d time.Duration) error {
 // download reads every file that the manifest lists.
 func (s *suite) download(ctx context.Context, e *export, token string) error {
 	e.files, e.rows = map[string]*file{}, map[string]json.RawMessage{}
-	for _, list := range [][]item{e.manifest.Output, e.manifest.Deleted, e.manifest.Error} {
-		for _, item := range list {
-			f, err := s.fetch(ctx, item, e.manifest.RequiresAccessToken, token)
-			if err != nil {
-				return err
-			}
-			e.files[item.URL] = f
+	for _, item := range e.manifest.all() {
+		f, err := s.fetch(ctx, item, e.manifest.RequiresAccessToken, token)
+		if err != nil {
+			return err
 		}
+		e.files[item.URL] = f
 	}
 	for _, item := range e.manifest.Output {
 		for _, line := range e.files[item.URL].lines {
@@ -338,6 +339,16 @@ func (c *check) once(name string, k kickoff) (*export, error) {
 	ctx := context.WithoutCancel(c.ctx)
 	shared.once.Do(func() { shared.export, shared.err = c.runExport(ctx, k) })
 	return shared.export, shared.err
+}
+
+// ahead makes shared exports at once instead of one after another; what is wrong with them is found by who looks at them.
+func (c *check) ahead(exports ...func(*check) *export) {
+	var all sync.WaitGroup
+	for _, of := range exports {
+		own := &check{suite: c.suite, ctx: c.ctx}
+		all.Go(func() { own.protect(func() { of(own) }) })
+	}
+	all.Wait()
 }
 
 // refusal is a kick-off that was not accepted.

@@ -76,7 +76,7 @@ func repeats(c *check) {
 func bareKickoff(c *check) {
 	for _, header := range []http.Header{{}, {"Accept": {fhirJSON}}, {"Prefer": {"respond-async"}}} {
 		a := c.try(kickoff{query: "_type=Patient", header: header})
-		if a.status == http.StatusAccepted {
+		if a.status == http.StatusAccepted && a.header.Get("Content-Location") != "" {
 			continue
 		}
 		c.refused("a kick-off without Accept or Prefer", a)

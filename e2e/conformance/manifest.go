@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -17,6 +18,7 @@ type manifest struct {
 	Output              []item          `json:"output"`
 	Deleted             []item          `json:"deleted"`
 	Error               []item          `json:"error"`
+	Outcome             []item          `json:"outcome"`
 	Link                json.RawMessage `json:"link"`
 	// fields are all of them.
 	fields map[string]json.RawMessage
@@ -29,6 +31,11 @@ type item struct {
 	Count           *int            `json:"count"`
 	ContinuesInFile string          `json:"continuesInFile"`
 	Extension       json.RawMessage `json:"extension"`
+	FileSize        *int            `json:"fileSize"`
+	CountSeverity   []struct {
+		Code  string `json:"code"`
+		Count int    `json:"count"`
+	} `json:"countSeverity"`
 }
 
 func parseManifest(body []byte) (*manifest, error) {
@@ -39,9 +46,9 @@ func parseManifest(body []byte) (*manifest, error) {
 	return &m, nil
 }
 
-// all are the files of all three lists.
+// all are the files of all lists.
 func (m *manifest) all() []item {
-	return append(append(append([]item(nil), m.Output...), m.Deleted...), m.Error...)
+	return slices.Concat(m.Output, m.Deleted, m.Error, m.Outcome)
 }
 
 // time is the transaction time.

@@ -238,9 +238,14 @@ func (c *check) refusedSooner(what string, k kickoff) {
 }
 
 func associated(c *check) {
-	run := func(values string) map[string]json.RawMessage {
-		return c.optional("includeAssociatedData", kickoff{query: query("_type", "Patient", "includeAssociatedData", values)}).ofType("Provenance")
+	exports := map[string]func(*check) *export{}
+	for _, values := range []string{"LatestProvenanceResources", "RelevantProvenanceResources", "LatestProvenanceResources,RelevantProvenanceResources"} {
+		exports[values] = func(c *check) *export {
+			return c.shareOptional(values, "includeAssociatedData is refused", kickoff{query: query("_type", "Patient", "includeAssociatedData", values)})
+		}
 	}
+	c.ahead(slices.Collect(maps.Values(exports))...)
+	run := func(values string) map[string]json.RawMessage { return exports[values](c).ofType("Provenance") }
 	patients := c.repeated().ofType("Patient")
 	relevant, latest := map[string]json.RawMessage{}, map[string]json.RawMessage{}
 	newest := map[string]string{} // the key of the newest Provenance by its target

@@ -1,5 +1,255 @@
 package conformance
 
-func partialRows() []Row     { return nil }
-func (c *check) nextPage()   { c.notOffered("no link") }
-func fourthVersion(c *check) { c.notOffered("one version only") }
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+)
+
+func partialRows() []Row {
+	return section("Partial manifests",
+		row("P-01", may, "with allowPartialManifests a running export shows the files that are ready", partialManifest).alone(),
+		row("P-02", shall, "a file that a partial manifest lists can be read at once", partialFiles),
+		row("P-03", shall, "what a manifest has listed stays as it was", unchanged),
+		row("P-04", shall, "the manifests of one export differ in their lists of files and in link alone", sameFields),
+		row("P-05", may, "the address of the next manifest answers with an error where the export fails", nextOfFailed).alone(),
+		row("P-06", shall, "without allowPartialManifests there are neither link nor partial manifests", noPartial),
+		row("P-07", should, "the address of the next manifest is 202 until that is ready", nextEarly),
+	)
+}
+
+// seen is one answer with a manifest, and its files as they were read at once.
+type seen struct {
+	url   string
+	early bool // the export was still running
+	answer
+	manifest *manifest
+	files    []*file
+}
+
+// partialRun is one export with partial manifests.
+type partialRun struct {
+	err error
+	// manifests are all that were seen, in their order.
+	manifests []seen
+	// next is the answer of the address of a next manifest while the export ran; zero where none was named.
+	next answer
+	// failed is what that address, or the status where there is none, said when the export had failed.
+	failed answer
+}
+
+// earlyPolls bounds the wait for a partial manifest.
+const earlyPolls = 6
+
+// partialExport begins an export of two types, of which the second is held back where the suite can do that, until a
+// partial manifest was seen. Then it lets the export end, or fail.
+func (c *check) partialExport(fail bool) *partialRun {
+	run := &partialRun{}
+	release := func() {}
+	if c.Hold != nil {
+		release = c.Hold("Condition")
+		defer func() { release() }()
+	}
+	e, err := c.begin(c.ctx, kickoff{path: "Patient/$export", query: "_type=Condition,Patient&allowPartialManifests=true"})
+	if err == nil && e.accepted.status != http.StatusAccepted {
+		err = &refusal{e.accepted}
+	}
+	if err != nil {
+		run.err = err
+		return run
+	}
+	defer c.drop(e)
+	next := ""
+	for range earlyPolls {
+		a := c.look(run, e.status)
+		if a.status != http.StatusAccepted || len(run.manifests) > 0 {
+			break
+		}
+		c.must(pause(c.ctx, retryAfter(a)))
+	}
+	if len(run.manifests) > 0 {
+		next = run.manifests[0].manifest.next()
+	}
+	if next != "" {
+		run.next = c.get(next)
+	}
+	if fail {
+		defer c.Fail("Condition", http.StatusUnauthorized)()
+	}
+	release()
+	at := e.status
+	for range 60 {
+		a := c.look(run, at)
+		switch {
+		case a.status == http.StatusOK && run.last().next() != "" && run.last().next() != at:
+			at = run.last().next()
+			continue
+		case a.status == http.StatusAccepted:
+			c.must(pause(c.ctx, retryAfter(a)))
+			continue
+		case a.status >= 400:
+			run.failed = a
+			if next != "" {
+				run.failed = c.get(next)
+			}
+		}
+		return run
+	}
+	run.err = errors.New("the export with partial manifests does not end")
+	return run
+}
+
+func (r *partialRun) last() *manifest { return r.manifests[len(r.manifests)-1].manifest }
+
+// look asks an address, and keeps the manifest that it gives with its files.
+func (c *check) look(run *partialRun, url string) answer {
+	a := c.get(url)
+	if a.status >= 400 || len(a.body) == 0 || !strings.HasPrefix(a.media(), "application/json") {
+		return a
+	}
+	m, err := parseManifest(a.body)
+	c.must(err)
+	s := seen{url: url, early: a.status == http.StatusAccepted, answer: a, manifest: m}
+	for _, item := range m.Output {
+		f, err := c.fetch(c.ctx, item, m.RequiresAccessToken, "")
+		c.must(err)
+		s.files = append(s.files, f)
+	}
+	run.manifests = append(run.manifests, s)
+	return a
+}
+
+// next is the address of the manifest that follows.
+func (m *manifest) next() string {
+	var links []struct{ Relation, URL string }
+	// A link that cannot be read leads nowhere; M-12 looks at its form.
+	_ = json.Unmarshal(m.Link, &links)
+	for _, link := range links {
+		if link.Relation == "next" {
+			return link.URL
+		}
+	}
+	return ""
+}
+
+// partial is the export that all rows but one look at. Where there was no manifest before the end, they are not offered.
+func (c *check) partial() *partialRun {
+	c.partialOnce.Do(func() { c.thePartial = c.partialExport(false) })
+	if c.thePartial == nil {
+		c.fatalf("the export with partial manifests broke off")
+	}
+	c.orNotOffered(c.thePartial.err, "allowPartialManifests is refused")
+	if len(c.thePartial.manifests) == 0 {
+		c.fatalf("the export with partial manifests gave none: status %d", c.thePartial.failed.status)
+	}
+	return c.thePartial
+}
+
+func (c *check) early() *partialRun {
+	run := c.partial()
+	if !run.manifests[0].early && run.manifests[0].manifest.next() == "" {
+		c.notOffered("no manifest before the end of the export")
+	}
+	return run
+}
+
+func partialManifest(c *check) {
+	for _, s := range c.early().manifests {
+		if s.early && s.media() != "application/json" {
+			c.errorf("Content-Type %q, want application/json", s.header.Get("Content-Type"))
+		}
+	}
+}
+
+func partialFiles(c *check) {
+	for _, s := range c.early().manifests {
+		for _, f := range s.files {
+			if f.status != http.StatusOK || f.err != nil {
+				c.errorf("a file of %s: status %d, %v", f.Type, f.status, f.err)
+			}
+		}
+	}
+}
+
+func unchanged(c *check) {
+	last := map[string]seen{}
+	for _, s := range c.early().manifests {
+		before, again := last[s.url]
+		last[s.url] = s
+		if !again {
+			continue
+		}
+		if len(s.files) < len(before.files) {
+			c.errorf("a file is listed no more")
+			continue
+		}
+		for i, f := range before.files {
+			if !bytes.Equal(f.body, s.files[i].body) || f.Type != s.files[i].Type {
+				c.errorf("a file of %s is another one later", f.Type)
+			}
+		}
+	}
+}
+
+func sameFields(c *check) {
+	run := c.early()
+	first := run.manifests[0].manifest.fields
+	for _, s := range run.manifests[1:] {
+		for _, name := range []string{"transactionTime", "request", "requiresAccessToken", "outputOrganizedBy", "error"} {
+			if !bytes.Equal(first[name], s.manifest.fields[name]) {
+				c.errorf("%s differs between the manifests of one export", name)
+			}
+		}
+	}
+}
+
+func nextOfFailed(c *check) {
+	c.early()
+	if !c.has(needsFail) {
+		c.lack(needsFail)
+	}
+	run := c.partialExport(true)
+	c.must(run.err)
+	c.refused("the next manifest of a failed export", run.failed)
+}
+
+func noPartial(c *check) {
+	for _, e := range []*export{c.system(), c.patients(), c.group()} {
+		if e.manifest.Link != nil {
+			c.errorf("link stands in a manifest")
+		}
+		if slices.ContainsFunc(e.polls, func(a answer) bool { return bytes.Contains(a.body, []byte(`"output"`)) }) {
+			c.errorf("a poll gave a partial manifest")
+		}
+	}
+}
+
+func nextEarly(c *check) {
+	run := c.early()
+	if run.next.status == 0 {
+		c.notOffered("no address of a next manifest before the end of the export")
+	}
+	if run.next.status != http.StatusAccepted && run.next.status != http.StatusOK {
+		c.errorf("status %d, want 202", run.next.status)
+	}
+}
+
+// nextPage checks the form of link where there is one.
+func (c *check) nextPage() {
+	found := false
+	for _, s := range c.partial().manifests {
+		if s.manifest.Link == nil {
+			continue
+		}
+		found = true
+		if s.manifest.next() == "" || !strings.HasPrefix(s.manifest.next(), "http") {
+			c.errorf("link is not an array with an object of relation next and an absolute url")
+		}
+	}
+	if !found {
+		c.notOffered("no link")
+	}
+}

@@ -12,11 +12,11 @@ func smartRows() []Row {
 }
 
 func validated(c *check) {
-	for what, token := range map[string]string{"an unknown token": "no-such-token", "an expired token": c.Token(Grant{Expired: true})} {
+	for what, token := range map[string]string{"an unknown token": "no-such-token", "an expired token": c.grant(Grant{Expired: true})} {
 		c.refusedWith("a kick-off with "+what, c.try(kickoff{query: "_type=Patient", token: token}), 401)
 		c.refusedWith("a status request with "+what, c.send(request{url: c.patients().status, token: token}), 401)
 	}
-	narrow := c.Token(Grant{Scopes: "system/Patient.rs"})
+	narrow := c.grant(Grant{Scopes: "system/Patient.rs"})
 	c.refusedWith("a kick-off beyond the scopes", c.try(kickoff{query: "_type=Condition", token: narrow}), 401, 403)
 }
 
@@ -30,11 +30,11 @@ func challenge(c *check) {
 
 func scopes(c *check) {
 	for _, scope := range []string{"system/*.read", "system/Patient.read", "system/*.rs", "system/Patient.rs"} {
-		if a := c.try(kickoff{query: "_type=Patient", token: c.Token(Grant{Scopes: scope})}); a.status != http.StatusAccepted {
+		if a := c.try(kickoff{query: "_type=Patient", token: c.grant(Grant{Scopes: scope})}); a.status != http.StatusAccepted {
 			c.errorf("%s: status %d, want 202", scope, a.status)
 		}
 	}
-	c.refusedWith("a scope of another type", c.try(kickoff{query: "_type=Patient", token: c.Token(Grant{Scopes: "system/Condition.rs"})}), 401, 403)
+	c.refusedWith("a scope of another type", c.try(kickoff{query: "_type=Patient", token: c.grant(Grant{Scopes: "system/Condition.rs"})}), 401, 403)
 }
 
 // severalTokens relies on every request of the suite having a token of its own.

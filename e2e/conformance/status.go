@@ -160,6 +160,8 @@ func (c *check) separate() *export {
 }
 
 func separateStatus(c *check) {
+	// Most rows after this one look at these.
+	c.ahead((*check).system, (*check).patients, (*check).group, (*check).separate, (*check).repeated, (*check).organised, (*check).posted, (*check).lenientExport)
 	for _, e := range []*export{c.system(), c.patients()} {
 		for _, a := range append(e.polls, e.last) {
 			if a.header.Get("X-Export-Status") != "" {

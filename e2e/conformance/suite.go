@@ -84,7 +84,7 @@ func Rows() []Row {
 }
 
 // Run tests a server: each row is a subtest of t that is named by its id. A row that is not met fails its subtest, unless
-// expected names it with the reason; then one that is met does. When all are through, done gets the results in the order
+// expected names it with the reason; then one that is met does. One that lacks what it needs is skipped. When all are through, done gets the results in the order
 // of Rows; they are fewer where -run chose some.
 func Run(t *testing.T, server Server, expected map[string]string, done func([]Result)) {
 	s := newSuite(t, server)
@@ -100,25 +100,47 @@ func Run(t *testing.T, server Server, expected map[string]string, done func([]Re
 		}
 		done(all)
 	})
+	var waiting []func()
+	var begin sync.Once
 	for _, row := range rows {
 		t.Run(row.ID, func(t *testing.T) {
-			if !row.serial {
+			came := make(chan Result, 1)
+			run := func() { came <- s.run(t.Context(), row) }
+			if row.serial {
+				run()
+			} else {
+				waiting = append(waiting, run)
 				t.Parallel()
+				// From here on all rows that -run chose are known. They wait for the server more than they compute, so that all
+				// of them go at once, however few tests may run in parallel.
+				begin.Do(func() {
+					for _, run := range waiting {
+						go run()
+					}
+				})
 			}
-			result := s.run(t.Context(), row)
+			result := <-came
 			mu.Lock()
 			results[row.ID] = result
 			mu.Unlock()
-			reason, isExpected := expected[row.ID]
-			switch {
-			case result.Outcome == NotMet && !isExpected:
-				t.Errorf("not met: %s\n%s", row.Text, result.Reason)
-			case result.Outcome != NotMet && isExpected:
-				t.Errorf("%s, but expected not to be met: %s", result.Outcome, reason)
-			default:
-				t.Logf("%s: %s", result.Outcome, result.Reason)
-			}
+			report(t, result, expected)
 		})
+	}
+}
+
+// report gives a result to the row's own test.
+func report(t *testing.T, result Result, expected map[string]string) {
+	t.Helper()
+	reason, isExpected := expected[result.ID]
+	switch {
+	case result.Outcome == NotMet && !isExpected:
+		t.Errorf("not met: %s\n%s", result.Text, result.Reason)
+	case result.Outcome != NotMet && isExpected:
+		t.Errorf("%s, but expected not to be met: %s", result.Outcome, reason)
+	case result.Outcome == Needs:
+		t.Skipf("needs %s", result.Reason)
+	default:
+		t.Logf("%s: %s", result.Outcome, result.Reason)
 	}
 }
 

@@ -61,8 +61,17 @@ func tokenWanted(c *check) {
 	c.refusedWith("a kick-off without a token", c.try(kickoff{query: "_type=Patient", token: noToken}), 401, 400)
 }
 
+// grant gives a token that is not the usual one.
+func (c *check) grant(grant Grant) string {
+	token := c.Token(grant)
+	if token == "" {
+		c.lack("tokens of several clients and scopes")
+	}
+	return token
+}
+
 // narrow is a token for Patients alone.
-func (c *check) narrow() string { return c.Token(Grant{Scopes: "system/Patient.rs"}) }
+func (c *check) narrow() string { return c.grant(Grant{Scopes: "system/Patient.rs"}) }
 
 func scoped(c *check) {
 	e, err := c.runExport(c.ctx, kickoff{token: c.narrow()})
@@ -90,7 +99,7 @@ func protected(c *check) {
 }
 
 func owned(c *check) {
-	if a := c.send(request{url: c.patients().status, token: c.Token(Grant{Other: true})}); a.status < 400 {
+	if a := c.send(request{url: c.patients().status, token: c.grant(Grant{Other: true})}); a.status < 400 {
 		c.notOffered("a second client may read the status")
 	} else {
 		c.refused("a status request of a second client", a)
@@ -98,7 +107,7 @@ func owned(c *check) {
 }
 
 func groupReadable(c *check) {
-	token := c.Token(Grant{Scopes: "system/Patient.rs system/Condition.rs"})
+	token := c.grant(Grant{Scopes: "system/Patient.rs system/Condition.rs"})
 	a := c.try(kickoff{path: "Group/" + c.groupID() + "/$export", query: "_type=Patient", token: token})
 	c.refused("an export of a Group that may not be read", a)
 	c.refusedWith("an export of a Group that may not be read", a, 401, 403, 404)
@@ -108,12 +117,6 @@ func groupDenied(c *check) {
 	a := c.try(kickoff{path: "Group/" + c.DeniedGroup + "/$export"})
 	c.refused("an export of the Group that is denied", a)
 	c.refusedWith("an export of the Group that is denied", a, 401, 403, 404)
-}
-
-func limited(c *check) {
-	if b := c.burst(); b.refusal.status == 0 {
-		c.errorf("%d exports at once were accepted", b.began)
-	}
 }
 
 func beyondScopes(c *check) {
