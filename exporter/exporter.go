@@ -32,9 +32,6 @@ const (
 // sweepInterval is how often the bucket is tested and expired exports are looked for.
 const sweepInterval = time.Minute
 
-// ErrCancelled is the cause with which the work on a job ends after a DELETE.
-var ErrCancelled = errors.New("export was cancelled")
-
 // Config is what an Exporter needs. Zero values of the numbers mean the defaults.
 type Config struct {
 	Client *fhir.Client

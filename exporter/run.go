@@ -17,6 +17,9 @@ import (
 	"sidecar/state"
 )
 
+// ErrCancelled is the cause with which the work on a job ends after a DELETE.
+var ErrCancelled = errors.New("export was cancelled")
+
 // run is the work on one job in this process.
 type run struct {
 	*Exporter
