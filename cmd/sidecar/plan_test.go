@@ -98,6 +98,8 @@ func TestPlanChecksWhatAKickOffChecks(t *testing.T) {
 	_, upstream := newSample(t, fhirtest.Plain(), 2)
 	for want, args := range map[string][]string{
 		"does not know this Group":                     {"-level", "group", "-group", "nope"},
+		"_since is in the future":                      {"-since", "9021-12"},
+		"-since is not an instant such as":             {"-since", "yesterday"},
 		`no search of the type "Foo"`:                  {"-type", "Observation,Foo"},
 		"Organization in _type is not part of":         {"-level", "patient", "-type", "Organization"},
 		"name it beside a type that is":                {"-level", "patient", "-type", "Practitioner"},
