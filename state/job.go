@@ -190,8 +190,8 @@ type Hole struct {
 	History bool `json:"history,omitempty"`
 	// Rows is how many rows the hole has by the server's count, -1 where that is not known.
 	Rows int64 `json:"rows"`
-	// Reason is a code of FHIR's issue-type value set: exception, forbidden, incomplete, not-supported, structure, or what
-	// the server's own outcome says.
+	// Reason is a code of FHIR's issue-type value set: exception, forbidden, incomplete, not-supported, structure,
+	// too-long, transient, or what the server's own outcome says.
 	Reason string `json:"reason"`
 }
 
