@@ -131,7 +131,7 @@ func (c *chaos) narrow() {
 	}
 }
 
-// setPace chooses the settle pause, and how late commits are: in time for it, or not.
+// setPace chooses the settle pause, how late commits are: in time for it, or not; and whether histories lag.
 func (c *chaos) setPace() {
 	c.settle = time.Duration(1+c.random.IntN(4)) * time.Second
 	if c.pause > 0 { // as the probe says; the writer has to last over it
@@ -139,6 +139,9 @@ func (c *chaos) setPace() {
 	}
 	if c.random.IntN(2) == 0 {
 		c.late, c.lag = 20, []time.Duration{c.settle, min(3*c.settle, c.settle+time.Minute)}[c.random.IntN(2)]
+	}
+	if c.random.IntN(6) == 0 {
+		c.HistoryLag = []time.Duration{300 * time.Millisecond, 3 * time.Second, 40 * time.Second}[c.random.IntN(3)]
 	}
 }
 
@@ -158,7 +161,7 @@ func TestChaos(t *testing.T) {
 		c := drawChaos(seed)
 		t.Run(fmt.Sprintf("%s/%s/%d", c.Name, c.kickoff.Level, seed), func(t *testing.T) {
 			t.Parallel()
-			t.Logf("CHAOS_SEED=%d CHAOS_RUNS=1: %s, %+v, %+v", seed, c.Name, c.kickoff, c.knobs)
+			t.Logf("CHAOS_SEED=%d CHAOS_RUNS=1: %s, %+v, %+v, history late by %s", seed, c.Name, c.kickoff, c.knobs, c.HistoryLag)
 			completed := c.run(t)
 			if c.canComplete() && c.promise != exact {
 				frail.Add(1)

@@ -36,6 +36,9 @@ type run struct {
 	readAt time.Time
 	// crawledAt is when the reading of what is being repaired was over.
 	crawledAt time.Time
+	// lag is how much histories were seen to lag behind the searches, 0 where they do not. patience is for those that do.
+	lag      time.Duration
+	patience patience
 	// pace is the budget for the upstream, bucketPace the one for the bucket.
 	pace, bucketPace *pace
 

@@ -188,8 +188,8 @@ const (
 // Proof is the account of one type.
 type Proof struct {
 	Type string `json:"type"`
-	// Expected is how many rows the server has in the export's window as of T: its count at the end and those that have
-	// left the window since T. -1 where it does not count. It counts before our filter of compartment and _since.
+	// Expected is how many rows were to be met in the export's window: the server's count after the reading, and those that
+	// were met and have left the window since. -1 where it does not count. It counts before our filter of compartment and _since.
 	Expected int64 `json:"expected"`
 	// Met is how many rows the crawl met, before the filter.
 	Met int64 `json:"met"`
@@ -216,8 +216,8 @@ type Hole struct {
 	History bool `json:"history,omitempty"`
 	// Rows is how many rows the hole has by the server's count, -1 where that is not known.
 	Rows int64 `json:"rows"`
-	// Reason is a code of FHIR's issue-type value set: exception, forbidden, incomplete, not-supported, structure, or what
-	// the server's own outcome says.
+	// Reason is a code of FHIR's issue-type value set: exception, forbidden, incomplete, not-supported, structure,
+	// too-long, transient, or what the server's own outcome says.
 	Reason string `json:"reason"`
 }
 
