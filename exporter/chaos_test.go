@@ -48,6 +48,8 @@ type chaos struct {
 	killAt int64
 	hard   bool
 	gzip   bool
+	// pageRows is how many rows make a manifest page.
+	pageRows int64
 }
 
 // drawChaos draws an export from its seed. Seeds in a row go round the products.
@@ -78,6 +80,9 @@ func drawChaos(seed uint64) *chaos {
 	}
 	if random.IntN(4) == 0 {
 		c.kickoff.MinFileBytes, c.kickoff.MaxFileBytes = random.Int64N(1<<10), int64(1+random.IntN(8))<<10
+	}
+	if random.IntN(3) == 0 {
+		c.kickoff.PartialManifests, c.pageRows = true, 1+random.Int64N(60)
 	}
 	if random.IntN(3) == 0 {
 		c.killAt = 1 + random.Int64N(300)
@@ -175,7 +180,7 @@ func (c *chaos) canComplete() bool {
 func (c *chaos) run(t *testing.T) (completed int64) {
 	edit := func(cfg *exporter.Config) {
 		cfg.PageSize, cfg.Workers, cfg.MaxFileBytes, cfg.Settle, cfg.Gzip = c.pageSize, c.workers, c.fileSize, c.settle, c.gzip
-		if c.pause > 0 {
+		if cfg.PageRows = c.pageRows; c.pause > 0 {
 			cfg.Settle = 0
 		}
 	}
@@ -185,7 +190,9 @@ func (c *chaos) run(t *testing.T) (completed int64) {
 		w.fill()
 	}
 	inBubble(t, c.Personality, edit, fill, func(t *testing.T, b *bubble) {
-		b.link.hook = w.overtake
+		if b.link.hook = w.overtake; c.kickoff.PartialManifests {
+			b.slow()
+		}
 		stop := w.start()
 		defer stop() // also when the test gives up
 		<-time.After(15 * time.Second)
