@@ -150,7 +150,7 @@ func (c *check) partial() *partialRun {
 func (c *check) early() *partialRun {
 	run := c.partial()
 	if !run.manifests[0].early && run.manifests[0].manifest.next() == "" {
-		c.notOffered("no manifest before the end of the export")
+		c.notOffered("no manifest before the end of an export as small as this one")
 	}
 	return run
 }
