@@ -294,21 +294,23 @@ func TestOrganisedExportsHoldWhatPlainOnesDo(t *testing.T) {
 	}
 }
 
-// Ensure an organised export is the undisturbed one wherever its process is ended while its files are made, also twice.
+// Ensure an organised export is the undisturbed one wherever its process is ended while its files are made, also twice, and
+// also where they are compressed.
 func TestKilledWhileOrganising(t *testing.T) {
 	type death struct {
 		at, again int
 		hard      bool
+		gzip      bool
 	}
 	export := func(t *testing.T, d death) (text string, events int) {
 		inBubble(t, fhirtest.HAPI(), smallFiles, generated(t), func(t *testing.T, b *bubble) {
 			kickoff := system()
-			kickoff.OrganizeBy = "Patient"
+			kickoff.OrganizeBy, kickoff.Gzip = "Patient", d.gzip
 			id := ""
 			for _, at := range []int{d.at, d.again, 0} {
 				events = 0
 				reached := b.events.freezeWhen(func(name string) bool {
-					if strings.Contains(name, " put ") && strings.HasSuffix(name, "json") {
+					if strings.Contains(name, " put ") && strings.Contains(name, "json") {
 						events++
 					}
 					return events == at && at > 0
@@ -335,11 +337,18 @@ func TestKilledWhileOrganising(t *testing.T) {
 	if events < 12 {
 		t.Fatalf("%d events show little", events)
 	}
+	packed, _ := export(t, death{gzip: true})
+	if !strings.Contains(packed, ".ndjson.gz") {
+		t.Error("the files are not compressed")
+	}
 	for at := 1; at <= events; at++ {
 		if sparse(at) {
 			continue
 		}
-		d := death{at: at, again: at % 4, hard: at%2 == 0 || at%5 == 0}
+		want, d := want, death{at: at, again: at % 4, hard: at%2 == 0 || at%5 == 0, gzip: at%3 == 0}
+		if d.gzip {
+			want = packed
+		}
 		t.Run(fmt.Sprintf("%+v", d), func(t *testing.T) {
 			t.Parallel()
 			if got, _ := export(t, d); got != want {

@@ -58,7 +58,7 @@ func (e *Exporter) work(ctx context.Context, id string) {
 	switch {
 	case err == nil:
 		e.Metrics.jobs.WithLabelValues(string(state.Completed)).Inc()
-		log.InfoContext(ctx, "export completed")
+		log.InfoContext(ctx, "export completed", e.account(ctx, id)...)
 		return
 	case errors.Is(context.Cause(ctx), ErrCancelled), errors.Is(err, state.ErrFinal), errors.Is(err, state.ErrNotFound):
 		return
@@ -73,6 +73,30 @@ func (e *Exporter) work(ctx context.Context, id string) {
 	log.ErrorContext(ctx, "export failed", "error", err)
 	e.Metrics.jobs.WithLabelValues(string(state.Failed)).Inc()
 	e.fail(ctx, log, id, failureOf(err))
+}
+
+// account is what a completed export handed out, in numbers that outlive its files in the log. It is empty where the job is
+// gone already.
+func (e *Exporter) account(ctx context.Context, id string) []any {
+	job, err := e.Store.Get(ctx, id)
+	if err != nil {
+		return nil
+	}
+	files, err := e.Store.Files(ctx, id)
+	if err != nil {
+		return nil
+	}
+	var rows, bytes int64
+	types := map[string]bool{}
+	for _, file := range files {
+		if file.Kind == state.Output {
+			rows, bytes, types[file.Type] = rows+file.Count, bytes+file.Bytes, true
+		}
+	}
+	return []any{
+		"level", string(job.Kickoff.Level), "transaction_time", job.TransactionTime, "types", len(types), "files", len(files),
+		"resources", rows, "bytes", bytes,
+	}
 }
 
 // fail records the failure of a job and removes its spool. Where the state file takes nothing, the spool may have had the

@@ -50,11 +50,25 @@ func (r *run) filterBy(ctx context.Context, slice *state.Slice) error {
 		return err
 	}
 	for _, q := range windowQueries(slice) {
-		if err := r.evaluates(ctx, q); err != nil {
+		err := r.evaluates(ctx, q)
+		if isTooLong(err) && !slice.Post && r.profile.PostSearch {
+			slice.Post, q.Post = true, true
+			err = r.evaluates(ctx, q)
+		}
+		if isTooLong(err) {
+			err = fmt.Errorf("%w: one of %s is longer than the server takes (status %d)", errFilter, q.Type, fhir.StatusOf(err))
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// isTooLong tells whether a server finds an address or a form too long.
+func isTooLong(err error) bool {
+	status := fhir.StatusOf(err)
+	return status == http.StatusRequestURITooLong || status == http.StatusRequestEntityTooLarge
 }
 
 // evaluates asks for one row that matches a filter. A server that refuses the type without the filter too wants something
@@ -161,6 +175,9 @@ func (t *typeRepair) unmatched(ctx context.Context, w *walk, ids []string) (map[
 	size := 1
 	if t.profile.IDLists {
 		size = min(maxListIDs, t.pageSize())
+		if !t.profile.PostSearch {
+			size = min(size, maxListBytes/(longestID+1))
+		}
 	}
 	for part := range slices.Chunk(still, size) {
 		found, err := t.matching(ctx, part)
@@ -177,9 +194,13 @@ func (t *typeRepair) unmatched(ctx context.Context, w *walk, ids []string) (map[
 	return unmatched, nil
 }
 
-// matching asks for some resources with each of the type's filters, and returns the versions of those that match.
+// longestID is how long FHIR lets an id be.
+const longestID = 64
+
+// matching asks for some resources with each of the type's filters, and returns the versions of those that match. Where it
+// can it asks by POST, since the filters and the ids may be too long together for an address.
 func (t *typeRepair) matching(ctx context.Context, ids []string) (map[string]string, error) {
-	whole := &state.Slice{Type: t.typ, Filters: t.filtersOf(t.typ)}
+	whole := &state.Slice{Type: t.typ, Filters: t.filtersOf(t.typ), Post: t.profile.PostSearch}
 	found := map[string]string{}
 	for _, q := range windowQueries(whole) {
 		q.Count, q.ServerPages = len(ids), true

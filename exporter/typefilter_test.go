@@ -117,6 +117,7 @@ func TestTypeFilterThatIsNotEvaluated(t *testing.T) {
 		{"refused", "no-such-parameter=1", fhirtest.HAPI(), nil},
 		{"refused without strict", "no-such-parameter=1", fhirtest.Plain(), nil},
 		{"no self link", "status=final", fhirtest.HAPI(), withoutSelf},
+		{"too long", "status=final," + strings.Repeat("x", 1500), with(fhirtest.Plain(), func(p *fhirtest.Personality) { p.MaxURLBytes, p.NoPostSearch = 1200, true }), nil},
 		{"self link that repeats what is ignored", "status=final", with(fhirtest.Plain(), func(p *fhirtest.Personality) { p.IgnoreEverything = true }), nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -181,7 +182,8 @@ func TestTypeFilterWhileRowsChange(t *testing.T) {
 // Ensure a late row that matches is found where no count can tell of it: nothing matched when the export was planned, or the
 // server does not count; and that one which does not match is not added.
 func TestTypeFilterOfLateRows(t *testing.T) {
-	for _, server := range append(personalities(), with(fhirtest.Plain(), func(p *fhirtest.Personality) { p.Name = "uncounted" })) {
+	for _, server := range append(personalities(), with(fhirtest.Plain(), func(p *fhirtest.Personality) { p.Name = "uncounted" }),
+		with(fhirtest.Plain(), func(p *fhirtest.Personality) { p.Name, p.MaxURLBytes = "short addresses", 1200 })) {
 		t.Run(server.Name, func(t *testing.T) {
 			t.Parallel()
 			inBubble(t, server, smallPages, readings(t), func(t *testing.T, b *bubble) {
@@ -202,6 +204,9 @@ func TestTypeFilterOfLateRows(t *testing.T) {
 					}
 				}
 				kickoff := filteredBy("status=rare")
+				if server.MaxURLBytes > 0 {
+					kickoff = filteredBy("status=rare," + strings.Repeat("x", 1500))
+				}
 				kickoff.Types = []string{"Observation"}
 				rows := b.rows(b.finish(b.kickOff(kickoff)))
 				if len(rows) != 1 || rows["Observation/late-1"] == "" {
