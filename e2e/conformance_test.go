@@ -56,7 +56,7 @@ cd e2e && CONFORMANCE_URL=https://fhir.example.org/fhir go test -count=1 -v -run
 ` + "```" + `
 
 CONFORMANCE_TOKEN is a bearer token for it. With CONFORMANCE_WRITE=yes the tests write and delete a few resources of type Basic. Rows
-that need more are skipped and say what.
+that need more are skipped and say what; a row that is not met fails.
 `
 
 // Ensure the sidecar meets the requirements of the Bulk Data guide, but for those that are known, and that the page says so.

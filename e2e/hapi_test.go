@@ -164,7 +164,7 @@ func hapiJarIsFresh() (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("look at hapi.jar: %w", err)
 	}
-	for _, source := range hapiSources() {
+	for _, source := range append(hapiSources(), filepath.Join(hapiFolder, "src", "main", "java", "hapi", "Validate.java")) {
 		info, err := os.Stat(source)
 		if err != nil {
 			return false, fmt.Errorf("look at the sources of HAPI: %w", err)
@@ -176,6 +176,7 @@ func hapiJarIsFresh() (bool, error) {
 	return true, nil
 }
 
+// hapiSources are those of the server: the database that it loads depends on them.
 func hapiSources() []string {
 	return []string{
 		filepath.Join(hapiFolder, "pom.xml"),

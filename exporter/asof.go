@@ -12,11 +12,19 @@ import (
 // asOf asks the resource's own history for its version at or before a time, and hands it to take, which may be nil, after
 // versions that it turned out to be newer than. Deletions without a time are placed by their neighbours, else by the server:
 // those that it lists since a millisecond later came later. An expunged resource has no version. It fails with errNoHistory
-// where the server has the resource, or remembers its deletion, but not its history.
+// where the server has the resource, or remembers its deletion, but not its history, and with errLagging where that does not
+// show in time the newest version that is known.
 func (r *run) asOf(ctx context.Context, typ, id string, until time.Time, c *change, take func(*fhir.Entry) error) error {
+	_, err := r.awaitShown(ctx, typ, func() error { return r.askHistory(ctx, typ, id, until, c, take) })
+	return err
+}
+
+func (r *run) askHistory(ctx context.Context, typ, id string, until time.Time, c *change, take func(*fhir.Entry) error) error {
+	newest, shown := sighting{c.topVersion, c.topUpdated}, !c.top
 	*c = change{top: c.top, topVersion: c.topVersion, topUpdated: c.topUpdated, topDeleted: c.topDeleted}
 	var line timeline
 	err := r.history(ctx, typ, id, beginning, &line, func(row *fhir.Entry) error {
+		shown = shown || newest.in(row)
 		if row.Deleted && row.LastUpdated.IsZero() {
 			line.bound(c.deletion(row.Version))
 			return nil
@@ -41,6 +49,9 @@ func (r *run) asOf(ctx context.Context, typ, id string, until time.Time, c *chan
 	}
 	if err != nil {
 		return err
+	}
+	if !shown {
+		return errLagging
 	}
 	line.close()
 	if c.place(until, r.job.Kickoff.Since, line.unsorted); !c.undated {
@@ -130,8 +141,11 @@ func (r *run) readAsOf(ctx context.Context, typ, id string) (row *fhir.Entry, la
 	default:
 		return row, true, nil
 	}
-	row = nil // as it is now it is of no use
 	var then change
+	if row != nil { // as it is now it is of no use, but its history has to show it
+		then.top, then.topVersion, then.topUpdated = true, row.Version, row.LastUpdated
+		row = nil
+	}
 	err = r.asOf(ctx, typ, id, r.job.TransactionTime, &then, func(version *fhir.Entry) (err error) {
 		then.body, err = version.Bytes(anySize)
 		return err

@@ -26,6 +26,8 @@ type bubble struct {
 	*engine
 	link   *wire
 	events *events
+	// pages are the manifest pages that clients could have read, by job and number.
+	pages map[string]string
 }
 
 // inBubble runs fn on an engine in a bubble. The sample server is filled by fill, since when the bubble's clock stands
@@ -37,7 +39,7 @@ func inBubble(
 	synctest.Test(t, func(t *testing.T) {
 		sample := fhirtest.New(personality, "/fhir")
 		fill(sample)
-		b := &bubble{events: &events{}}
+		b := &bubble{events: &events{}, pages: map[string]string{}}
 		b.link = &wire{handler: sample, events: b.events}
 		b.engine = &engine{t: t, sample: sample, upstream: "http://fhir.example/fhir", folder: t.TempDir()}
 		b.edit = b.wired(edit)
@@ -66,6 +68,7 @@ func (b *bubble) wired(edit func(*exporter.Config)) func(*exporter.Config) {
 // this moment, which a copy of the folder is.
 func (b *bubble) resume(hard bool) {
 	b.t.Helper()
+	b.lookAtPages()
 	if !hard {
 		b.stop()
 		b.events.thaw()
@@ -91,7 +94,7 @@ func (b *bubble) finish(id string) *state.Job {
 		if err != nil {
 			b.t.Fatal(err)
 		}
-		if !job.Running() {
+		if b.lookAtPages(); !job.Running() {
 			return job
 		}
 	}

@@ -48,6 +48,8 @@ type chaos struct {
 	killAt int64
 	hard   bool
 	gzip   bool
+	// pageRows is how many rows make a manifest page.
+	pageRows int64
 }
 
 // drawChaos draws an export from its seed. Seeds in a row go round the products.
@@ -78,6 +80,9 @@ func drawChaos(seed uint64) *chaos {
 	}
 	if random.IntN(4) == 0 {
 		c.kickoff.MinFileBytes, c.kickoff.MaxFileBytes = random.Int64N(1<<10), int64(1+random.IntN(8))<<10
+	}
+	if random.IntN(3) == 0 {
+		c.kickoff.PartialManifests, c.pageRows = true, 1+random.Int64N(60)
 	}
 	if random.IntN(3) == 0 {
 		c.killAt = 1 + random.Int64N(300)
@@ -126,7 +131,7 @@ func (c *chaos) narrow() {
 	}
 }
 
-// setPace chooses the settle pause, and how late commits are: in time for it, or not.
+// setPace chooses the settle pause, how late commits are: in time for it, or not; and whether histories lag.
 func (c *chaos) setPace() {
 	c.settle = time.Duration(1+c.random.IntN(4)) * time.Second
 	if c.pause > 0 { // as the probe says; the writer has to last over it
@@ -134,6 +139,9 @@ func (c *chaos) setPace() {
 	}
 	if c.random.IntN(2) == 0 {
 		c.late, c.lag = 20, []time.Duration{c.settle, min(3*c.settle, c.settle+time.Minute)}[c.random.IntN(2)]
+	}
+	if c.random.IntN(6) == 0 {
+		c.HistoryLag = []time.Duration{300 * time.Millisecond, 3 * time.Second, 40 * time.Second}[c.random.IntN(3)]
 	}
 }
 
@@ -153,7 +161,7 @@ func TestChaos(t *testing.T) {
 		c := drawChaos(seed)
 		t.Run(fmt.Sprintf("%s/%s/%d", c.Name, c.kickoff.Level, seed), func(t *testing.T) {
 			t.Parallel()
-			t.Logf("CHAOS_SEED=%d CHAOS_RUNS=1: %s, %+v, %+v", seed, c.Name, c.kickoff, c.knobs)
+			t.Logf("CHAOS_SEED=%d CHAOS_RUNS=1: %s, %+v, %+v, history late by %s", seed, c.Name, c.kickoff, c.knobs, c.HistoryLag)
 			completed := c.run(t)
 			if c.canComplete() && c.promise != exact {
 				frail.Add(1)
@@ -172,7 +180,7 @@ func (c *chaos) canComplete() bool {
 func (c *chaos) run(t *testing.T) (completed int64) {
 	edit := func(cfg *exporter.Config) {
 		cfg.PageSize, cfg.Workers, cfg.MaxFileBytes, cfg.Settle, cfg.Gzip = c.pageSize, c.workers, c.fileSize, c.settle, c.gzip
-		if c.pause > 0 {
+		if cfg.PageRows = c.pageRows; c.pause > 0 {
 			cfg.Settle = 0
 		}
 	}
@@ -182,7 +190,9 @@ func (c *chaos) run(t *testing.T) (completed int64) {
 		w.fill()
 	}
 	inBubble(t, c.Personality, edit, fill, func(t *testing.T, b *bubble) {
-		b.link.hook = w.overtake
+		if b.link.hook = w.overtake; c.kickoff.PartialManifests {
+			b.slow()
+		}
 		stop := w.start()
 		defer stop() // also when the test gives up
 		<-time.After(15 * time.Second)

@@ -87,7 +87,9 @@ func (r *run) compareMembers(ctx context.Context) error {
 	}
 	read := r.groupAsOf
 	if r.profile.InstanceHistory {
-		read = func(ctx context.Context, id string) (*fhir.Group, error) { return r.groupAt(ctx, id, since) }
+		read = func(ctx context.Context, id string) (*fhir.Group, error) {
+			return r.groupAt(ctx, id, since, time.Time{})
+		}
 	}
 	then, err := r.resolve(ctx, since, read)
 	if err != nil {
@@ -170,12 +172,16 @@ func (r *run) groupAsOf(ctx context.Context, id string) (group *fhir.Group, err 
 	case !r.profile.InstanceHistory:
 		return group, err
 	}
-	return r.groupAt(ctx, id, r.job.TransactionTime)
+	updated := time.Time{}
+	if err == nil {
+		updated = group.LastUpdated
+	}
+	return r.groupAt(ctx, id, r.job.TransactionTime, updated)
 }
 
-// groupAt is a Group as of a time, by its history.
-func (r *run) groupAt(ctx context.Context, id string, at time.Time) (*fhir.Group, error) {
-	var then change
+// groupAt is a Group as of a time, by its history, which has to show the version that was read, if one was.
+func (r *run) groupAt(ctx context.Context, id string, at, read time.Time) (*fhir.Group, error) {
+	then := change{top: !read.IsZero(), topUpdated: read}
 	err := r.asOf(ctx, "Group", id, at, &then, func(version *fhir.Entry) (err error) {
 		then.body, err = version.Bytes(anySize)
 		return err

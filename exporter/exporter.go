@@ -32,9 +32,6 @@ const (
 // sweepInterval is how often the bucket is tested and expired exports are looked for.
 const sweepInterval = time.Minute
 
-// ErrCancelled is the cause with which the work on a job ends after a DELETE.
-var ErrCancelled = errors.New("export was cancelled")
-
 // Config is what an Exporter needs. Zero values of the numbers mean the defaults.
 type Config struct {
 	Client *fhir.Client
@@ -61,6 +58,8 @@ type Config struct {
 	Writes Writes
 	// MaxFileBytes is the size in bytes of rows that no output file passes, but one of a single resource.
 	MaxFileBytes int64
+	// PageRows is how many rows make a manifest page, where a client takes several manifests.
+	PageRows int64
 	// Shape is the form of the manifests of which the kick-off does not say another; empty means state.Shape3.
 	Shape state.Shape
 	// Gzip compresses the files of all exports, also of those whose kick-off does not ask for it.
@@ -128,6 +127,7 @@ func New(cfg Config) (*Exporter, error) {
 	setDefault(&cfg.MaxRunning, DefaultMaxRunning)
 	setDefault(&cfg.Retention, DefaultRetention)
 	setDefault(&cfg.MaxFileBytes, DefaultMaxFileBytes)
+	setDefault(&cfg.PageRows, DefaultPageRows)
 	setDefault(&cfg.GiveUp, DefaultGiveUp)
 	setDefault(&cfg.WithoutHistory, IncludeCurrent)
 	if cfg.LinkClient == nil {

@@ -19,9 +19,11 @@ const proofTries = 3
 // row may have left its window since it was met, and one that was written before T may have shown only after its window
 // was read. It returns the history, in which everything stands that changed before it was read; nil where there is none, and
 // with a lostHistory where it could not be read: the slices are proved without it then.
-func (r *run) prove(ctx context.Context, typ string, crawled []*state.Slice) (*changes, error) {
+//
+// seen is what a search showed of the type when it had been read, nil where there is no history.
+func (r *run) prove(ctx context.Context, typ string, crawled []*state.Slice, seen *sightings) (*changes, error) {
 	for try := 1; ; try++ {
-		h, err := r.changesOf(ctx, typ)
+		h, err := r.shownChanges(ctx, typ, crawled, seen)
 		var lost *lostHistory
 		if err != nil && !errors.As(err, &lost) {
 			return nil, err
@@ -62,6 +64,11 @@ func (r *run) prove(ctx context.Context, typ string, crawled []*state.Slice) (*c
 				slice.Strategy = state.Bisect
 			}
 			if err := r.read(ctx, slice, true); err != nil {
+				return nil, err
+			}
+		}
+		if seen != nil {
+			if seen, err = r.look(ctx, typ); err != nil {
 				return nil, err
 			}
 		}
@@ -327,6 +334,9 @@ func holeIssue(typ string, hole state.Hole) state.Issue {
 	why := holeReasons[hole.Reason]
 	if why == "" {
 		why = "the server says so itself"
+	}
+	if hole.History && hole.Reason == lagReason {
+		why = "it lags behind the searches, and was waited for in vain"
 	}
 	if hole.History {
 		of := ""

@@ -38,6 +38,11 @@ func (r *run) repair(ctx context.Context, chosen func(typ string) bool) error {
 			crawled[slice.Type] = append(crawled[slice.Type], slice)
 		}
 	}
+	types := slices.DeleteFunc(slices.Clone(r.job.Types), func(typ string) bool { return done[typ] || !chosen(typ) })
+	seen, err := r.lookAround(ctx, types)
+	if err != nil {
+		return err
+	}
 	var mu sync.Mutex
 	number := func() int {
 		mu.Lock()
@@ -47,12 +52,11 @@ func (r *run) repair(ctx context.Context, chosen func(typ string) bool) error {
 	}
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(r.Workers)
-	for _, typ := range r.job.Types {
-		if done[typ] || !chosen(typ) {
-			continue
-		}
+	for _, typ := range types {
+		shown := seen[typ]
+		delete(seen, typ) // so that they are let go, type by type
 		group.Go(func() error {
-			t := &typeRepair{run: r, typ: typ, crawled: crawled[typ], number: number}
+			t := &typeRepair{run: r, typ: typ, crawled: crawled[typ], seen: shown, number: number}
 			if err := guarded(func() error { return t.do(groupCtx) }); err != nil {
 				return fmt.Errorf("repair %s: %w", typ, err)
 			}
@@ -115,6 +119,8 @@ type typeRepair struct {
 	*run
 	typ     string
 	crawled []*state.Slice
+	// seen is what a search showed when all types were read, until the history is there.
+	seen *sightings
 	// number gives the next free number of a slice.
 	number  func() int
 	changes *changes // nil where there is no history
@@ -129,7 +135,8 @@ type typeRepair struct {
 }
 
 func (t *typeRepair) do(ctx context.Context) error {
-	h, err := t.prove(ctx, t.typ, t.crawled)
+	h, err := t.prove(ctx, t.typ, t.crawled, t.seen)
+	t.seen = nil
 	var lost *lostHistory
 	if err != nil && !errors.As(err, &lost) {
 		return err

@@ -29,15 +29,15 @@ func (r *run) kept(part *state.Slice, size, rows int64) (content, error) {
 	return copied, local(errors.Join(err, file.Close()))
 }
 
-// rewriteStored takes dropped rows out of files that the bucket has already. No manifest lists them before the job is
-// completed, so that they can be put again under their names.
-func (r *run) rewriteStored(ctx context.Context, all []state.Slice) error {
+// rewriteStored takes dropped rows out of files of some types that the bucket has already. No manifest lists them before, so
+// that they can be put again under their names.
+func (r *run) rewriteStored(ctx context.Context, all []state.Slice, types []string) error {
 	files, err := r.Store.Files(ctx, r.job.ID)
 	if err != nil {
 		return err
 	}
 	for _, file := range files {
-		if file.Kind != state.Output || file.Sealed {
+		if file.Kind != state.Output || file.Sealed || !slices.Contains(types, file.Type) {
 			continue
 		}
 		n := slices.IndexFunc(all, func(s state.Slice) bool { return s.Seq == file.Slices[0] })

@@ -17,6 +17,9 @@ import (
 	"sidecar/state"
 )
 
+// ErrCancelled is the cause with which the work on a job ends after a DELETE.
+var ErrCancelled = errors.New("export was cancelled")
+
 // run is the work on one job in this process.
 type run struct {
 	*Exporter
@@ -33,6 +36,9 @@ type run struct {
 	readAt time.Time
 	// crawledAt is when the reading of what is being repaired was over.
 	crawledAt time.Time
+	// lag is how much histories were seen to lag behind the searches, 0 where they do not. patience is for those that do.
+	lag      time.Duration
+	patience patience
 	// pace is the budget for the upstream, bucketPace the one for the bucket.
 	pace, bucketPace *pace
 
@@ -176,6 +182,7 @@ func (e *Exporter) export(ctx context.Context, id string) error {
 		{"reading the members", r.loadCohort},
 		{"planning", r.timed("export planned", r.plan)},
 		{"storing files", r.finishFiles},
+		{"", r.readPages},
 		{"", r.timed("slices read", func(ctx context.Context) error { return r.crawl(ctx, r.notLast) })},
 		{"looking for what has changed meanwhile", r.timed("history read", func(ctx context.Context) error { return r.repair(ctx, r.notLast) })},
 		{"reading Provenance", r.readLast},

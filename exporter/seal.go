@@ -104,13 +104,10 @@ func (r *run) seal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := r.rewriteStored(ctx, all); err != nil {
-		return err
-	}
 	if r.job.Kickoff.OrganizeBy != "" {
 		err = r.organize(ctx, all)
 	} else {
-		err = r.joinByType(ctx, all)
+		err = r.putTypes(ctx, all, r.outputTypes())
 	}
 	if err != nil {
 		return err
@@ -143,17 +140,6 @@ func (r *run) seal(ctx context.Context) error {
 	}
 	if err := os.RemoveAll(r.dir); err != nil { // the next start removes it; the export is complete
 		r.Log.ErrorContext(ctx, "spool not removed", "job", r.job.ID, "error", err)
-	}
-	return nil
-}
-
-// joinByType puts what the slices still hold of each type.
-func (r *run) joinByType(ctx context.Context, all []state.Slice) error {
-	for _, typ := range r.outputTypes() {
-		err := r.join(ctx, state.Output, typ, all, func(s *state.Slice) bool { return s.Type == typ && s.Strategy != state.Deletions })
-		if err != nil {
-			return err
-		}
 	}
 	return nil
 }

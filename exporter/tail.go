@@ -12,6 +12,9 @@ import (
 	"sidecar/state"
 )
 
+// tailTries is how often it is read what has changed, until two readings agree.
+const tailTries = 5
+
 // withoutHistory is the repair of a type that has no history of its own. A search for what is newer than shortly before T
 // finds the rows that were changed before they were read, and those that showed late. What they were as of T the resources'
 // own histories tell, where there are any; else without_history says what becomes of them. What was deleted only shows as a
@@ -78,10 +81,41 @@ func (t *typeRepair) searchChanges(ctx context.Context) error {
 	return t.countMet()
 }
 
+// laterThan is the search for what is not older than a moment, oldest first.
+func (t *typeRepair) laterThan(from time.Time) fhir.Query {
+	return fhir.Query{Type: t.typ, From: from, Sort: "_lastUpdated", Count: t.pageSize()}
+}
+
+// searchFrom reads until two readings agree: a row that a late commit moves back in time while several pages are read may be
+// found neither where it was nor where it is. One page is of one moment.
 func (t *typeRepair) searchFrom(ctx context.Context, from time.Time) (*changes, error) {
 	h := t.newChanges(t.typ)
 	h.searched, h.strangers = true, nil // who has left since _since is not known: the search is not of that time
-	return h, t.tail(ctx, from, h.found)
+	seen := newIDSet()
+	var end time.Time // of the readings before
+	for range tailTries {
+		late, last := false, end
+		pages, err := t.tail(ctx, t.laterThan(from), func(row *fhir.Entry) error {
+			if seen.add(row.ID+"/"+row.Version) && !row.LastUpdated.After(end) {
+				late = true
+			}
+			if row.LastUpdated.After(last) {
+				last = row.LastUpdated
+			}
+			return h.found(row)
+		})
+		if err != nil || pages <= 1 || !end.IsZero() && !late {
+			return h, err
+		}
+		end = last
+	}
+	if t.WithoutHistory == Strict {
+		return nil, fmt.Errorf("%s resources moved back in time whenever it was read what has changed: %w", t.typ, errIncomplete)
+	}
+	return h, t.remark(ctx, state.Issue{
+		Severity: "warning", Code: "incomplete",
+		Text: "writes that showed late kept moving " + t.typ + " resources while it was read what has changed, so that some of those may be missing or older",
+	})
 }
 
 // countMet counts for each row that was changed after T how often the crawl met it before that.
@@ -173,34 +207,46 @@ func (t *typeRepair) met() (n int64) {
 	return n
 }
 
-// addCurrent writes the rows as they are now.
+// addCurrent writes the rows as they are now. What has moved meanwhile is read by itself.
 func (t *typeRepair) addCurrent(ctx context.Context, w *walk, changed map[string]struct{}) error {
 	w.filter.until = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
-	return t.tail(ctx, t.job.TransactionTime, func(row *fhir.Entry) error {
+	_, err := t.tail(ctx, t.laterThan(t.job.TransactionTime), func(row *fhir.Entry) error {
 		if _, wanted := changed[row.ID]; !wanted {
 			return nil
 		}
 		delete(changed, row.ID)
 		return w.emit(row)
 	})
+	for id := range changed {
+		if err != nil {
+			break
+		}
+		var row *fhir.Entry
+		if row, _, err = t.readAsOf(ctx, t.typ, id); err == nil && row != nil {
+			err = w.emit(row)
+		}
+	}
+	return err
 }
 
-// tail reads what is not older than a moment by first pages, and by links where an instant has more rows than a page; a row
-// may come twice. A page may hold fewer rows than were asked for though it is not the last one.
-func (t *typeRepair) tail(ctx context.Context, from time.Time, fn func(*fhir.Entry) error) error {
-	q := fhir.Query{Type: t.typ, From: from, Sort: "_lastUpdated", Count: t.pageSize()}
+// tail reads what is not older than a moment by first pages, and by links where an instant has more rows than a page or where
+// they are not sorted; a row may come twice. A page may hold fewer rows than were asked for though it is not the last one.
+func (r *run) tail(ctx context.Context, q fhir.Query, fn func(*fhir.Entry) error) (pages int, err error) {
+	from := q.From
 	seen := newIDSet()
 	link, followed := "", map[string]bool{}
-	for {
+	var limits trouble
+	for ; ; pages++ {
 		rows, fresh, last, next := 0, 0, q.From, ""
-		err := t.pace.do(ctx, func() error {
-			rows, fresh = 0, 0
-			page, err := t.pageOf(ctx, q, link)
+		err = r.pace.do(ctx, func() error {
+			rows = 0
+			page, err := r.pageOf(ctx, q, link)
 			if err != nil {
+				q.Count = limits.slower(err, q.Count)
 				return err
 			}
 			err = eachRow(page, func(row *fhir.Entry) error {
-				if row.Type != t.typ || row.ID == "" || row.LastUpdated.Before(from) {
+				if row.Type != q.Type || row.ID == "" || row.LastUpdated.Before(from) {
 					return nil
 				}
 				rows++
@@ -218,13 +264,15 @@ func (t *typeRepair) tail(ctx context.Context, from time.Time, fn func(*fhir.Ent
 		})
 		switch {
 		case err != nil:
-			return fmt.Errorf("read what changed after the transaction time: %w", err)
-		case next == "" && (rows < q.Count || fresh == 0 && last.Equal(q.From)):
-			return nil
-		case last.After(q.From):
+			return pages, fmt.Errorf("read what changed after the transaction time: %w", err)
+		case next == "" && (q.Sort == "" || rows < q.Count || link != "" || fresh == 0 && last.Equal(q.From)):
+			return pages + 1, nil
+		case q.Sort != "" && last.After(q.From):
 			q.From, link = last, ""
+		case next == "" && !q.ServerPages:
+			q.ServerPages = true
 		case next == "" || followed[next]:
-			return fmt.Errorf("more changes in one instant than a page holds: %w", errIncomplete)
+			return pages, fmt.Errorf("more changes in one instant than a page holds: %w", errIncomplete)
 		default:
 			link, followed[next] = next, true
 		}

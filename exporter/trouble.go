@@ -258,6 +258,8 @@ func holeReason(err error) (string, bool) {
 			return "not-supported", true
 		}
 		return "exception", true
+	case errors.Is(err, errLagging):
+		return lagReason, true
 	case errors.Is(err, errIncomplete):
 		return "incomplete", true
 	case errors.Is(err, errSuperset), errors.Is(err, errStrategy), errors.Is(err, fhir.ErrForeignLink), errors.Is(err, errNoHistory):

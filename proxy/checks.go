@@ -58,10 +58,11 @@ func whyNoStatement(err error) string {
 	return "the setting upstream: it must be the FHIR base"
 }
 
-// CheckTypes tells whether an export of the kick-off's level may name its types on the server of the statement. Its errors
-// are for the client.
-func CheckTypes(kickoff state.Kickoff, statement *fhir.CapabilityStatement, typesOf TypesOf) error {
+// CheckKickoff tells whether the server of the statement can serve the types and bounds of a kick-off at its level. Its
+// errors are for the client.
+func CheckKickoff(kickoff state.Kickoff, statement *fhir.CapabilityStatement, typesOf TypesOf) error {
 	wrong, err := wrongTypes(&kickoff, statement, typesOf)
+	wrong = append(wrong, wrongTimes(&kickoff, time.Now().Add(statement.Ahead))...)
 	if err == nil && len(wrong) > 0 {
 		err = wrong
 	}

@@ -54,7 +54,7 @@ func (p *Proxy) file(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	file, err := p.Jobs.File(r.Context(), job.ID, mux.Vars(r)["name"])
-	if err == nil && (job.Status != state.Completed || !file.Stored) {
+	if err == nil && !job.Shows(file) {
 		err = state.ErrNotFound
 	}
 	if errors.Is(err, state.ErrNotFound) {
@@ -74,7 +74,7 @@ func (p *Proxy) file(w http.ResponseWriter, r *http.Request) {
 
 // redirect sends a client to the store. Where the bucket gives no links the file is sent.
 func (p *Proxy) redirect(w http.ResponseWriter, r *http.Request, job *state.Job, file state.File) {
-	link, _, err := p.sign(r.Context(), job, file, p.Exports.ExpiresAt(job))
+	link, _, err := p.sign(r.Context(), job, file, p.expiresAt(job))
 	switch {
 	case errors.Is(err, errors.ErrUnsupported):
 		p.serveFile(w, r, job, file)

@@ -34,7 +34,7 @@ func (p *Proxy) kickOff(w http.ResponseWriter, r *http.Request, level state.Leve
 		return
 	}
 	p.Metrics.kickOffs.WithLabelValues(string(level), "accepted").Inc()
-	w.Header().Set("Content-Location", kickoff.Base+"/$export-status/"+job.ID)
+	w.Header().Set("Content-Location", statusAddress(kickoff.Base, job.ID))
 	if applied := prefer.applied(); applied != "" {
 		w.Header().Set("Preference-Applied", applied)
 	}

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -121,19 +122,26 @@ func (r *reading) outputFormat(values []string) {
 var dates = []string{"2006", "2006-01", time.DateOnly}
 
 func (r *reading) instant(name, value string, into *time.Time) {
-	t, err := fhir.ParseInstant(mendPlus(value))
+	t, err := ParseBound(value)
 	if err != nil {
-		for _, form := range dates {
-			if date, failed := time.Parse(form, value); failed == nil && date.Year() > 0 {
-				t, err = date, nil
-			}
-		}
-	}
-	if err != nil {
-		r.fault(name, "invalid", name+" is "+err.Error()+" or a date such as 2021-12-08, 2021-12 or 2021")
+		r.fault(name, "invalid", name+" is "+err.Error())
 		return
 	}
 	*into = t
+}
+
+// ParseBound reads a value of _since or _until: an instant or a date. Its error says what it is not.
+func ParseBound(value string) (time.Time, error) {
+	t, err := fhir.ParseInstant(mendPlus(value))
+	if err == nil {
+		return t, nil
+	}
+	for _, form := range dates {
+		if date, failed := time.Parse(form, value); failed == nil && date.Year() > 0 {
+			return date, nil
+		}
+	}
+	return time.Time{}, fmt.Errorf("%w or a date such as 2021-12-08, 2021-12 or 2021", err)
 }
 
 // mendPlus puts the plus of a zone back that a client did not encode: it arrives as a blank.

@@ -29,10 +29,15 @@ func (p *Proxy) status(w http.ResponseWriter, r *http.Request) {
 		p.refuse(w, r, err)
 		return
 	}
+	page, err := pageOf(r, job)
+	if err != nil {
+		p.refuse(w, r, err)
+		return
+	}
 	w.Header().Set("Cache-Control", "no-store")
 	switch job.Status {
 	case state.Completed:
-		p.manifest(w, r, job)
+		p.manifest(w, r, job, page, http.StatusOK)
 	case state.Failed:
 		if job.Kickoff.SeparateStatus {
 			p.writeOutcome(w, r, pollStatus(w, job, job.Failure.Status), fhir.NewOutcome("error", job.Failure.Code, job.Failure.Text))
@@ -47,6 +52,10 @@ func (p *Proxy) status(w http.ResponseWriter, r *http.Request) {
 		}
 		w.Header().Set("X-Progress", progress)
 		w.Header().Set("Retry-After", strconv.Itoa(retryAfter(time.Since(job.Accepted), percent)))
+		if page > 0 && job.HasPage(page) {
+			p.manifest(w, r, job, page, http.StatusAccepted)
+			return
+		}
 		w.WriteHeader(pollStatus(w, job, http.StatusAccepted))
 	}
 }

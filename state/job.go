@@ -1,6 +1,7 @@
 package state
 
 import (
+	"slices"
 	"time"
 )
 
@@ -133,6 +134,9 @@ type Job struct {
 	Referenced []string `json:"referenced,omitempty"`
 	// Planned tells that the slices stand in the store.
 	Planned bool `json:"planned,omitempty"`
+	// Pages are the parts of the output that can be fetched before the rest, in the order in which they came. A page never
+	// changes, and neither do the files of its types.
+	Pages []Page `json:"pages,omitempty"`
 	// Finished is when the job was completed or failed; retention counts from it.
 	Finished time.Time `json:"finished,omitzero"`
 
@@ -140,6 +144,28 @@ type Job struct {
 	Issues  []Issue  `json:"issues,omitempty"`
 	// Proof says for each type what was counted and what was written, fixed when the job is completed.
 	Proof []Proof `json:"proof,omitempty"`
+}
+
+// Page is what a manifest shows while others are not there yet: all output files of some types.
+type Page struct {
+	Types []string `json:"types"`
+	Proof []Proof  `json:"proof"`
+}
+
+// PageOf is the number of the page that has a type's files, from 1; 0 where none has.
+func (j *Job) PageOf(typ string) int {
+	return 1 + slices.IndexFunc(j.Pages, func(page Page) bool { return slices.Contains(page.Types, typ) })
+}
+
+// HasPage tells whether there is a manifest page of a number. The one behind Pages has all that they have not, when the
+// job is completed.
+func (j *Job) HasPage(number int) bool {
+	return number >= 1 && (number <= len(j.Pages) || number == len(j.Pages)+1 && j.Status == Completed)
+}
+
+// Shows tells whether a file stands in a manifest that clients can read.
+func (j *Job) Shows(file File) bool {
+	return file.Stored && (j.Status == Completed || file.Kind == Output && j.PageOf(file.Type) > 0)
 }
 
 // Verdict says how far the completeness of a slice or a type was shown.
@@ -162,8 +188,8 @@ const (
 // Proof is the account of one type.
 type Proof struct {
 	Type string `json:"type"`
-	// Expected is how many rows the server has in the export's window as of T: its count at the end and those that have
-	// left the window since T. -1 where it does not count. It counts before our filter of compartment and _since.
+	// Expected is how many rows were to be met in the export's window: the server's count after the reading, and those that
+	// were met and have left the window since. -1 where it does not count. It counts before our filter of compartment and _since.
 	Expected int64 `json:"expected"`
 	// Met is how many rows the crawl met, before the filter.
 	Met int64 `json:"met"`
@@ -190,8 +216,8 @@ type Hole struct {
 	History bool `json:"history,omitempty"`
 	// Rows is how many rows the hole has by the server's count, -1 where that is not known.
 	Rows int64 `json:"rows"`
-	// Reason is a code of FHIR's issue-type value set: exception, forbidden, incomplete, not-supported, structure, or what
-	// the server's own outcome says.
+	// Reason is a code of FHIR's issue-type value set: exception, forbidden, incomplete, not-supported, structure,
+	// too-long, transient, or what the server's own outcome says.
 	Reason string `json:"reason"`
 }
 

@@ -10,7 +10,8 @@ import (
 // Manifest is the answer to a completed export: version 3 of the guide, with the status that clients of the original
 // product read. Arrays are always there.
 type Manifest struct {
-	Status              string `json:"status"`
+	// Status is absent from manifests of several pages, which have to be alike in it from the first one on.
+	Status              string `json:"status,omitempty"`
 	TransactionTime     string `json:"transactionTime"`
 	Request             string `json:"request"`
 	RequiresAccessToken bool   `json:"requiresAccessToken"`
@@ -19,8 +20,16 @@ type Manifest struct {
 	Output            []ManifestFile `json:"output"`
 	Deleted           []ManifestFile `json:"deleted"`
 	Error             []ManifestFile `json:"error"`
-	// Extension holds the proofs under "completeness", one a type of the export.
+	// Link leads to the next page, where there is one.
+	Link []ManifestLink `json:"link,omitempty"`
+	// Extension holds the proofs under "completeness", one a type of the export. It is absent where there are several pages.
 	Extension *ManifestExtension `json:"extension,omitempty"`
+}
+
+// ManifestLink leads to another manifest of the same export.
+type ManifestLink struct {
+	Relation string `json:"relation"`
+	URL      string `json:"url"`
 }
 
 // ManifestExtension is the extension of a manifest: a plain JSON object (Bulk Data guide, section "Response - Complete
@@ -50,19 +59,59 @@ type FileExtension struct {
 // instantLayout is FHIR's instant in UTC.
 const instantLayout = "2006-01-02T15:04:05.000Z"
 
-// EncodeManifest writes the manifest of a completed job in the shape that its kick-off chose; address gives the url of each
-// file.
+// EncodeManifest writes the manifest of all of a completed job in the shape that its kick-off chose; address gives the url of
+// each file.
 func EncodeManifest(job *Job, files []File, address func(File) string) ([]byte, error) {
-	proofs := make(map[string]*Proof, len(job.Proof))
-	for i := range job.Proof {
-		proofs[job.Proof[i].Type] = &job.Proof[i]
+	return encode(job, files, proofsByType(job.Proof), address, "completed", nil)
+}
+
+// EncodePage is EncodeManifest for one page of a job with Pages: a manifest of the files of its types, the last one of all other
+// files. In all else but the link the pages of a job are alike (Bulk Data guide, section "Manifest Link"), so that no page
+// says what is not known with the first one. next is where the next page is read, empty while there is none.
+func EncodePage(job *Job, number int, files []File, address func(File) string, next string) ([]byte, error) {
+	proofs := job.Proof
+	if number <= len(job.Pages) {
+		proofs = job.Pages[number-1].Proof
 	}
+	paged := *job
+	paged.Proof = nil
+	var link []ManifestLink
+	if next != "" {
+		link = []ManifestLink{{Relation: "next", URL: next}}
+	}
+	return encode(&paged, PageFiles(job, number, files), proofsByType(proofs), address, "", link)
+}
+
+// PageFiles are those of a job's files that stand in a page.
+func PageFiles(job *Job, number int, files []File) []File {
+	return slices.DeleteFunc(slices.Clone(files), func(file File) bool {
+		page := len(job.Pages) + 1
+		if shown := job.PageOf(file.Type); shown > 0 && file.Kind == Output {
+			page = shown
+		}
+		return page != number
+	})
+}
+
+func proofsByType(proofs []Proof) map[string]*Proof {
+	byType := make(map[string]*Proof, len(proofs))
+	for i := range proofs {
+		byType[proofs[i].Type] = &proofs[i]
+	}
+	return byType
+}
+
+func encode(job *Job, files []File, proofs map[string]*Proof, address func(File) string, status string, link []ManifestLink) ([]byte, error) {
 	var manifest any
 	switch job.Kickoff.Shape {
 	case "", Shape3:
-		manifest = newManifest(job, files, proofs, address)
+		m := newManifest(job, files, proofs, address)
+		m.Status, m.Link = status, link
+		manifest = m
 	case Shape4:
-		manifest = newManifest4(job, files, proofs, address)
+		m := newManifest4(job, files, proofs, address)
+		m.Link = link
+		manifest = m
 	default:
 		return nil, fmt.Errorf("manifest of shape %s is not known", job.Kickoff.Shape)
 	}
@@ -75,7 +124,6 @@ func EncodeManifest(job *Job, files []File, address func(File) string) ([]byte, 
 
 func newManifest(job *Job, files []File, proofs map[string]*Proof, address func(File) string) Manifest {
 	m := Manifest{
-		Status:          "completed",
 		TransactionTime: job.TransactionTime.UTC().Format(instantLayout),
 		Request:         job.Kickoff.Request,
 		Output:          []ManifestFile{},

@@ -6,15 +6,16 @@ const completenessURL = "urn:x-bulk-export-sidecar:completeness"
 // manifest4 is a manifest as the ballot of the guide's version 4 has it: the errors are called outcome, the request is not
 // repeated, extensions are FHIR's own. It has no status: the guide means to use that name for something else.
 type manifest4 struct {
-	ManifestType        string       `json:"manifestType"`
-	TransactionTime     string       `json:"transactionTime"`
-	RequiresAccessToken bool         `json:"requiresAccessToken"`
-	OutputFormat        string       `json:"outputFormat"`
-	OutputOrganizedBy   string       `json:"outputOrganizedBy,omitempty"`
-	Output              []file4      `json:"output"`
-	Deleted             []file4      `json:"deleted"`
-	Outcome             []file4      `json:"outcome"`
-	Extension           []extension4 `json:"extension,omitempty"`
+	ManifestType        string         `json:"manifestType"`
+	TransactionTime     string         `json:"transactionTime"`
+	RequiresAccessToken bool           `json:"requiresAccessToken"`
+	OutputFormat        string         `json:"outputFormat"`
+	OutputOrganizedBy   string         `json:"outputOrganizedBy,omitempty"`
+	Output              []file4        `json:"output"`
+	Deleted             []file4        `json:"deleted"`
+	Outcome             []file4        `json:"outcome"`
+	Link                []ManifestLink `json:"link,omitempty"`
+	Extension           []extension4   `json:"extension,omitempty"`
 }
 
 // file4 is one file of a manifest4. Type is given for those of the output only, unless that is organised.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -62,6 +63,59 @@ func TestManifestsOfOrganisedOutputsAreTheGoldenOnes(t *testing.T) {
 	}
 }
 
+// Ensure the pages of an export are alike in all but their files and the link, and that no file is missing from them.
+func TestManifestPagesAreTheGoldenOnes(t *testing.T) {
+	for _, shape := range []state.Shape{state.Shape3, state.Shape4} {
+		t.Run(string(shape), func(t *testing.T) {
+			job, files := exported()
+			job.Kickoff.Shape = shape
+			job.Pages = []state.Page{{Types: []string{"Condition", "Patient"}, Proof: job.Proof[1:]}}
+			listed := 0
+			for number, next := range []string{"https://fhir.example.org/fhir/$export-status/1?page=2", ""} {
+				body, err := state.EncodePage(job, number+1, files, address, next)
+				if err != nil {
+					t.Fatal(err)
+				}
+				checkGolden(t, fmt.Sprintf("page%d-%s.golden.json", number+1, shape), body)
+				listed += strings.Count(string(body), "https://store.example/")
+			}
+			if listed != len(files) {
+				t.Errorf("the pages list %d files of %d", listed, len(files))
+			}
+		})
+	}
+}
+
+// Ensure only what stands in a manifest can be fetched, and pages are there in their order.
+func TestPagesShowWhatIsFinished(t *testing.T) {
+	job, files := exported()
+	job.Pages = []state.Page{{Types: []string{"Condition", "Patient"}}, {Types: []string{"Encounter"}}}
+	for _, test := range []struct {
+		status state.Status
+		pages  int
+		shown  int
+	}{{state.InProgress, 2, 1}, {state.Failed, 2, 1}, {state.Completed, 3, 4}} {
+		job.Status = test.status
+		pages, shown := 0, 0
+		for number := -1; number < 6; number++ {
+			if job.HasPage(number) {
+				pages++
+			}
+		}
+		for _, file := range files {
+			if job.Shows(file) {
+				shown++
+			}
+		}
+		if pages != test.pages || shown != test.shown {
+			t.Errorf("%s: %d pages and %d files, want %+v", test.status, pages, shown, test)
+		}
+	}
+	if job.PageOf("Patient") != 1 || job.PageOf("Encounter") != 2 || job.PageOf("Observation") != 0 {
+		t.Error("types are on wrong pages")
+	}
+}
+
 func TestManifestsOfNothingHaveAllArrays(t *testing.T) {
 	for shape, arrays := range map[state.Shape][]string{
 		"":           {"output", "deleted", "error"},
@@ -86,9 +140,11 @@ func TestManifestOfAnUnknownShapeIsRefused(t *testing.T) {
 	}
 }
 
+func address(file state.File) string { return "https://store.example/" + file.Name + "?a=1&b=2" }
+
 func encode(t *testing.T, job *state.Job, files []state.File) []byte {
 	t.Helper()
-	body, err := state.EncodeManifest(job, files, func(file state.File) string { return "https://store.example/" + file.Name + "?a=1&b=2" })
+	body, err := state.EncodeManifest(job, files, address)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -289,7 +289,8 @@ Everything keeps running until you press Ctrl-C. Try it:
   curl -i '%[1]s/Patient/$export?_type=Patient,Observation'
   curl -i '%[1]s/Group/demo-group/$export'
 
-then poll the address in Content-Location (curl -i, DELETE ends an export), or look at
+one after another: while one runs, the next is answered with 429. Poll the address in Content-Location with curl -i until it
+answers 200; curl -X DELETE on it ends the export. Or look at
 
   curl '%[1]s/metadata'
   curl 'http://%[2]s/metrics'

@@ -25,7 +25,7 @@ func plan(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		flags.StringVar(&level, "level", "system", "`level` of the export: system, patient or group")
 		flags.StringVar(&group, "group", "", "`id` of the Group, for the level group")
 		flags.StringVar(&types, "type", "", "comma-separated resource `types`, as in _type; empty means all of the level")
-		flags.StringVar(&since, "since", "", "`instant` from which on changes are wanted, as in _since")
+		flags.StringVar(&since, "since", "", "`instant` or date after which changes are wanted, as in _since")
 	})
 	if err != nil {
 		return err
@@ -38,7 +38,7 @@ func plan(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintln(stderr, "asking the server, about a hundred small requests ...")
+	fmt.Fprintln(stderr, "asking the server, about seventy small requests, and one or two for each type ...")
 	if err := checkPlanned(ctx, c, client, kickoff); err != nil {
 		return err
 	}
@@ -67,8 +67,8 @@ func plannedKickoff(c *config, level, group, types, since string) (state.Kickoff
 	}
 	if since != "" {
 		var err error
-		if kickoff.Since, err = fhir.ParseInstant(since); err != nil {
-			return kickoff, fmt.Errorf("-since: %w", err)
+		if kickoff.Since, err = proxy.ParseBound(since); err != nil {
+			return kickoff, fmt.Errorf("-since is %w", err)
 		}
 	}
 	return kickoff, nil
@@ -80,7 +80,7 @@ func checkPlanned(ctx context.Context, c *config, client *fhir.Client, kickoff s
 	if err != nil {
 		return err
 	}
-	if err := proxy.CheckTypes(kickoff, statement, c.typesOf); err != nil {
+	if err := proxy.CheckKickoff(kickoff, statement, c.typesOf); err != nil {
 		return err
 	}
 	if kickoff.Level != state.Group {

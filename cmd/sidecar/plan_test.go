@@ -16,6 +16,7 @@ import (
 // Ensure plan shows what an export would cost, for each level, and asks for no page of rows beyond its samples.
 func TestPlanShowsCostsAndWritesNothing(t *testing.T) {
 	sample, upstream := newSample(t, fhirtest.Plain(), 20)
+	soon := time.Now().Add(30 * time.Second).UTC().Format(time.RFC3339) // within the leeway of a kick-off
 	for name, test := range map[string]struct {
 		args []string
 		want []string
@@ -24,7 +25,8 @@ func TestPlanShowsCostsAndWritesNothing(t *testing.T) {
 		"patient": {[]string{"-level", "patient"}, []string{"patient export", "Observation", "refer to in Device"}},
 		"group":   {[]string{"-level", "group", "-group", "demo-group"}, []string{"members: ", "Patient"}},
 		"types":   {[]string{"-type", "Patient"}, []string{"Patient", "20"}},
-		"since":   {[]string{"-since", "2090-01-01T00:00:00Z", "-type", "Patient"}, []string{"1 type has no rows"}},
+		"since":   {[]string{"-since", soon, "-type", "Patient"}, []string{"1 type has no rows"}},
+		"date":    {[]string{"-since", "2021-12", "-type", "Patient"}, []string{"Patient", "20"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			sample.ResetRequests()
@@ -98,6 +100,8 @@ func TestPlanChecksWhatAKickOffChecks(t *testing.T) {
 	_, upstream := newSample(t, fhirtest.Plain(), 2)
 	for want, args := range map[string][]string{
 		"does not know this Group":                     {"-level", "group", "-group", "nope"},
+		"_since is in the future":                      {"-since", "9021-12"},
+		"-since is not an instant such as":             {"-since", "yesterday"},
 		`no search of the type "Foo"`:                  {"-type", "Observation,Foo"},
 		"Organization in _type is not part of":         {"-level", "patient", "-type", "Organization"},
 		"name it beside a type that is":                {"-level", "patient", "-type", "Practitioner"},

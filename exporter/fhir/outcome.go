@@ -2,6 +2,7 @@ package fhir
 
 import (
 	"encoding/json"
+	"slices"
 )
 
 // OperationOutcome is FHIR's answer for an error.
@@ -59,8 +60,8 @@ func IsWarning(outcome []byte) bool {
 	return false
 }
 
-// outcomeCodes returns the issue codes of a body that may be an OperationOutcome. The code is taken only where it looks
-// like one, because errors are logged.
+// outcomeCodes returns the issue codes of a body that may be an OperationOutcome. Only codes that are FHIR's are
+// taken, because errors are logged.
 func outcomeCodes(body []byte) []string {
 	var outcome OperationOutcome
 	if json.Unmarshal(body, &outcome) != nil || outcome.ResourceType != "OperationOutcome" {
@@ -75,15 +76,12 @@ func outcomeCodes(body []byte) []string {
 	return codes
 }
 
-// isCode tells whether s has the form of the codes of issue-type: lower-case letters and dashes.
-func isCode(s string) bool {
-	if s == "" || len(s) > 40 {
-		return false
-	}
-	for _, c := range s {
-		if (c < 'a' || c > 'z') && c != '-' {
-			return false
-		}
-	}
-	return true
+// issueTypes are FHIR's required value set issue-type, as of R4.
+var issueTypes = []string{
+	"business-rule", "code-invalid", "conflict", "deleted", "duplicate", "exception", "expired", "extension", "forbidden", "incomplete",
+	"informational", "invalid", "invariant", "lock-error", "login", "multiple-matches", "no-store", "not-found", "not-supported", "processing",
+	"required", "security", "structure", "suppressed", "throttled", "timeout", "too-costly", "too-long", "transient", "unknown", "value",
 }
+
+// isCode tells whether s is a code of issue-type: a server's own word would make an OperationOutcome of ours invalid.
+func isCode(s string) bool { return slices.Contains(issueTypes, s) }

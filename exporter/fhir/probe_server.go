@@ -84,7 +84,8 @@ func (p *probe) typeHistory(ctx context.Context, typ string) (answer, error) {
 	return verdict(err == nil), err
 }
 
-// instanceHistory asks for all versions of a row, and as its control for those of nobody.
+// instanceHistory asks for all versions of a row, and as its control for those of nobody. A history that lags may not have the
+// newest rows, so it is the oldest one, where the server tells.
 func (p *probe) instanceHistory(ctx context.Context, s *sample) (answer, error) {
 	versions := func(id string) (own, others int, err error) {
 		page, err := p.client.History(ctx, s.typ, id, time.Unix(0, 0), 10)
@@ -101,7 +102,13 @@ func (p *probe) instanceHistory(ctx context.Context, s *sample) (answer, error) 
 		})
 		return own, others, err
 	}
-	own, others, err := versions(s.rows[0].id)
+	id := s.rows[0].id
+	if p.profile.Sort {
+		if err := p.read(ctx, Query{Type: s.typ, Sort: "_lastUpdated", Count: 1}, func(e *Entry) { id = e.ID }); err != nil {
+			return no, err
+		}
+	}
+	own, others, err := versions(id)
 	if err != nil || own == 0 || others > 0 {
 		return no, err
 	}

@@ -84,6 +84,7 @@ func TestSevereCode(t *testing.T) {
 		{`{"issue":[{"severity":"warning","code":"incomplete"}]}`, "", false},
 		{`{"issue":[{"severity":"warning","code":"x"},{"severity":"fatal","code":"too-costly"}]}`, "too-costly", true},
 		{`{"issue":[{"severity":"error","code":"Jane Doe, born 1970"}]}`, "exception", true},
+		{`{"issue":[{"severity":"error","code":"made-up"}]}`, "exception", true},
 		{`{"issue":`, "exception", true},
 		{`{}`, "", false},
 	} {
