@@ -177,9 +177,7 @@ func (t *typeRepair) unmatched(ctx context.Context, w *walk, ids []string) (map[
 	size := 1
 	if t.profile.IDLists {
 		size = min(maxListIDs, t.pageSize())
-		if !t.profile.PostSearch {
-			size = min(size, maxListBytes/(longestID+1))
-		}
+		size = min(size, maxListBytes/(longestID+1))
 	}
 	for part := range slices.Chunk(still, size) {
 		found, err := t.matching(ctx, part)
@@ -199,20 +197,25 @@ func (t *typeRepair) unmatched(ctx context.Context, w *walk, ids []string) (map[
 // longestID is how long FHIR lets an id be.
 const longestID = 64
 
-// matching asks for some resources with each of the type's filters, and returns the versions of those that match. Where it
-// can it asks by POST, since the filters and the ids may be too long together for an address.
+// matching asks for some resources with each of the type's filters, and returns the versions of those that match. It asks
+// by POST only where the address is too long: the self links of HAPI do not repeat the parameters of a form.
 func (t *typeRepair) matching(ctx context.Context, ids []string) (map[string]string, error) {
-	whole := &state.Slice{Type: t.typ, Filters: t.filtersOf(t.typ), Post: t.profile.PostSearch}
+	whole := &state.Slice{Type: t.typ, Filters: t.filtersOf(t.typ)}
 	found := map[string]string{}
 	for _, q := range windowQueries(whole) {
 		q.Count, q.ServerPages = len(ids), true
 		q = q.With(fhir.QueryParam{Name: "_id", Value: strings.Join(ids, ",")})
-		err := t.eachPage(ctx, q, func(row *fhir.Entry) error {
+		keep := func(row *fhir.Entry) error {
 			if row.Type == t.typ {
 				found[row.ID] = row.Version
 			}
 			return nil
-		})
+		}
+		err := t.eachPage(ctx, q, keep)
+		if isTooLong(err) && t.profile.PostSearch {
+			q.Post = true
+			err = t.eachPage(ctx, q, keep)
+		}
 		if err != nil {
 			return nil, err
 		}

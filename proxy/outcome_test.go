@@ -155,6 +155,7 @@ func answers(t *testing.T, into map[string]answer) {
 	h.addJob(failed, nil)
 	failed.ID, failed.Kickoff.SeparateStatus = "separate", true
 	h.addJob(failed, nil)
+	into["no such page"] = h.ask(http.MethodGet, h.base+"/$export-status/0b6a?page=7")
 	into["export failed"] = h.ask(http.MethodGet, h.base+"/$export-status/failed")
 	into["export failed, status apart"] = h.ask(http.MethodGet, h.base+"/$export-status/separate")
 	into["link not signed"] = h.ask(http.MethodGet, h.base+"/$export-file/0b6a/Patient.1.ndjson")

@@ -187,7 +187,9 @@ func (s *suite) await(ctx context.Context, e *export, token string) error {
 			e.last = a
 			failed := a.header.Get("X-Export-Status") != "" && !strings.HasPrefix(a.header.Get("X-Export-Status"), "200")
 			if a.status == http.StatusOK && !failed {
-				e.manifest, err = parseManifest(a.body)
+				if e.manifest, err = parseManifest(a.body); err == nil {
+					err = s.follow(ctx, e.manifest, token)
+				}
 			}
 			return err
 		}
@@ -197,6 +199,26 @@ func (s *suite) await(ctx context.Context, e *export, token string) error {
 		}
 	}
 	return errors.New("the export was not complete after 10 minutes")
+}
+
+// follow adds the files of the manifests that come after the first one.
+func (s *suite) follow(ctx context.Context, m *manifest, token string) error {
+	for next := m.next(); next != ""; {
+		a, err := s.send(ctx, request{url: next, token: token})
+		if err != nil {
+			return fmt.Errorf("next manifest: %w", err)
+		}
+		if a.status != http.StatusOK {
+			return fmt.Errorf("next manifest of a complete export: status %d", a.status)
+		}
+		page, err := parseManifest(a.body)
+		if err != nil {
+			return err
+		}
+		m.Output, m.Deleted = append(m.Output, page.Output...), append(m.Deleted, page.Deleted...)
+		next = page.next()
+	}
+	return nil
 }
 
 // retryAfter is how long an answer asks to wait: whole seconds or a date.

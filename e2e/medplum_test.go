@@ -1,0 +1,42 @@
+package e2e
+
+import (
+	"encoding/json"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// Ensure Medplum's client, which posts its kick-off with the parameters in the address and no body, gets the export that
+// others get.
+func TestMedplumClient(t *testing.T) {
+	folder := filepath.Join("clients", "medplum")
+	run := func(name string, args ...string) []byte {
+		t.Helper()
+		command := exec.CommandContext(t.Context(), name, args...)
+		command.Dir = folder
+		var stderr strings.Builder
+		command.Stderr = &stderr
+		output, err := command.Output()
+		if err != nil {
+			t.Fatalf("%s: %v (where it is not installed: apt-get install nodejs npm)\n%s%s", name, err, output, stderr.String())
+		}
+		return output
+	}
+	run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+	s := startSidecar(t, startSample(t, 30).base, nil)
+	const types = "Patient,Condition"
+	var got manifest
+	if err := json.Unmarshal(run("node", "export.mjs", s.base, types, sampleSince), &got); err != nil {
+		t.Fatalf("what the client returns: %v", err)
+	}
+	if want := s.base + "/$export"; got.Request != want {
+		t.Errorf("request: got %q, want that of a POST, %q", got.Request, want)
+	}
+	want := s.export(t, "$export?_type="+types+"&_since="+sampleSince)
+	if len(want.rows) == 0 {
+		t.Error("the export is empty")
+	}
+	equalRows(t, download(t, got), want.rows)
+}
