@@ -180,8 +180,9 @@ func (p *product) leaveOutFiltered(t *testing.T, truth *ledger, job *state.Job, 
 		}
 		var tree any
 		must(t, json.Unmarshal([]byte(whole[key]), &tree))
-		if p.References && slices.ContainsFunc(references(tree), func(target string) bool { return deleted[target] }) {
-			delete(want, key) // it may have been written while its target was away: the server finds it by no reference
+		away := func(target string) bool { return deleted[target] && truth.asOf(updated(t, whole[key]))[target] == "" }
+		if p.References && slices.ContainsFunc(references(tree), away) { // when it was written: the server finds it by no reference
+			delete(want, key)
 			continue
 		}
 		if !changed[key] {
