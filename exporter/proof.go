@@ -215,8 +215,11 @@ type movement struct {
 	unsure int64
 }
 
-// movedSince reads the history again for one slice.
+// movedSince reads the history again for one slice, when it shows what the last count did.
 func (r *run) movedSince(ctx context.Context, slice *state.Slice, h **changeLog) (m movement, err error) {
+	if err := sleep(ctx, r.lag); err != nil {
+		return m, err
+	}
 	name := "changes"
 	if (*h).name == name {
 		name = "recount"
