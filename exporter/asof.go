@@ -21,10 +21,14 @@ func (r *run) asOf(ctx context.Context, typ, id string, until time.Time, c *chan
 
 func (r *run) askHistory(ctx context.Context, typ, id string, until time.Time, c *change, take func(*fhir.Entry) error) error {
 	newest, shown := sighting{version: c.topVersion, updated: c.topUpdated}, !c.top
-	*c = change{top: c.top, topVersion: c.topVersion, topUpdated: c.topUpdated, topDeleted: c.topDeleted}
+	*c = change{top: c.top, topVersion: c.topVersion, topUpdated: c.topUpdated, topDeleted: c.topDeleted, gone: c.gone}
 	var line timeline
+	var last change // the newest that the history shows; first where versions without a time do not tell
+	first := false
 	err := r.history(ctx, typ, id, beginning, &line, func(row *fhir.Entry) error {
 		shown = shown || newest.in(row)
+		first = first || !last.top && row.Deleted
+		last.raise(row, until)
 		if row.Deleted && row.LastUpdated.IsZero() {
 			c.deletion(row.Version).stand(line.stand(), line.inPage)
 			return nil
@@ -46,6 +50,12 @@ func (r *run) askHistory(ctx context.Context, typ, id string, until time.Time, c
 	if gone(err) {
 		c.known, c.lost, c.deletions = false, true, nil
 		return r.expunged(ctx, typ, id)
+	}
+	if err != nil {
+		return err
+	}
+	if shown && c.gone && !last.topDeleted && !first {
+		shown, err = r.existsAgain(ctx, typ, id)
 	}
 	if err != nil {
 		return err
@@ -116,6 +126,15 @@ func (r *run) presence(ctx context.Context, typ, id string) (int, error) {
 	return http.StatusOK, err
 }
 
+// existsAgain tells whether a resource that was deleted has been made again.
+func (r *run) existsAgain(ctx context.Context, typ, id string) (bool, error) {
+	status, err := r.presence(ctx, typ, id)
+	return status == http.StatusOK, err
+}
+
+// deleted tells that the server remembers a deletion.
+func deleted(err error) bool { return fhir.StatusOf(err) == http.StatusGone }
+
 // gone tells whether a resource, or its history, is not there.
 func gone(err error) bool {
 	status := fhir.StatusOf(err)
@@ -141,7 +160,7 @@ func (r *run) readAsOf(ctx context.Context, typ, id string) (row *fhir.Entry, la
 	default:
 		return row, true, nil
 	}
-	var then change
+	then := change{gone: deleted(err)}
 	var body []byte
 	if row != nil { // as it is now it is of no use, but its history has to show it
 		then.top, then.topVersion, then.topUpdated = true, row.Version, row.LastUpdated

@@ -88,7 +88,7 @@ func (r *run) compareMembers(ctx context.Context) error {
 	read := r.groupAsOf
 	if r.profile.InstanceHistory {
 		read = func(ctx context.Context, id string) (*fhir.Group, error) {
-			return r.groupAt(ctx, id, since, time.Time{})
+			return r.groupAt(ctx, id, since, change{})
 		}
 	}
 	then, err := r.resolve(ctx, since, read)
@@ -172,16 +172,15 @@ func (r *run) groupAsOf(ctx context.Context, id string) (group *fhir.Group, err 
 	case !r.profile.InstanceHistory:
 		return group, err
 	}
-	updated := time.Time{}
+	then := change{gone: deleted(err)}
 	if err == nil {
-		updated = group.LastUpdated
+		then.top, then.topUpdated = true, group.LastUpdated
 	}
-	return r.groupAt(ctx, id, r.job.TransactionTime, updated)
+	return r.groupAt(ctx, id, r.job.TransactionTime, then)
 }
 
-// groupAt is a Group as of a time, by its history, which has to show the version that was read, if one was.
-func (r *run) groupAt(ctx context.Context, id string, at, read time.Time) (*fhir.Group, error) {
-	then := change{top: !read.IsZero(), topUpdated: read}
+// groupAt is a Group as of a time, by its history, which has to show what is known of it.
+func (r *run) groupAt(ctx context.Context, id string, at time.Time, then change) (*fhir.Group, error) {
 	var body []byte
 	err := r.asOf(ctx, "Group", id, at, &then, func(version *fhir.Entry) (err error) {
 		body, err = version.Bytes(anySize)

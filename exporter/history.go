@@ -57,6 +57,7 @@ type change struct {
 	// met is how often the crawl met a row that a search found changed after T.
 	met int
 
+	gone     bool // the server says that it is deleted now
 	captured bool // the crawl wrote the version that belongs to the output
 }
 
