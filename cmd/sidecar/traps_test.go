@@ -49,8 +49,8 @@ func TestTraps(t *testing.T) {
 	}
 }
 
-// trapHouse is what most traps need, made once: a sidecar before a well-behaved server, with an export of each level, and one
-// before the same server whose exports never get beyond their beginning.
+// trapHouse is what most traps need, made once: a sidecar before a well-behaved server, with an export of each level, one
+// before the same server whose exports never get beyond their beginning, and an export of one whose bucket signs links.
 type trapHouse struct {
 	sample                 *fhirtest.Server
 	upstream               string
@@ -58,6 +58,9 @@ type trapHouse struct {
 	system, patient, group state.Manifest
 	// status is where the system's manifest is read.
 	status string
+	// stored is an export of Groups, compressed, whose files lie in a store with signed links; it is read at storedStatus.
+	stored       state.Manifest
+	storedStatus string
 }
 
 // trapRecords are the awkward ones, beside a small clinic.
@@ -92,9 +95,12 @@ func newTrapHouse(t *testing.T) *trapHouse {
 	}
 	h.s = startSidecar(t, h.upstream, func(c *config) { c.MaxRunning, c.TrustedProxies = 100, []string{"127.0.0.0/8"} })
 	h.slow = startSidecar(t, h.upstream, func(c *config) { c.MaxRunning, c.Settle = 100, time.Hour })
+	store := startStoreSidecar(t, h.upstream)
+	h.storedStatus = store.kickOff("/$export?_type=Group&_outputFormat=application/fhir%2Bndjson%2Bgzip")
 	h.status = h.s.kickOff("/$export")
 	patient, group := h.s.kickOff("/Patient/$export"), h.s.kickOff("/Group/demo-group/$export")
 	h.system, h.patient, h.group = h.s.manifest(h.status), h.s.manifest(patient), h.s.manifest(group)
+	h.stored = store.manifest(h.storedStatus)
 	return h
 }
 

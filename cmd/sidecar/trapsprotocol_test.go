@@ -74,7 +74,7 @@ var protocolTraps = map[string]func(*testing.T, *trapHouse){
 			}
 		}
 		if slices.ContainsFunc(h.sample.Requests(), func(r fhirtest.Request) bool {
-			return strings.HasSuffix(strings.Trim(r.Path, "/"), "Group/demo-group/$export")
+			return strings.Contains(r.Path, "$export")
 		}) {
 			t.Error("a kick-off was forwarded")
 		}
@@ -102,29 +102,25 @@ var protocolTraps = map[string]func(*testing.T, *trapHouse){
 	},
 	"5.2.15": trapLines,
 	"5.2.16": func(t *testing.T, h *trapHouse) { // a redirect that Inferno follows, with nothing in it
-		s := storeSidecar(t, h)
-		status, manifest := s.export("/$export?_type=Group")
-		link, err := url.Parse(manifest.Output[0].URL)
+		link, err := url.Parse(h.stored.Output[0].URL)
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := ask(t, http.MethodGet, strings.Replace(status, "$export-status", "$export-file", 1)+"/"+path.Base(link.Path))
+		got := ask(t, http.MethodGet, strings.Replace(h.storedStatus, "$export-status", "$export-file", 1)+"/"+path.Base(link.Path))
 		if !slices.Contains([]int{302, 303, 307}, got.status) || got.body != "" || got.header.Get("Content-Length") != "0" {
 			t.Errorf("redirect: got %d %q %q", got.status, got.header, got.body)
 		}
-		if file := ask(t, http.MethodGet, got.header.Get("Location")); file.status != http.StatusOK || int64(strings.Count(file.body, "\n")) != manifest.Output[0].Count {
+		if file := ask(t, http.MethodGet, got.header.Get("Location")); file.status != http.StatusOK || int64(strings.Count(file.body, "\n")) != h.stored.Output[0].Count {
 			t.Errorf("file: got %d", file.status)
 		}
 	},
 	"5.2.17": func(t *testing.T, h *trapHouse) { // links are signed for each manifest, and Expires moves with them
-		s := storeSidecar(t, h)
-		status, first := s.export("/$export?_type=Group")
-		link, err := url.Parse(first.Output[0].URL)
+		link, err := url.Parse(h.stored.Output[0].URL)
 		if err != nil || link.Query().Get("X-Amz-Expires") != "300" {
 			t.Errorf("link: got %s, %v", link.Query().Get("X-Amz-Expires"), err)
 		}
 		until(t, "new link", func() bool {
-			got := ask(t, http.MethodGet, status)
+			got := ask(t, http.MethodGet, h.storedStatus)
 			expires, err := http.ParseTime(got.header.Get("Expires"))
 			if err != nil || time.Until(expires) > 5*time.Minute || time.Until(expires) < 4*time.Minute {
 				t.Fatalf("Expires: got %v, %v", expires, err)
@@ -133,8 +129,7 @@ var protocolTraps = map[string]func(*testing.T, *trapHouse){
 		})
 	},
 	"5.2.18": func(t *testing.T, h *trapHouse) { // a compressed file says so wherever it comes from
-		_, manifest := storeSidecar(t, h).export("/$export?_type=Group&_outputFormat=application/fhir%2Bndjson%2Bgzip")
-		checkCompressed(t, ask(t, http.MethodGet, manifest.Output[0].URL, "Accept-Encoding", "gzip"), manifest.Output[0].Count)
+		checkCompressed(t, ask(t, http.MethodGet, h.stored.Output[0].URL, "Accept-Encoding", "gzip"), h.stored.Output[0].Count)
 	},
 	"5.2.19": func(t *testing.T, h *trapHouse) { // it is compressed once, and no header is lost on the way
 		s := h.s.in(t)
@@ -202,7 +197,7 @@ func checkCompressed(t *testing.T, got reply, lines int64) {
 	}
 }
 
-// trapSlotOfADeletedExport: one export may run, and three begin back to back while searches of the deleted ones hang.
+// trapSlotOfADeletedExport: one export may run, and three begin back to back while a search of the first hangs.
 func trapSlotOfADeletedExport(t *testing.T, _ *trapHouse) {
 	sample, upstream := newSample(t, fhirtest.Plain(), 1)
 	s := startSidecar(t, upstream, nil)
@@ -212,13 +207,15 @@ func trapSlotOfADeletedExport(t *testing.T, _ *trapHouse) {
 		Match: func(r *http.Request) bool { return r.URL.Query().Has("_sort") },
 		Hang:  true, Times: -1, Do: func(*http.Request) { reached <- struct{}{} },
 	})
-	for range 3 {
+	for round := range 3 {
 		status := s.kickOff("/$export?_type=Patient")
 		checkOutcome(t, s.begin("/$export"), http.StatusTooManyRequests, "throttled")
-		select {
-		case <-reached:
-		case <-time.After(patience):
-			t.Fatal("no search was reached")
+		if round == 0 {
+			select {
+			case <-reached:
+			case <-time.After(patience):
+				t.Fatal("no search was reached")
+			}
 		}
 		checkOutcome(t, ask(t, http.MethodDelete, status), http.StatusAccepted, "informational")
 	}
@@ -287,7 +284,8 @@ func trapPrefer(t *testing.T, h *trapHouse) {
 		{[]string{"respond-async", "handling=lenient"}, http.StatusAccepted},
 		{[]string{"Respond-Async; wait=10 , HANDLING = \"lenient\""}, http.StatusAccepted},
 		{[]string{"respond-async,handling=strict"}, http.StatusBadRequest},
-		{[]string{"respond-async; handling=lenient"}, http.StatusBadRequest}, // a parameter of respond-async, no preference
+		{[]string{"respond-async;handling=lenient"}, http.StatusAccepted}, // as some clients write a list
+		{[]string{`respond-async; x="a, handling=lenient"`}, http.StatusBadRequest},
 	} {
 		var header []string
 		for _, value := range test.prefer {

@@ -9,12 +9,12 @@ import (
 	"time"
 )
 
-// storeSidecar is a sidecar whose files lie in a store with the habits of S3 that clients meet.
-func storeSidecar(t *testing.T, h *trapHouse) *sidecar {
+// startStoreSidecar runs a sidecar whose files lie in a store with the habits of S3 that clients meet.
+func startStoreSidecar(t *testing.T, upstream string) *sidecar {
 	t.Helper()
 	store := httptest.NewServer(&signedStore{objects: map[string]storedObject{}})
 	t.Cleanup(store.Close)
-	return startSidecar(t, h.upstream, func(c *config) {
+	return startSidecar(t, upstream, func(c *config) {
 		c.Bucket.Kind, c.LinkLifetime = "s3", 5*time.Minute
 		b := &c.Bucket.S3
 		b.Bucket, b.Region, b.Endpoint, b.PathStyle, b.AccessKeyID, b.SecretAccessKey = "exports", "us-east-1", store.URL, true, "id", "secret"
