@@ -234,7 +234,7 @@ func trapEverythingElse(t *testing.T, _ *trapHouse) {
 	s := startSidecar(t, upstream, nil)
 	for _, where := range []string{
 		"/Patient/pat-00001/$everything", "/$reindex", "/Observation/$export", "/Patient/pat-00001/$export", "/$exporter", "/x$export",
-		"/$export/x", "/$export-statuses/x", "/Group/$export", "/Patient?_id=$export", "/Group/a/b/$export",
+		"/$export/x", "/$export-statuses/x", "/Group/$export", "/Patient/pat-00001?x=$export", "/Group/a/b/$export",
 	} {
 		for _, method := range []string{http.MethodGet, http.MethodPost} {
 			direct := ask(t, method, upstream+where, "Prefer", "respond-async")
