@@ -93,8 +93,12 @@ func quirks() map[string]quirk {
 // Ensure each quirk of a server ends in the state at T or in a failure that names what is missing, never in an export that is
 // short without a word.
 func TestQuirks(t *testing.T) {
+	n := 0
 	for name, q := range quirks() {
 		for _, base := range []fhirtest.Personality{fhirtest.Plain(), fhirtest.HAPI()} {
+			if n++; sparse(n) {
+				continue
+			}
 			t.Run(name+"/"+base.Name, func(t *testing.T) {
 				t.Parallel()
 				fill := func(s *fhirtest.Server) {

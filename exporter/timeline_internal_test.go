@@ -231,7 +231,11 @@ func TestUndatedDeletionsAreNeverDatedWrongly(t *testing.T) {
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 1))
 	asked, total, folder := 0, 0, t.TempDir()
-	for n := range 5_000 {
+	runs := 5_000
+	if testing.Short() {
+		runs = 1_000
+	}
+	for n := range runs {
 		d := &drawnHistory{random: random, now: time.Date(2024, 5, 1, 12, 0, 0, 0, time.UTC), named: n%3 == 0}
 		log := &changeLog{path: filepath.Join(folder, "Observation.changes")}
 		d.write(random.IntN(10))
