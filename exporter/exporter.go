@@ -64,6 +64,9 @@ type Config struct {
 	Shape state.Shape
 	// Gzip compresses the files of all exports, also of those whose kick-off does not ask for it.
 	Gzip bool
+	// Attachments says what an Attachment's URL that names a Binary of the server becomes; empty means ServerAttachments. A
+	// job keeps what held at its kick-off.
+	Attachments Attachments
 	// Retention is how long a finished export is kept.
 	Retention time.Duration
 	// GiveUp is how long the upstream may answer nothing at all before a job fails.
@@ -89,6 +92,16 @@ type Writes interface {
 	// is not known. It fails with the cause with which ctx ended.
 	Wait(ctx context.Context, before time.Time, settle time.Duration) error
 }
+
+// Attachments says how clients read the Binary that an Attachment names.
+type Attachments string
+
+const (
+	// SignedAttachments are read by a link of the job, without a token and with the sidecar's own credentials.
+	SignedAttachments Attachments = "signed"
+	// ServerAttachments are read at the server's own address, with whatever it asks of the client.
+	ServerAttachments Attachments = "server"
+)
 
 // WithoutHistory is what an export does about resources that were changed after T and before they were read, where the
 // server has no history that holds them as of T.
@@ -178,6 +191,9 @@ func (e *Exporter) KickOff(ctx context.Context, kickoff state.Kickoff) (*state.J
 		Kickoff:  kickoff,
 		Accepted: now,
 		Issues:   kickoff.Ignored,
+	}
+	if e.Attachments == SignedAttachments {
+		job.AttachmentKey = state.NewAttachmentKey()
 	}
 	if err := e.Store.Create(ctx, job, e.MaxRunning); err != nil {
 		return nil, err

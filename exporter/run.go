@@ -277,7 +277,7 @@ func (r *run) probe(ctx context.Context) error {
 	if r.job.Kickoff.OrganizeBy != "" { // the references decide about the blocks: they are left out when these are written
 		elements = nil
 	}
-	if r.output, err = fhir.NewOutput(r.profile.FHIRVersion, r.job.Kickoff.Base, elements); err != nil {
+	if r.output, err = r.newOutput(elements); err != nil {
 		return err
 	}
 	if r.job.Kickoff.Level == state.System && len(r.job.Kickoff.Associated) == 0 {
@@ -365,6 +365,15 @@ func (r *run) crawl(ctx context.Context, chosen func(typ string) bool) error {
 		})
 	}
 	return group.Wait()
+}
+
+// newOutput returns how the job's resources are written, with these elements. It is the same after a restart.
+func (r *run) newOutput(elements []string) (*fhir.Output, error) {
+	output, err := fhir.NewOutput(r.profile.FHIRVersion, r.job.Kickoff.Base, elements)
+	if err == nil && len(r.job.AttachmentKey) > 0 {
+		output.LinkBinaries(r.Client.Bases(), r.job.AttachmentAddress)
+	}
+	return output, err
 }
 
 // filter returns the filter for the rows of a type.
