@@ -39,45 +39,42 @@ func (p *Proxy) attachment(w http.ResponseWriter, r *http.Request) {
 		p.upstreamFailed(w, r, err)
 		return
 	}
-	p.passAttachment(w, r, answer)
-	if err := answer.Body.Close(); err != nil {
-		p.Log.DebugContext(r.Context(), "attachment not closed", "job", job.ID, "error", fhir.Cause(err))
+	defer func() { _ = answer.Body.Close() }() // an answer that was not read whole ends the request below
+	if err := passAttachment(w, answer); err != nil {
+		p.Metrics.requests.WithLabelValues(strconv.Itoa(err.status)).Inc()
+		p.refuse(w, r, err)
+		return
+	}
+	p.Metrics.requests.WithLabelValues(strconv.Itoa(answer.StatusCode)).Inc()
+	if _, err := io.Copy(w, answer.Body); err != nil {
+		p.Log.DebugContext(r.Context(), "attachment not delivered", "job", job.ID, "error", fhir.Cause(err))
+		panic(http.ErrAbortHandler) // the client shall not take a part for the whole
 	}
 }
 
-// passAttachment passes the server's answer on.
-func (p *Proxy) passAttachment(w http.ResponseWriter, r *http.Request, answer *http.Response) {
-	p.Metrics.requests.WithLabelValues(strconv.Itoa(answer.StatusCode)).Inc()
+// passAttachment begins to answer as the server does, up to the body. What it cannot pass on is refused.
+func passAttachment(w http.ResponseWriter, answer *http.Response) *refusal {
 	header := w.Header()
 	switch answer.StatusCode {
 	case http.StatusOK, http.StatusPartialContent, http.StatusNotModified:
+		header.Set("Cache-Control", "private, no-transform")
 	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
-		// To a store beside the server; a place on the server itself would want a token.
 		to, err := answer.Location()
-		if err != nil || to.Host == answer.Request.URL.Host {
-			p.refuse(w, r, attachmentRefusal(answer.StatusCode))
-			return
+		if err != nil || to.Host == answer.Request.URL.Host { // not a store beside the server, which would want a token
+			return attachmentRefusal(answer.StatusCode)
 		}
 		header.Set("Location", to.String())
-		header.Set("Cache-Control", "no-store")
-		header.Set("Content-Length", "0")
-		w.WriteHeader(answer.StatusCode)
-		return
+		header.Set("Cache-Control", "no-store") // such an address does not live long
 	default:
 		passHeaders(header, answer.Header, []string{"Content-Range"}) // of a 416
-		p.refuse(w, r, attachmentRefusal(answer.StatusCode))
-		return
+		return attachmentRefusal(answer.StatusCode)
 	}
 	passHeaders(header, answer.Header, attachmentAnswers)
-	header.Set("Cache-Control", "private, no-transform")
 	// Anybody's document comes from the address of the FHIR server: no browser shall run what is in it.
 	header.Set("Content-Security-Policy", "sandbox")
 	header.Set("X-Content-Type-Options", "nosniff")
 	unguessed{w}.WriteHeader(answer.StatusCode)
-	if _, err := io.Copy(w, answer.Body); err != nil {
-		p.Log.DebugContext(r.Context(), "attachment not delivered", "error", fhir.Cause(err))
-		panic(http.ErrAbortHandler) // the client shall not take a part for the whole
-	}
+	return nil
 }
 
 func passHeaders(to, from http.Header, names []string) {
@@ -90,7 +87,7 @@ func passHeaders(to, from http.Header, names []string) {
 
 // attachmentRefusal is what a client is told of a status with which the server does not give a Binary. Credentials of its own
 // would change nothing, so that it is not asked for any.
-func attachmentRefusal(status int) error {
+func attachmentRefusal(status int) *refusal {
 	switch status {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return &refusal{http.StatusForbidden, "forbidden", "the FHIR server does not let the export sidecar read this attachment"}
