@@ -64,8 +64,7 @@ type Config struct {
 	Shape state.Shape
 	// Gzip compresses the files of all exports, also of those whose kick-off does not ask for it.
 	Gzip bool
-	// Attachments says what an Attachment's URL that names a Binary of the server becomes; empty means ServerAttachments. A
-	// job keeps what held at its kick-off.
+	// Attachments says how clients read the Binary that an exported Attachment names; empty means ServerAttachments.
 	Attachments Attachments
 	// Retention is how long a finished export is kept.
 	Retention time.Duration
@@ -92,16 +91,6 @@ type Writes interface {
 	// is not known. It fails with the cause with which ctx ended.
 	Wait(ctx context.Context, before time.Time, settle time.Duration) error
 }
-
-// Attachments says how clients read the Binary that an Attachment names.
-type Attachments string
-
-const (
-	// SignedAttachments are read by a link of the job, without a token and with the sidecar's own credentials.
-	SignedAttachments Attachments = "signed"
-	// ServerAttachments are read at the server's own address, with whatever it asks of the client.
-	ServerAttachments Attachments = "server"
-)
 
 // WithoutHistory is what an export does about resources that were changed after T and before they were read, where the
 // server has no history that holds them as of T.
@@ -185,15 +174,8 @@ func (e *Exporter) KickOff(ctx context.Context, kickoff state.Kickoff) (*state.J
 	now := time.Now().UTC()
 	id := uuid.NewString()
 	job := &state.Job{
-		ID:       id,
-		Folder:   now.Format("20060102T150405Z") + "_" + id,
-		Status:   state.Accepted,
-		Kickoff:  kickoff,
-		Accepted: now,
-		Issues:   kickoff.Ignored,
-	}
-	if e.Attachments == SignedAttachments {
-		job.AttachmentKey = state.NewAttachmentKey()
+		ID: id, Folder: now.Format("20060102T150405Z") + "_" + id, Status: state.Accepted, Accepted: now,
+		Kickoff: kickoff, Issues: kickoff.Ignored, AttachmentKey: e.attachmentKey(),
 	}
 	if err := e.Store.Create(ctx, job, e.MaxRunning); err != nil {
 		return nil, err

@@ -367,15 +367,6 @@ func (r *run) crawl(ctx context.Context, chosen func(typ string) bool) error {
 	return group.Wait()
 }
 
-// newOutput returns how the job's resources are written, with these elements. It is the same after a restart.
-func (r *run) newOutput(elements []string) (*fhir.Output, error) {
-	output, err := fhir.NewOutput(r.profile.FHIRVersion, r.job.Kickoff.Base, elements)
-	if err == nil && len(r.job.AttachmentKey) > 0 {
-		output.LinkBinaries(r.Client.Bases(), r.job.AttachmentAddress)
-	}
-	return output, err
-}
-
 // filter returns the filter for the rows of a type.
 func (r *run) filter(typ string) *filter {
 	return &filter{

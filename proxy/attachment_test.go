@@ -2,7 +2,6 @@ package proxy_test
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -57,7 +56,7 @@ func (b *binaries) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNotFound)
 	case r.Header.Get("Accept") == "application/fhir+json":
 		w.Header().Set("Content-Type", "application/fhir+json")
-		fmt.Fprint(w, `{"resourceType":"Binary","id":"note"}`)
+		_, _ = io.WriteString(w, `{"resourceType":"Binary","id":"note"}`)
 	default:
 		w.Header().Set("Content-Type", "text/html")
 		w.Header().Set("Etag", `"1"`)
