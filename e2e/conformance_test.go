@@ -32,7 +32,6 @@ var notMet = map[string]string{
 	"T-04": "the sidecar has no authorization of its own yet: who knows the address of a status may ask for it",
 	"S-04": "polls are not counted: they cost the sidecar little, and clients take a poll that is refused for the end of the export",
 	"F-07": "files of a folder can be read for as long as the export is kept; with S3 or Google Cloud Storage link_lifetime can be 5m",
-	"A-03": "a link to a Binary that needs no token would be good for as long as the export is kept and past the server's rights",
 	"S-1":  "the sidecar has no authorization of its own yet: the FHIR server judges the token of a kick-off, nobody that of a status",
 }
 

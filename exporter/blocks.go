@@ -42,7 +42,7 @@ func (o *organizer) write(ctx context.Context) error {
 		return err
 	}
 	b := &blocks{organizer: o, written: map[string]content{}}
-	if b.output, err = fhir.NewOutput(o.profile.FHIRVersion, o.job.Kickoff.Base, o.job.Kickoff.Elements); err != nil {
+	if b.output, err = o.newOutput(o.job.Kickoff.Elements); err != nil {
 		return err
 	}
 	done := int64(0)

@@ -104,6 +104,53 @@ func TestElementsAndAttachments(t *testing.T) {
 	}
 }
 
+// Ensure a Binary of the server is named by the job's own link, the same one in each row, however the server names it and
+// whether the row was crawled, repaired from the history or organised; and that nothing else is named so.
+func TestAttachmentsAreLinksOfTheJob(t *testing.T) {
+	t.Parallel()
+	for _, by := range []string{"", "Patient"} {
+		changed := make(chan struct{})
+		e := startEngine(t, fhirtest.Plain(), 0, func(c *exporter.Config) { c.PageSize, c.Attachments = 10, exporter.SignedAttachments })
+		const moved = `{"resourceType":"DocumentReference","id":"moved","status":"current","subject":{"reference":"Patient/p"},"content":[{"attachment":{"url":"%s"}}]}`
+		for _, resource := range append(documents, fmt.Sprintf(moved, e.upstream+"/Binary/photo")) {
+			if err := e.sample.Put([]byte(resource)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		e.sample.Fail(fhirtest.Fault{Match: func(r *http.Request) bool {
+			return strings.HasSuffix(r.URL.Path, "/DocumentReference") && r.URL.Query().Get("_count") == "10" && r.URL.Query().Get("_sort") != ""
+		}, Times: 1, Do: func(*http.Request) {
+			if err := e.sample.Put(fmt.Appendf(nil, moved, "Binary/later")); err != nil {
+				t.Error(err)
+			}
+			close(changed)
+		}})
+		kickoff := kickoffOf(state.Patient, "DocumentReference", "Patient")
+		kickoff.OrganizeBy = by
+		job := e.await(e.kickOff(kickoff))
+		select {
+		case <-changed:
+		default:
+			t.Fatal("nothing changed while the export ran")
+		}
+		files, err := e.store.Files(t.Context(), job.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := ""
+		for _, file := range files {
+			all += strings.Join(e.lines(job.Folder+"/"+file.Name), "\n") + "\n"
+		}
+		link, ok := job.AttachmentAddress("Binary/photo")
+		if got := strings.Count(all, `"url":"`+link+`"`); !ok || got != 3 || strings.Count(all, "Binary/") != 3 {
+			t.Errorf("organised by %q: %q stands in %d rows, want 3:\n%s", by, link, got, all)
+		}
+		if !strings.Contains(all, `"url":"https://elsewhere.example/1"`) {
+			t.Errorf("organised by %q: a URL elsewhere did not stay:\n%s", by, all)
+		}
+	}
+}
+
 // Ensure what is left out of the files still decides: a resource belongs to a patient by a reference that nobody asked for,
 // and brings along what it refers to. And rows that changed while the export ran are cut like the others.
 func TestElementsAreCutWhenAllElseIsDecided(t *testing.T) {

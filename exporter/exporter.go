@@ -64,6 +64,8 @@ type Config struct {
 	Shape state.Shape
 	// Gzip compresses the files of all exports, also of those whose kick-off does not ask for it.
 	Gzip bool
+	// Attachments says how clients read the Binary that an exported Attachment names; empty means ServerAttachments.
+	Attachments Attachments
 	// Retention is how long a finished export is kept.
 	Retention time.Duration
 	// GiveUp is how long the upstream may answer nothing at all before a job fails.
@@ -172,12 +174,8 @@ func (e *Exporter) KickOff(ctx context.Context, kickoff state.Kickoff) (*state.J
 	now := time.Now().UTC()
 	id := uuid.NewString()
 	job := &state.Job{
-		ID:       id,
-		Folder:   now.Format("20060102T150405Z") + "_" + id,
-		Status:   state.Accepted,
-		Kickoff:  kickoff,
-		Accepted: now,
-		Issues:   kickoff.Ignored,
+		ID: id, Folder: now.Format("20060102T150405Z") + "_" + id, Status: state.Accepted, Accepted: now,
+		Kickoff: kickoff, Issues: kickoff.Ignored, AttachmentKey: e.attachmentKey(),
 	}
 	if err := e.Store.Create(ctx, job, e.MaxRunning); err != nil {
 		return nil, err

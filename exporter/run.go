@@ -277,7 +277,7 @@ func (r *run) probe(ctx context.Context) error {
 	if r.job.Kickoff.OrganizeBy != "" { // the references decide about the blocks: they are left out when these are written
 		elements = nil
 	}
-	if r.output, err = fhir.NewOutput(r.profile.FHIRVersion, r.job.Kickoff.Base, elements); err != nil {
+	if r.output, err = r.newOutput(elements); err != nil {
 		return err
 	}
 	if r.job.Kickoff.Level == state.System && len(r.job.Kickoff.Associated) == 0 {

@@ -24,6 +24,7 @@ func TestScriptsMayReadOurAnswersWhereTheUpstreamLetsThem(t *testing.T) {
 		"manifest":     {"/$export-status/0b6a", "https://app.example", true},
 		"refusal":      {"/$export-status/x", "https://app.example", true},
 		"file":         {"/$export-file/0b6a/Patient.1.ndjson", "https://app.example", true},
+		"attachment":   {"/$export-attachment/0b6a/x/Binary/1", "https://app.example", true},
 		"kick-off":     {"/$export?x=1", "https://app.example", true},
 		"other origin": {"/$export-status/0b6a", "https://evil.example", false},
 		"no script":    {"/$export-status/0b6a", "", false},

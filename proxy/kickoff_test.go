@@ -304,17 +304,18 @@ func TestKickoffRefusesWhatTheUpstreamRefuses(t *testing.T) {
 func TestOtherMethodsAreRefusedOnOurPaths(t *testing.T) {
 	h, sample := newFHIRHouse(t, nil)
 	for path, allow := range map[string]string{
-		"/$export":                     "GET, POST, OPTIONS",
-		"/%24export/":                  "GET, POST, OPTIONS",
-		"/Patient/$export":             "GET, POST, OPTIONS",
-		"/Group/demo-group/$export":    "GET, POST, OPTIONS",
-		"/$export-v4":                  "POST, OPTIONS",
-		"/Patient/%24export-v4/":       "POST, OPTIONS",
-		"/Group/demo-group/$export-v4": "POST, OPTIONS",
-		"/$export-status/x":            "GET, DELETE, OPTIONS",
-		"/$export-status/x/":           "GET, DELETE, OPTIONS",
-		"/$export-file/x/a.1.ndjson":   "GET, HEAD, OPTIONS",
-		"/%24export-file/x/a.1.ndjso":  "GET, HEAD, OPTIONS",
+		"/$export":                         "GET, POST, OPTIONS",
+		"/%24export/":                      "GET, POST, OPTIONS",
+		"/Patient/$export":                 "GET, POST, OPTIONS",
+		"/Group/demo-group/$export":        "GET, POST, OPTIONS",
+		"/$export-v4":                      "POST, OPTIONS",
+		"/Patient/%24export-v4/":           "POST, OPTIONS",
+		"/Group/demo-group/$export-v4":     "POST, OPTIONS",
+		"/$export-status/x":                "GET, DELETE, OPTIONS",
+		"/$export-status/x/":               "GET, DELETE, OPTIONS",
+		"/$export-file/x/a.1.ndjson":       "GET, HEAD, OPTIONS",
+		"/%24export-file/x/a.1.ndjso":      "GET, HEAD, OPTIONS",
+		"/$export-attachment/x/y/Binary/1": "GET, HEAD, OPTIONS",
 	} {
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE", "QUERY"} {
 			if slices.Contains(strings.Split(allow, ", "), method) {

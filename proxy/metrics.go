@@ -17,7 +17,7 @@ func NewMetrics() *Metrics {
 	m := &Metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "sidecar", Name: "proxy_requests_total",
-			Help: "Requests forwarded to the FHIR server, by status; 499 means that the client left.",
+			Help: "Requests forwarded to the FHIR server, and reads of attachments, by status; 499 means that the client left.",
 		}, []string{"status"}),
 		kickOffs: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "sidecar", Name: "kick_offs_total", Help: "Kick-off requests, by level and result.",

@@ -162,9 +162,15 @@ func answers(t *testing.T, into map[string]answer) {
 	into["no such file"] = h.ask(http.MethodGet, h.base+"/$export-file/0b6a/Patient.2.ndjson")
 	into["deleted"] = h.ask(http.MethodDelete, h.base+"/$export-status/failed")
 
-	h, _ = newFHIRHouse(t, nil)
+	h, sample := newFHIRHouse(t, nil)
 	job := completed()
+	job.AttachmentKey = []byte("key")
 	h.addJob(job, twoFiles)
+	into["no such attachment"] = h.ask(http.MethodGet, h.base+"/$export-attachment/0b6a/x/Binary/1")
+	for _, status := range []int{401, 404, 406, 416, 500} {
+		sample.Fail(fhirtest.Fault{Match: func(r *http.Request) bool { return r.URL.Path == "/fhir/Binary/1" }, Status: status, Times: 1})
+		into[strconv.Itoa(status)+" for an attachment"] = h.ask(http.MethodGet, h.attachment(&job, "Binary/1"))
+	}
 	into["range"] = h.ask(http.MethodGet, h.base+"/$export-file/0b6a/Patient.1.ndjson", "Range", "bytes=1000-")
 	if err := h.bucket.Delete(t.Context(), job.Folder+"/Patient.1.ndjson"); err != nil {
 		t.Fatal(err)

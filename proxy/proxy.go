@@ -126,6 +126,7 @@ const (
 	exportV4     = `{_:(?:\$|%24)` + exportV4Name + `/?}`
 	exportStatus = `{_:(?:\$|%24)export-status}`
 	exportFile   = `{_:(?:\$|%24)export-file}`
+	exportAttach = `{_:(?:\$|%24)export-attachment}`
 )
 
 // routes decides what is ours. Paths are matched in their raw form, so that a "%2F" never becomes a separator.
@@ -151,6 +152,10 @@ func (p *Proxy) routes() http.Handler {
 	ours("/"+exportFile+"/{job:[^/]+}/{name:[^/]+}", map[string]http.HandlerFunc{
 		http.MethodGet:  p.file,
 		http.MethodHead: p.file,
+	})
+	ours("/"+exportAttach+"/{job:[^/]+}/{mac:[^/]+}/{path:.+}", map[string]http.HandlerFunc{
+		http.MethodGet:  p.attachment,
+		http.MethodHead: p.attachment,
 	})
 	router.Path(p.basePath+"/metadata").Methods(http.MethodGet, http.MethodHead).Handler(p.newStatementForwarder())
 	router.NotFoundHandler, router.MethodNotAllowedHandler = p.forward, p.forward

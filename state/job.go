@@ -121,6 +121,10 @@ type Job struct {
 	Status  Status  `json:"status"`
 	Kickoff Kickoff `json:"kickoff"`
 
+	// AttachmentKey signs the addresses at which clients read attachments without a token; fixed at the kick-off, empty where
+	// none is signed. It ends with the job, and every link with it.
+	AttachmentKey []byte `json:"attachmentKey,omitempty"`
+
 	// Accepted is the sidecar's time of the kick-off.
 	Accepted time.Time `json:"accepted"`
 	// TransactionTime is T, a whole second of the upstream's clock; fixed once, with InProgress.

@@ -50,11 +50,12 @@ type config struct {
 	LogLevel       string        `yaml:"log_level"`
 	LogFormat      string        `yaml:"log_format"`
 
-	Data         string        `yaml:"data"`
-	Bucket       bucketConfig  `yaml:"bucket"`
-	Links        proxy.Links   `yaml:"links"`
-	LinkLifetime time.Duration `yaml:"link_lifetime"`
-	Retention    time.Duration `yaml:"retention"`
+	Data         string               `yaml:"data"`
+	Bucket       bucketConfig         `yaml:"bucket"`
+	Links        proxy.Links          `yaml:"links"`
+	LinkLifetime time.Duration        `yaml:"link_lifetime"`
+	Attachments  exporter.Attachments `yaml:"attachments"`
+	Retention    time.Duration        `yaml:"retention"`
 
 	MaxRunning   int           `yaml:"max_running"`
 	Workers      int           `yaml:"workers"`
@@ -123,6 +124,7 @@ func defaultConfig() *config {
 		Data:          "./sidecar-data",
 		Links:         proxy.Signed,
 		LinkLifetime:  proxy.DefaultLinkLifetime,
+		Attachments:   exporter.SignedAttachments,
 		Retention:     exporter.DefaultRetention,
 		MaxRunning:    exporter.DefaultMaxRunning,
 		Workers:       exporter.DefaultWorkers,

@@ -280,6 +280,7 @@ func TestConfigFaultsAreForPeople(t *testing.T) {
 		"upstream: http://a/fhir\nretention: 9000h\n":                              "line 2: retention must be from 1s to 8760h",
 		"upstream: http://a/fhir\nmax_file_bytes: lots\n":                          "line 2: max_file_bytes must be a whole number",
 		"upstream: http://a/fhir\nmax_running: 0\n":                                "line 2: max_running must be from 1 to 100",
+		"upstream: http://a/fhir\nattachments: maybe\n":                            "line 2: attachments must be signed or server",
 		"upstream: http://a/fhir\nintercept: maybe\n":                              "line 2: intercept must be true or false",
 		"upstream: http://a/fhir\nforward_headers: X-Key\n":                        "line 2: forward_headers must be a list",
 		"upstream: http://a/fhir\nbucket: s3\n":                                    "line 2: bucket must be a group of settings",

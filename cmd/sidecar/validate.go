@@ -140,6 +140,9 @@ func (c *config) validateChoices(found *faultList) {
 	default:
 		found.add("links", " must be signed, redirect or stream")
 	}
+	if c.Attachments != exporter.SignedAttachments && c.Attachments != exporter.ServerAttachments {
+		found.add("attachments", " must be signed or server")
+	}
 	switch c.WithoutHistory {
 	case exporter.IncludeCurrent, exporter.OmitChanged, exporter.Strict:
 	default:

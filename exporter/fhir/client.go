@@ -33,6 +33,8 @@ const (
 	maxPage, maxResource = 4 << 30, 1 << 30
 	// hapiMaxResults is the largest max-results that HAPI takes by default; larger values are 400.
 	hapiMaxResults = 1000
+	// userAgent is how the sidecar's own requests can be told from those that it forwards.
+	userAgent = "fhir-bulk-sidecar"
 )
 
 // Config says where the upstream is and how the sidecar speaks to it.
@@ -297,7 +299,7 @@ func (c *Client) send(ctx context.Context, r request) (io.ReadCloser, http.Heade
 		r.header.Set("Content-Type", "application/x-www-form-urlencoded")
 	}
 	r.header.Set("Accept", "application/fhir+json")
-	r.header.Set("User-Agent", "fhir-bulk-sidecar")
+	r.header.Set("User-Agent", userAgent)
 	c.forwarded(r.header)
 	if c.host != "" {
 		r.header.Set("Host", c.host)

@@ -7,17 +7,21 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"strings"
 )
 
 // Output is how resources are written to output files: as the server wrote them, but for two things that the Bulk Data
-// guide asks for. A relative Attachment.url is made absolute, as nobody knows the server's base who has the file alone. And
-// where elements were asked for, the others are left out. It is safe for concurrent use and never changes. A nil Output
-// writes resources as they are.
+// guide asks for. A relative Attachment.url is made absolute, as nobody knows the server's base who has the file alone; that
+// of a Binary may become a link of its own. And where elements were asked for, the others are left out. It is safe for
+// concurrent use and never changes. A nil Output writes resources as they are.
 type Output struct {
 	// base, origin and scheme are what a relative URL lacks, as they stand in a JSON string; empty where it stays.
 	base, origin, scheme string
 	attachments          *pathNode
 	kept                 map[string]map[string]bool // members by type, no entry for types that keep all
+	// bases are how URLs on the server begin, and binary gives the URL in whose stead a path below them is written.
+	bases  []string
+	binary func(path string) (url string, ok bool)
 }
 
 // NewOutput returns the Output of an export for whose clients the server's base is base, without a slash at its end.
@@ -51,8 +55,22 @@ func NewOutput(fhirVersion, base string, elements []string) (*Output, error) {
 	if err != nil || parsed.Scheme == "" || parsed.Host == "" {
 		return nil, errors.New("the public base is not an absolute URL")
 	}
+	o.bases = []string{base + "/", strings.TrimRight(parsed.EscapedPath(), "/") + "/"}
 	o.base, o.origin, o.scheme = escaped(base+"/"), escaped(parsed.Scheme+"://"+parsed.Host), escaped(parsed.Scheme+":")
 	return o, nil
+}
+
+// LinkBinaries makes o write another URL in place of an Attachment's that is on the server, where link has one for its path
+// below the FHIR base. On the server is what is relative, and what begins with the public base or with one of bases, which
+// have no slash at their ends. It must be called before the first Write, and does nothing where NewOutput was given no base.
+func (o *Output) LinkBinaries(bases []string, link func(path string) (url string, ok bool)) {
+	if o.base == "" {
+		return
+	}
+	o.binary = link
+	for _, base := range bases {
+		o.bases = append(o.bases, base+"/")
+	}
 }
 
 // escaped is a text as it stands in a JSON string.
@@ -65,14 +83,19 @@ func escaped(text string) string {
 // that stay keep their bytes and their order. It fails as Entry.WriteTo does, and with ErrMalformed, wrapped, when the
 // resource is not one JSON object.
 func (o *Output) Write(w io.Writer, e *Entry) (n int64, err error) {
-	if o == nil || o.kept[e.Type] == nil && e.long == nil && (o.base == "" || !mayHaveRelativeURL(e.Resource)) {
+	if o == nil || o.kept[e.Type] == nil && e.long == nil && (o.base == "" || !o.mayChangeURL(e.Resource)) {
 		return e.WriteTo(w)
 	}
 	counted := &countingWriter{to: w}
 	p := &projection{scanner: newScanner(e.reader()), kept: o.kept[e.Type]}
 	defer func() { n, err = counted.n, errors.Join(err, p.release()) }()
 	p.out, p.anywhere = counted, o.attachments
-	p.found = func(_ *pathNode, url []byte) error { return p.complete(o.missing(url)) }
+	p.found = func(_ *pathNode, url []byte) error {
+		if link, ok := o.linked(url); ok {
+			return p.instead(escaped(link))
+		}
+		return p.complete(o.missing(url))
+	}
 	if err = p.resource(); err == nil {
 		err = p.finish()
 	}
@@ -87,20 +110,49 @@ func (o *Output) Write(w io.Writer, e *Entry) (n int64, err error) {
 	return n, err
 }
 
-// mayHaveRelativeURL tells whether a member called url may hold anything but an absolute URL. It looks at the text alone,
+// mayChangeURL tells whether a member called url may hold anything but an absolute URL that stays. It looks at the text alone,
 // which takes a fraction of the time of a reading; most resources have no such member. A letter of the name could be
 // escaped.
-func mayHaveRelativeURL(resource []byte) bool {
+func (o *Output) mayChangeURL(resource []byte) bool {
 	name := []byte(`"url":"`)
 	for rest := resource; ; {
 		at := bytes.Index(rest, name)
 		if at < 0 {
 			return bytes.Contains(resource, []byte(`\u00`))
 		}
-		if rest = rest[at+len(name):]; !isAbsolute(rest) {
+		if rest = rest[at+len(name):]; !isAbsolute(rest) || o.mayLink(rest) {
 			return true
 		}
 	}
+}
+
+// mayLink tells whether a URL, with what stands behind it, may be on the server. A character of it could be escaped.
+func (o *Output) mayLink(rest []byte) bool {
+	if o.binary == nil {
+		return false
+	}
+	for _, base := range o.bases {
+		if bytes.HasPrefix(rest, []byte(base)) {
+			return true
+		}
+	}
+	url, _, _ := bytes.Cut(rest, []byte(`"`))
+	return bytes.IndexByte(url, '\\') >= 0
+}
+
+// linked returns what is written in place of a URL; ok is false where nothing is.
+func (o *Output) linked(url []byte) (link string, ok bool) {
+	if o.binary == nil {
+		return "", false
+	}
+	for _, base := range o.bases {
+		if path, below := bytes.CutPrefix(url, []byte(base)); below {
+			if link, ok := o.binary(string(path)); ok {
+				return link, true
+			}
+		}
+	}
+	return o.binary(string(url))
 }
 
 // isAbsolute tells whether a URL begins with a scheme (RFC 3986, section 3.1).
@@ -164,6 +216,16 @@ func (p *projection) complete(text string) error {
 		return nil
 	}
 	return p.insert(p.at, text)
+}
+
+// instead writes text in place of the string that was read last.
+func (p *projection) instead(text string) error {
+	if !p.keep {
+		return nil
+	}
+	err := p.insert(p.at, text)
+	p.start = p.pos - 1 // its closing quote stays
+	return err
 }
 
 // insert writes text before the byte at, which is not kept yet.

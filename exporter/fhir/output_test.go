@@ -118,6 +118,43 @@ func TestOutputKeepsTheElementsThatWereAskedFor(t *testing.T) {
 	}
 }
 
+// Ensure an Attachment on the server becomes the link that there is for its path, however it names the server, and that others
+// stay or are completed.
+func TestOutputLinksBinaries(t *testing.T) {
+	o := output(t, publicBase)
+	o.LinkBinaries([]string{"http://upstream.example", upstreamBase}, func(path string) (string, bool) {
+		return "https://link/" + path, strings.HasPrefix(path, "Binary/")
+	})
+	for url, want := range map[string]string{
+		"Binary/1":                               "https://link/Binary/1",
+		`Binary\/1`:                              "https://link/Binary/1",
+		"/r4/Binary/1":                           "https://link/Binary/1",
+		publicBase + "/Binary/1":                 "https://link/Binary/1",
+		upstreamBase + "/Binary/1":               "https://link/Binary/1",
+		`https:\/\/public.example\/r4\/Binary/1`: "https://link/Binary/1",
+		`\u0042inary/1`:                          "https://link/Binary/1",
+		"Media/1":                                publicBase + "/Media/1",
+		"/Binary/1":                              "https://public.example/Binary/1",
+		"//host/r4/Binary/1":                     "https://host/r4/Binary/1",
+		publicBase + "/Media/1":                  publicBase + "/Media/1",
+		publicBase + "2/Binary/1":                publicBase + "2/Binary/1",
+		"https://elsewhere.example/r4/Binary/1":  "https://elsewhere.example/r4/Binary/1",
+		"#Binary/1":                              "#Binary/1",
+	} {
+		const head, tail = `{"resourceType":"Basic","url":"Binary/1","content":[{"attachment":{"title":"t","url":"`, `","size":1.10}}]}`
+		got := written(t, o, "Basic", head+url+tail)
+		if got != head+want+tail {
+			t.Errorf("%s:\n got %s\nwant %s", url, got, head+want+tail)
+		}
+		if again := written(t, o, "Basic", got); again != got {
+			t.Errorf("%s, written twice:\n got %s\nwant %s", url, again, got)
+		}
+		if alone := written(t, o, "Basic", `{"photo":[{"url":"`+url+`"}]}`); alone != `{"photo":[{"url":"`+want+`"}]}` {
+			t.Errorf("%s alone: got %s", url, alone)
+		}
+	}
+}
+
 // Ensure a relative URL of an Attachment becomes absolute wherever the Attachment stands, and no other URL does.
 func TestOutputCompletesAttachments(t *testing.T) {
 	for _, test := range []struct{ resource, want string }{
