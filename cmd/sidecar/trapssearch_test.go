@@ -52,7 +52,7 @@ var searchTraps = map[string]func(*testing.T, *trapHouse){
 			Content []struct{ Attachment struct{ URL string } }
 		}
 		decodeTrap(t, line, &note)
-		if len(note.Content) != 1 || note.Content[0].Attachment.URL != h.s.base+"/Binary/note" {
+		if len(note.Content) != 1 || !strings.HasPrefix(note.Content[0].Attachment.URL, h.s.base+"/$export-attachment/") {
 			t.Fatalf("attachment: got %s", line)
 		}
 		if got := ask(t, http.MethodGet, note.Content[0].Attachment.URL); got.status != http.StatusOK {
