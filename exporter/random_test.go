@@ -28,9 +28,9 @@ func TestRandomExportsAreExact(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/%d", personality.Name, run), func(t *testing.T) {
 				t.Parallel()
 				random := rand.New(rand.NewPCG(*seed, uint64(run)))
-				edit := func(c *exporter.Config) {
-					c.PageSize, c.Workers, c.MaxFileBytes = 8+random.IntN(25), 1+random.IntN(4), int64(1+random.IntN(20))<<10
-				}
+				// Drawn once: a file that was put before a restart keeps to the size that held then.
+				pageSize, workers, fileBytes := 8+random.IntN(25), 1+random.IntN(4), int64(1+random.IntN(20))<<10
+				edit := func(c *exporter.Config) { c.PageSize, c.Workers, c.MaxFileBytes = pageSize, workers, fileBytes }
 				fill := func(s *fhirtest.Server) { randomRows(t, s, random) }
 				inBubble(t, personality, edit, fill, func(t *testing.T, b *bubble) {
 					want := b.snapshot()
