@@ -285,6 +285,9 @@ func (r *run) compare(ctx context.Context, typ string, h *changeLog, crawled []*
 				return err
 			}
 		}
+		if len(part.byID) == 0 { // nothing has changed: no look through all that was written
+			return nil
+		}
 		for _, slice := range crawled {
 			err := eachWritten(r.dir, slice.Seq, slice.IndexSize, func(id, version string) error {
 				c := part.byID[id]
