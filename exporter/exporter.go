@@ -111,6 +111,7 @@ type Exporter struct {
 	Config
 	wake    chan struct{}
 	retest  chan struct{}
+	tested  chan struct{} // closed behind the first test of the bucket
 	limiter *limiter
 	stages  stages
 
@@ -145,6 +146,7 @@ func New(cfg Config) (*Exporter, error) {
 		Config:  cfg,
 		wake:    make(chan struct{}, 1),
 		retest:  make(chan struct{}, 1),
+		tested:  make(chan struct{}),
 		limiter: newLimiter(cfg.Workers, cfg.QuietHours, cfg.Traffic),
 		running: map[string]context.CancelCauseFunc{},
 		bucket:  errUntested,
@@ -215,8 +217,13 @@ func (e *Exporter) cancel(ctx context.Context, id string) error {
 }
 
 // Ready tells whether an export could store its files now; the error says what the last test of the bucket found, and a
-// new test begins, so that a bucket that works again is not noticed a minute late.
-func (e *Exporter) Ready() error {
+// new test begins, so that a bucket that works again is not noticed a minute late. The first test, which begins with Run, is
+// waited for until ctx ends: nobody shall be refused only because the sidecar has just started.
+func (e *Exporter) Ready(ctx context.Context) error {
+	select {
+	case <-e.tested:
+	case <-ctx.Done():
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.bucket != nil {
@@ -429,6 +436,9 @@ func (e *Exporter) testBucket(ctx context.Context) {
 	before := e.bucket
 	e.bucket = err
 	e.mu.Unlock()
+	if errors.Is(before, errUntested) {
+		close(e.tested)
+	}
 	if err != nil {
 		e.Metrics.bucketUp.Set(0)
 		e.Log.ErrorContext(ctx, "bucket does not work: exports are refused until it does; "+

@@ -33,13 +33,36 @@ func TestBucketThatCannotBeWrittenFromTheStart(t *testing.T) {
 	}
 	inBubble(t, fhirtest.Plain(), edit, thirtyRows(t), func(t *testing.T, b *bubble) {
 		<-time.After(time.Minute)
-		if b.Ready() == nil {
+		if b.Ready(t.Context()) == nil {
 			t.Error("the bucket is taken to work")
 		}
 		job := b.finish(b.kickOff(system()))
 		storageFailed(t, job)
 		if _, err := os.Stat(filepath.Join(b.folder, "spool", job.ID)); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("the spool of the failed job: %v, want that it is not there", err)
+		}
+	})
+}
+
+// hesitantBucket takes its time with each put.
+type hesitantBucket struct{ blob.Bucket }
+
+func (b *hesitantBucket) Put(ctx context.Context, name string, media blob.Media, body io.ReadSeeker) error {
+	<-time.After(5 * time.Second)
+	return b.Bucket.Put(ctx, name, media, body)
+}
+
+// Ensure the first test of the bucket is waited for, as long as who asks has time.
+func TestBucketThatIsBeingTested(t *testing.T) {
+	edit := func(c *exporter.Config) { c.Bucket = &hesitantBucket{c.Bucket} }
+	inBubble(t, fhirtest.Plain(), edit, func(*fhirtest.Server) {}, func(t *testing.T, b *bubble) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if b.Ready(ctx) == nil {
+			t.Error("the bucket is taken to work before it was tested")
+		}
+		if err := b.Ready(t.Context()); err != nil {
+			t.Errorf("behind the first test: %v", err)
 		}
 	})
 }

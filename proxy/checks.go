@@ -42,7 +42,7 @@ func (p *Proxy) mayKickOff(r *http.Request, kickoff *state.Kickoff, prefer prefe
 	if err := prefer.settle(kickoff, wrong); err != nil {
 		return err
 	}
-	if err := p.Exports.Ready(); err != nil {
+	if err := p.Exports.Ready(ctx); err != nil {
 		p.Log.WarnContext(ctx, "kick-off refused: the bucket does not work", "error", err) // its address is not for clients
 		return &refusal{http.StatusServiceUnavailable, "transient", "the export files cannot be stored now; the sidecar's log says more"}
 	}

@@ -52,7 +52,7 @@ func (e *exports) Cancel(ctx context.Context, id string) error {
 	})
 }
 
-func (e *exports) Ready() error { return e.ready }
+func (e *exports) Ready(context.Context) error { return e.ready }
 
 func (e *exports) ExpiresAt(job *state.Job) time.Time {
 	if job.Finished.IsZero() {

@@ -24,7 +24,7 @@ const DefaultLinkLifetime = time.Hour
 type exports interface {
 	KickOff(ctx context.Context, kickoff state.Kickoff) (*state.Job, error)
 	Cancel(ctx context.Context, id string) error
-	Ready() error
+	Ready(ctx context.Context) error
 	ExpiresAt(job *state.Job) time.Time
 }
 

@@ -69,6 +69,12 @@ type Kickoff struct {
 	SeparateStatus bool `json:"separateStatus,omitempty"`
 	// Ignored are the remarks on parameters that were ignored because the client prefers handling=lenient.
 	Ignored []Issue `json:"ignored,omitempty"`
+	// Client names the client that asked, as its tokens do; empty where nothing names it. Only this one sees the job.
+	Client string `json:"client,omitempty"`
+	// Guarded tells that the kick-off needed a token, so that status and files need one, too.
+	Guarded bool `json:"guarded,omitempty"`
+	// Withheld are the types that this client may not read: they are no part of the export, whatever refers to them. Sorted.
+	Withheld []string `json:"withheld,omitempty"`
 	// Request is the public URL of the kick-off with its query, as the manifest repeats it.
 	Request string `json:"request"`
 	// Base is the public FHIR base of the kick-off, without a slash at its end.

@@ -26,7 +26,7 @@ func TestMetricsForAlerts(t *testing.T) {
 			t.Errorf("no %q before the first export in\n%s", want, got)
 		}
 	}
-	until(t, "bucket", func() bool { return s.server.exporter.Ready() == nil })
+	until(t, "bucket", func() bool { return s.server.exporter.Ready(t.Context()) == nil })
 	status := s.kickOff("/$export")
 	running := regexp.MustCompile(`(?m)^sidecar_export_running_seconds 0*\.?0*[1-9]`)
 	until(t, "the age of the export", func() bool { return running.MatchString(metrics()) })

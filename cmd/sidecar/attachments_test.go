@@ -55,7 +55,7 @@ func TestAttachmentsNeedNoTokenUnlessTheOperatorWants(t *testing.T) {
 		return r.URL.Path != "/fhir/metadata" && asks != own && asks != "Bearer good"
 	}})
 	s := startSidecar(t, upstream, func(c *config) { c.UpstreamAuth.Basic.Username, c.UpstreamAuth.Basic.Password = "sidecar", "secret" })
-	until(t, "bucket", func() bool { return s.server.exporter.Ready() == nil })
+	until(t, "bucket", func() bool { return s.server.exporter.Ready(t.Context()) == nil })
 	status, link := attachmentOf(t, s)
 	s.stop()
 	s.start()
@@ -72,7 +72,7 @@ func TestAttachmentsNeedNoTokenUnlessTheOperatorWants(t *testing.T) {
 	s.stop()
 	s.config.Attachments = exporter.ServerAttachments
 	s.start()
-	until(t, "bucket", func() bool { return s.server.exporter.Ready() == nil })
+	until(t, "bucket", func() bool { return s.server.exporter.Ready(t.Context()) == nil })
 	if _, link := attachmentOf(t, s); link != s.base+"/Binary/scan" {
 		t.Errorf("left to the server: %s", link)
 	}

@@ -132,7 +132,7 @@ func TestBadInputIsAnsweredWithAnOutcome(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := startSidecar(t, upstream, nil)
-	until(t, "bucket", func() bool { return s.server.exporter.Ready() == nil })
+	until(t, "bucket", func() bool { return s.server.exporter.Ready(t.Context()) == nil })
 	for _, test := range badRequests {
 		t.Run(test.name, func(t *testing.T) {
 			got := ask(t, test.method, s.base+test.path)
@@ -219,7 +219,7 @@ func TestBadUpstreamAnswersAreToldAtTheKickoff(t *testing.T) {
 			t.Parallel()
 			sample, upstream := newSample(t, fhirtest.Plain(), 1)
 			s := startSidecar(t, upstream, nil)
-			until(t, "bucket", func() bool { return s.server.exporter.Ready() == nil })
+			until(t, "bucket", func() bool { return s.server.exporter.Ready(t.Context()) == nil })
 			sample.Fail(test.fault)
 			checkOutcome(t, ask(t, http.MethodGet, s.base+"/Group/demo-group/$export?_type=Patient,Observation"), test.status, test.code)
 			sample.ClearFaults()
@@ -237,7 +237,7 @@ func TestBadCredentialsOfAClientAreRefusedAlthoughTheSidecarHasItsOwn(t *testing
 		return r.URL.Path != "/fhir/metadata" && !slices.Contains([]string{own, "Bearer good"}, r.Header.Get("Authorization"))
 	}})
 	s := startSidecar(t, upstream, func(c *config) { c.UpstreamAuth.Basic.Username, c.UpstreamAuth.Basic.Password = "sidecar", "secret" })
-	until(t, "bucket", func() bool { return s.server.exporter.Ready() == nil })
+	until(t, "bucket", func() bool { return s.server.exporter.Ready(t.Context()) == nil })
 	checkOutcome(t, ask(t, http.MethodGet, s.base+"/$export"), http.StatusUnauthorized, "login")
 	checkOutcome(t, ask(t, http.MethodGet, s.base+"/$export", "Authorization", "Bearer bad"), http.StatusUnauthorized, "login")
 	got := ask(t, http.MethodGet, s.base+"/$export", "Authorization", "Bearer good")
@@ -261,7 +261,7 @@ func TestBadUpstreamThatHangsIsGivenUp(t *testing.T) {
 	t.Parallel()
 	sample, upstream := newSample(t, fhirtest.Plain(), 1)
 	s := startSidecar(t, upstream, nil)
-	until(t, "bucket", func() bool { return s.server.exporter.Ready() == nil })
+	until(t, "bucket", func() bool { return s.server.exporter.Ready(t.Context()) == nil })
 	sample.Fail(fhirtest.Fault{Hang: true, Times: -1, Match: func(r *http.Request) bool { return r.URL.Path == "/fhir/Patient" }})
 	checkOutcome(t, ask(t, http.MethodGet, s.base+"/Patient/$export?_type=Patient,Observation"), http.StatusServiceUnavailable, "timeout")
 	if got := ask(t, http.MethodGet, s.base+"/Observation"); got.status != http.StatusOK {
@@ -305,7 +305,7 @@ func TestBadTimingGivesOneExportAndOneDelete(t *testing.T) {
 	t.Parallel()
 	_, upstream := newSample(t, fhirtest.Plain(), 1)
 	s := startSidecar(t, upstream, func(c *config) { c.Settle = time.Hour })
-	until(t, "bucket", func() bool { return s.server.exporter.Ready() == nil })
+	until(t, "bucket", func() bool { return s.server.exporter.Ready(t.Context()) == nil })
 	if got := askAll(t, 12, http.MethodGet, s.base+"/$export"); got[http.StatusAccepted] != 1 || got[http.StatusTooManyRequests] != 11 {
 		t.Errorf("kick-offs at once: got %v", got)
 	}

@@ -139,7 +139,7 @@ func TestBucketGoneAtTheStart(t *testing.T) {
 	}
 	s := startSidecar(t, upstream, func(c *config) { c.Bucket.Folder.Path = notAFolder })
 	until(t, "first test of the bucket", func() bool {
-		err := s.server.exporter.Ready()
+		err := s.server.exporter.Ready(t.Context())
 		return err != nil && !strings.Contains(err.Error(), "not been tested")
 	})
 	for _, path := range []string{"/$export", "/Patient/$export", "/Group/demo-group/$export"} {
@@ -185,7 +185,7 @@ func TestBucketGoneLater(t *testing.T) {
 					c.GiveUp = time.Second
 				}
 			})
-			until(t, "bucket", func() bool { return s.server.exporter.Ready() == nil })
+			until(t, "bucket", func() bool { return s.server.exporter.Ready(t.Context()) == nil })
 			folder := s.config.filesFolder()
 			if err := os.Rename(folder, folder+".away"); err != nil {
 				t.Fatal(err)

@@ -109,7 +109,7 @@ func TestUpstreamDownAtTheStart(t *testing.T) {
 	address := freeAddress(t)
 	upstream := "http://" + address + "/fhir"
 	s := startSidecar(t, upstream, nil)
-	until(t, "bucket", func() bool { return s.server.exporter.Ready() == nil })
+	until(t, "bucket", func() bool { return s.server.exporter.Ready(t.Context()) == nil })
 	for _, path := range []string{"/$export", "/Patient/$export?_type=Patient", "/Group/demo-group/$export"} {
 		checkOutcome(t, ask(t, http.MethodGet, s.base+path), http.StatusServiceUnavailable, "transient")
 	}

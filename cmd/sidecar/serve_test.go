@@ -153,7 +153,7 @@ func send(t *testing.T, method, address, content string, header ...string) reply
 // kickOff begins an export and returns its status address. The first test of the bucket is waited for.
 func (s *sidecar) kickOff(path string) string {
 	s.t.Helper()
-	until(s.t, "bucket", func() bool { return s.server.exporter.Ready() == nil })
+	until(s.t, "bucket", func() bool { return s.server.exporter.Ready(s.t.Context()) == nil })
 	got := ask(s.t, http.MethodGet, s.base+path, "Prefer", "respond-async")
 	if got.status != http.StatusAccepted {
 		s.t.Fatalf("kick-off: %d %s", got.status, got.body)
@@ -164,7 +164,7 @@ func (s *sidecar) kickOff(path string) string {
 // post begins an export by POST, with the JSON of a Parameters resource or nothing.
 func (s *sidecar) post(path, parameters string) string {
 	s.t.Helper()
-	until(s.t, "bucket", func() bool { return s.server.exporter.Ready() == nil })
+	until(s.t, "bucket", func() bool { return s.server.exporter.Ready(s.t.Context()) == nil })
 	got := send(s.t, http.MethodPost, s.base+path, parameters, "Prefer", "respond-async", "Content-Type", "application/fhir+json")
 	if got.status != http.StatusAccepted {
 		s.t.Fatalf("kick-off: %d %s", got.status, got.body)

@@ -124,7 +124,7 @@ func (s *sidecar) manifestText(status string) string {
 // begin sends a GET kick-off that may be refused.
 func (s *sidecar) begin(path string, header ...string) reply {
 	s.t.Helper()
-	until(s.t, "bucket", func() bool { return s.server.exporter.Ready() == nil })
+	until(s.t, "bucket", func() bool { return s.server.exporter.Ready(s.t.Context()) == nil })
 	return ask(s.t, http.MethodGet, s.base+path, header...)
 }
 

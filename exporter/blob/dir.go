@@ -87,8 +87,9 @@ func (d *Dir) put(ctx context.Context, path string, body io.ReadSeeker) (err err
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.abandon(part))
+		} else {
+			d.release(part)
 		}
-		d.release(part)
 	}()
 	linked, err := link(part, body)
 	if err == nil && !linked {
@@ -182,12 +183,13 @@ func (d *Dir) mkdirs(folder string) error {
 	return syncFolder(parent)
 }
 
-// abandon removes the part file of a Put that failed, and the folders that only
-// it had filled. Its name may be gone already, when the rename was the last step
-// that worked.
+// abandon releases the part file of a Put that failed and removes it, and the
+// folders that only it had filled. Its name may be gone already, when the rename
+// was the last step that worked.
 func (d *Dir) abandon(part string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	delete(d.writing, part)
 	if err := os.Remove(part); err != nil && !gone(err) {
 		return err
 	}
@@ -271,11 +273,11 @@ func (d *Dir) remove(path string) error {
 	return d.prune(filepath.Dir(path))
 }
 
-// prune removes folder and those above it while nothing is left in them but part
-// files that nobody writes: a process that was killed left those, and no job
-// remembers them.
+// prune removes folder and those above it while no Put runs in them and nothing is
+// left but part files that nobody writes: a process that was killed left those, and
+// no job remembers them.
 func (d *Dir) prune(folder string) error {
-	for ; folder != d.root; folder = filepath.Dir(folder) {
+	for ; folder != d.root && !d.busy(folder); folder = filepath.Dir(folder) {
 		entries, err := os.ReadDir(folder)
 		if gone(err) {
 			continue
@@ -284,8 +286,7 @@ func (d *Dir) prune(folder string) error {
 			return err
 		}
 		for _, entry := range entries {
-			path := filepath.Join(folder, entry.Name())
-			if d.writing[path] || !isPart(entry) {
+			if !isPart(entry) {
 				return nil
 			}
 		}
@@ -294,6 +295,16 @@ func (d *Dir) prune(folder string) error {
 		}
 	}
 	return nil
+}
+
+// busy tells whether a Put runs in folder or below: its part file may not be there yet.
+func (d *Dir) busy(folder string) bool {
+	for part := range d.writing {
+		if strings.HasPrefix(part, folder+string(filepath.Separator)) {
+			return true
+		}
+	}
+	return false
 }
 
 func isPart(entry fs.DirEntry) bool {

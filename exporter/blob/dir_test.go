@@ -272,6 +272,34 @@ func TestDirPutAndDeleteInOneFolderAtOnce(t *testing.T) {
 	wantEntries(t, root)
 }
 
+// rewound calls a function when it is rewound, which is before its part file is made.
+type rewound struct {
+	io.ReadSeeker
+	before func()
+}
+
+func (r rewound) Seek(offset int64, whence int) (int64, error) {
+	r.before()
+	return r.ReadSeeker.Seek(offset, whence)
+}
+
+// Ensure the folder of a Put that has just begun stays when the last file in it is deleted.
+func TestDirPutWhileTheLastFileIsDeleted(t *testing.T) {
+	d, root := newDir(t)
+	if err := d.Put(t.Context(), "job/1.ndjson", blob.Media{}, strings.NewReader("x")); err != nil {
+		t.Fatal(err)
+	}
+	body := rewound{strings.NewReader("y"), func() {
+		if err := d.Delete(t.Context(), "job/1.ndjson"); err != nil {
+			t.Error(err)
+		}
+	}}
+	if err := d.Put(t.Context(), "job/2.ndjson", blob.Media{}, body); err != nil {
+		t.Error(err)
+	}
+	wantEntries(t, filepath.Join(root, "job"), "2.ndjson")
+}
+
 func wantEntries(t *testing.T, folder string, want ...string) {
 	t.Helper()
 	entries, err := os.ReadDir(folder)
