@@ -121,9 +121,6 @@ type Exporter struct {
 	bucket  error // why the bucket does not work, nil when it does
 }
 
-// errUntested is the bucket's state before its first test.
-var errUntested = errors.New("bucket has not been tested yet")
-
 // New returns an exporter. It does nothing before Run. It fails when the spool folder cannot be made.
 func New(cfg Config) (*Exporter, error) {
 	setDefault(&cfg.Workers, DefaultWorkers)
@@ -214,22 +211,6 @@ func (e *Exporter) cancel(ctx context.Context, id string) error {
 	e.mu.Unlock()
 	e.nudge()
 	return nil
-}
-
-// Ready tells whether an export could store its files now; the error says what the last test of the bucket found, and a
-// new test begins, so that a bucket that works again is not noticed a minute late. The first test, which begins with Run, is
-// waited for until ctx ends: nobody shall be refused only because the sidecar has just started.
-func (e *Exporter) Ready(ctx context.Context) error {
-	select {
-	case <-e.tested:
-	case <-ctx.Done():
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.bucket != nil {
-		signal(e.retest)
-	}
-	return e.bucket
 }
 
 // ExpiresAt is when retention removes the job; zero for one that has not ended.
@@ -395,62 +376,4 @@ func (e *Exporter) remove(ctx context.Context, job *state.Job) error {
 		return err
 	}
 	return e.Store.Remove(ctx, job.ID)
-}
-
-// watchBucket tests the bucket at once and then once a minute.
-func (e *Exporter) watchBucket(ctx context.Context) error {
-	tick := time.NewTicker(sweepInterval)
-	defer tick.Stop()
-	for {
-		e.testBucket(ctx)
-		e.testState(ctx)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		case <-e.retest:
-		}
-	}
-}
-
-// testState shows whether the state file can still be written.
-func (e *Exporter) testState(ctx context.Context) {
-	switch err := e.Store.Ping(ctx); {
-	case ctx.Err() != nil:
-	case err != nil:
-		e.Metrics.stateUp.Set(0)
-		e.Log.ErrorContext(ctx, "state file cannot be written: exports cannot go on; check the disk", "error", err)
-	default:
-		e.Metrics.stateUp.Set(1)
-	}
-}
-
-func (e *Exporter) testBucket(ctx context.Context) {
-	testCtx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	err := blob.Check(testCtx, e.Bucket, e.LinkClient)
-	if ctx.Err() != nil {
-		return
-	}
-	e.mu.Lock()
-	before := e.bucket
-	e.bucket = err
-	e.mu.Unlock()
-	if errors.Is(before, errUntested) {
-		close(e.tested)
-	}
-	if err != nil {
-		e.Metrics.bucketUp.Set(0)
-		e.Log.ErrorContext(ctx, "bucket does not work: exports are refused until it does; "+
-			"check its name, region, credentials and rights (put, get, delete), or run `sidecar check`", "error", err)
-		return
-	}
-	e.Metrics.bucketUp.Set(1)
-	select {
-	case <-e.retest: // who asked for another test while this one ran has his answer
-	default:
-	}
-	if before != nil {
-		e.Log.InfoContext(ctx, "bucket works")
-	}
 }
