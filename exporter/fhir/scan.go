@@ -31,7 +31,9 @@ type scanner struct {
 	// trouble is what ended src early, other than its end.
 	trouble error
 
-	buf      [scanBuffer + word]byte // the word more lets a load begin at the last byte
+	// buf has a word more, so that a load may begin at the last byte. The byte at end is 0, which no text has outside of
+	// strings: who looks at pos need not ask whether something is left.
+	buf      [scanBuffer + word]byte
 	pos, end int
 	mark     int // bytes from here on stay in the buffer, -1 for none
 	depth    int
@@ -63,7 +65,7 @@ func newScanner(src io.Reader) *scanner {
 func (s *scanner) release() error {
 	err := s.kept.close()
 	s.src, s.trouble, s.pos, s.end, s.depth, s.keep, s.start = nil, nil, 0, 0, 0, false, 0
-	s.out, s.anywhere, s.found = nil, nil, nil
+	s.out, s.anywhere, s.found, s.buf[0] = nil, nil, nil, 0
 	scanners.Put(s)
 	return err
 }
@@ -87,6 +89,7 @@ func (s *scanner) more() error {
 	for range 100 {
 		n, err := s.src.Read(s.buf[s.end:scanBuffer])
 		s.end += n
+		s.buf[s.end] = 0
 		switch {
 		case n > 0:
 			return nil // an error comes again with the next read
@@ -122,10 +125,8 @@ func (s *scanner) flushTo(at int) error {
 
 // token returns the next byte that is not white space and leaves it to be read.
 func (s *scanner) token() (byte, error) {
-	if s.pos < s.end {
-		if c := s.buf[s.pos]; c > ' ' {
-			return c, nil
-		}
+	if c := s.buf[s.pos]; c > ' ' {
+		return c, nil
 	}
 	return s.space()
 }

@@ -7,9 +7,12 @@ import (
 
 // value reads a value of whatever kind. node says what is looked for in it; nil stands for nothing on a path.
 func (s *scanner) value(node *pathNode) error {
-	c, err := s.token()
-	if err != nil {
-		return err
+	c := s.buf[s.pos]
+	if c <= ' ' {
+		var err error
+		if c, err = s.token(); err != nil {
+			return err
+		}
 	}
 	switch c {
 	case '"':
@@ -118,9 +121,11 @@ func (s *scanner) open(closing byte) (more bool, err error) {
 		return false, errJSON
 	}
 	s.pos++
-	c, err := s.token()
-	if err != nil {
-		return false, err
+	c := s.buf[s.pos]
+	if c <= ' ' {
+		if c, err = s.token(); err != nil {
+			return false, err
+		}
 	}
 	if c == closing {
 		s.pos++
@@ -132,14 +137,17 @@ func (s *scanner) open(closing byte) (more bool, err error) {
 
 // close reads the comma or the closing bracket behind a value, and tells whether another value follows.
 func (s *scanner) close(closing byte) (more bool, err error) {
-	c, err := s.token()
-	switch {
-	case err != nil:
-		return false, err
-	case c == ',':
+	c := s.buf[s.pos]
+	if c <= ' ' {
+		if c, err = s.token(); err != nil {
+			return false, err
+		}
+	}
+	switch c {
+	case ',':
 		s.pos++
 		return true, nil
-	case c == closing:
+	case closing:
 		s.pos++
 		s.depth--
 		return false, nil
@@ -149,6 +157,15 @@ func (s *scanner) close(closing byte) (more bool, err error) {
 
 // colon reads the colon behind a name.
 func (s *scanner) colon() error {
+	if s.buf[s.pos] == ':' {
+		s.pos++
+		return nil
+	}
+	return s.spacedColon()
+}
+
+// spacedColon reads a colon with white space before it.
+func (s *scanner) spacedColon() error {
 	c, err := s.token()
 	if err != nil {
 		return err
@@ -162,9 +179,11 @@ func (s *scanner) colon() error {
 
 // name reads a name and its colon, and returns what is looked for in its value.
 func (s *scanner) name(node *pathNode) (child *pathNode, err error) {
-	c, err := s.token()
-	if err != nil {
-		return nil, err
+	c := s.buf[s.pos]
+	if c <= ' ' {
+		if c, err = s.token(); err != nil {
+			return nil, err
+		}
 	}
 	if c != '"' {
 		return nil, errJSON
@@ -186,12 +205,14 @@ func (s *scanner) name(node *pathNode) (child *pathNode, err error) {
 // text reads a string and returns its text, valid until the next read. ok is false, and the text empty, where the string
 // is longer than the buffer.
 func (s *scanner) text() (text []byte, ok bool, err error) {
-	c, err := s.token()
-	if err != nil {
-		return nil, false, err
-	}
-	if c != '"' {
-		return nil, false, errShape
+	if s.buf[s.pos] != '"' {
+		c, err := s.token()
+		if err != nil {
+			return nil, false, err
+		}
+		if c != '"' {
+			return nil, false, errShape
+		}
 	}
 	s.mark = s.pos + 1
 	escaped, err := s.str()
