@@ -253,7 +253,7 @@ func (p *Page) resource() error {
 	if err := p.expect('{'); err != nil {
 		return err
 	}
-	p.keep, p.start = true, p.pos
+	p.keep, p.start, p.urls = true, p.pos, false
 	if p.refs.all {
 		p.anywhere = allReferences
 	}
@@ -271,6 +271,7 @@ func (p *Page) resource() error {
 	if len(p.parts.typ) == 0 {
 		return errShape
 	}
+	p.entry.noURL = !p.urls
 	if p.entry.Resource, p.entry.long = p.kept.buf, nil; p.kept.spilled > 0 {
 		p.entry.Resource, p.entry.long = nil, &p.kept
 	}

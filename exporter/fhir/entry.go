@@ -26,8 +26,9 @@ type Entry struct {
 	// is of no use, and LastUpdated may be zero although the time matters.
 	Deleted bool
 
-	long *line      // holds the resource where Resource does not
-	seen *collector // may hold the references
+	noURL bool       // tells that no member is called url; without it nobody has looked
+	long  *line      // holds the resource where Resource does not
+	seen  *collector // may hold the references
 }
 
 // ErrTooLong is returned by Entry.Bytes for a resource above the limit.

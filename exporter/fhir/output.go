@@ -83,7 +83,7 @@ func escaped(text string) string {
 // that stay keep their bytes and their order. It fails as Entry.WriteTo does, and with ErrMalformed, wrapped, when the
 // resource is not one JSON object.
 func (o *Output) Write(w io.Writer, e *Entry) (n int64, err error) {
-	if o == nil || o.kept[e.Type] == nil && e.long == nil && (o.base == "" || !o.mayChangeURL(e.Resource)) {
+	if o == nil || o.kept[e.Type] == nil && e.long == nil && (o.base == "" || e.noURL || !o.mayChangeURL(e.Resource)) {
 		return e.WriteTo(w)
 	}
 	counted := &countingWriter{to: w}
@@ -111,7 +111,7 @@ func (o *Output) Write(w io.Writer, e *Entry) (n int64, err error) {
 }
 
 // mayChangeURL tells whether a member called url may hold anything but an absolute URL that stays. It looks at the text alone,
-// which takes a fraction of the time of a reading; most resources have no such member. A letter of the name could be
+// which takes a fraction of the time of a reading. A letter of the name could be
 // escaped.
 func (o *Output) mayChangeURL(resource []byte) bool {
 	name := []byte(`"url":"`)

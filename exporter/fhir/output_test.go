@@ -209,6 +209,38 @@ func TestOutputAcrossTheBuffer(t *testing.T) {
 	}
 }
 
+// Ensure the URLs of resources are seen that come from a page, wherever they stand in it: there a reading before has looked
+// for them.
+func TestOutputOfAPage(t *testing.T) {
+	o := output(t, publicBase)
+	const none = `{"resourceType":"Patient","id":"n","photo":[{"title":"curl"},{"title":"none"}]}`
+	for _, url := range []string{`"url":"B"`, `"url" : "B"`, `"\u0075rl":"B"`, `"ur\u006C":"B"`, `"url":"\/B"`} {
+		one := `{"resourceType":"Patient","id":"p","photo":[{` + url + `}]}`
+		want := written(t, o, "Patient", strings.ReplaceAll(one, " : ", ":"))
+		if want == one {
+			t.Fatalf("nothing is written in place of %s", one)
+		}
+		before := len(searchset(none, "", none)) - len(none) - len(`,"search":{"mode":"match"}},{"fullUrl":"http://x/Patient/2","resource":}]}`)
+		for size := 64<<10 - before - len(one) - 10; size < 64<<10-before; size++ {
+			long := `"` + strings.Repeat("x", size-len(`{"resourceType":"Patient","id":"n","name":""}`)+len(none)) + `"`
+			page := searchset(`{"resourceType":"Patient","id":"n","name":`+long+`}`, one, none, one)
+			var got []string
+			read, err := mockClient(t, fixed(page)).Search(t.Context(), fhir.Query{Type: "Patient", Count: 9})
+			if err == nil {
+				err = read.Each(func(e *fhir.Entry) error {
+					var line strings.Builder
+					_, err := o.Write(&line, e)
+					got = append(got, line.String())
+					return err
+				})
+			}
+			if err != nil || len(got) != 4 || got[1] != want || got[2] != none || got[3] != want {
+				t.Fatalf("with %d bytes before it: %v\n got %.200q", size, err, got[1:])
+			}
+		}
+	}
+}
+
 // Ensure what is not one JSON object fails, and so does a writer.
 func TestOutputFails(t *testing.T) {
 	o := output(t, publicBase, "id")

@@ -46,6 +46,9 @@ type scanner struct {
 	scratch []byte // the last text with escapes
 	at      int    // where the last text began, as long as nothing more was read
 
+	// urls tells that a string may have been read that is "url". It saves a search of most resources for one.
+	urls bool
+
 	// anywhere holds what is looked for wherever it stands, beside what is on a path.
 	anywhere *pathNode
 	// found is told of each string that is looked for; node is where it stands. An error ends the reading.
@@ -188,7 +191,7 @@ func (s *scanner) str() (escaped bool, err error) {
 	i := s.pos + 1
 	for {
 		if i = plainEnd(&s.buf, i, s.end); i >= s.end {
-			s.pos = s.end
+			s.pos, s.urls = s.end, true // the letters before are gone
 			if err := s.more(); err != nil {
 				return false, err
 			}
@@ -199,6 +202,9 @@ func (s *scanner) str() (escaped bool, err error) {
 		switch c := s.buf[i]; {
 		case c == '"':
 			s.pos++
+			if i >= 3 && binary.LittleEndian.Uint32(s.buf[i-3:]) == urlEnd {
+				s.urls = true
+			}
 			return escaped, nil
 		case c == '\\':
 			escaped = true
@@ -214,6 +220,9 @@ func (s *scanner) str() (escaped bool, err error) {
 		i = s.pos
 	}
 }
+
+// urlEnd is how a string ends that may be "url".
+const urlEnd = 'u' | 'r'<<8 | 'l'<<16 | '"'<<24
 
 // plainEnd returns where the first byte at or behind i is that means something in a string: a quote, a backslash, a
 // control character, or one outside of ASCII. It is end or more where there is none.
@@ -263,6 +272,7 @@ func (s *scanner) escape() error {
 	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
 		return nil
 	case 'u':
+		s.urls = true // any letter may be written so
 		for range 4 {
 			c, err := s.next()
 			if err != nil {
