@@ -142,22 +142,24 @@ func (s *scanner) space() (byte, error) {
 	}
 	for {
 		i := s.pos
-		for i < s.end {
-			switch c := s.buf[i]; c {
-			case ' ':
-				if other := binary.LittleEndian.Uint64(s.buf[i:]) ^ spaces; other == 0 {
-					i += word
-				} else {
-					i += bits.TrailingZeros64(other) / 8
-				}
-			case '\n', '\r', '\t':
+		for {
+			other := binary.LittleEndian.Uint64(s.buf[i:]) ^ spaces
+			if other == 0 {
+				i += word
+				continue
+			}
+			i += bits.TrailingZeros64(other) / 8
+			c := s.buf[i]
+			if c == '\n' || c == '\r' || c == '\t' {
 				i++
-			default:
-				s.pos, s.start = i, i
+				continue
+			}
+			s.pos, s.start = i, i
+			if i < s.end {
 				return c, nil
 			}
+			break // at the 0 that stands behind the text
 		}
-		s.pos, s.start = s.end, s.end
 		if err := s.more(); err != nil {
 			return 0, err
 		}
