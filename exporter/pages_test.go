@@ -63,6 +63,36 @@ func (b *bubble) slow() {
 	}
 }
 
+// Ensure that a short export is shown in parts where all writes that it has to hold were waited for, and in one where some may
+// show late.
+func TestPagesOfAShortExport(t *testing.T) {
+	for _, passHere := range []bool{true, false} {
+		t.Run(fmt.Sprintf("writes pass here %t", passHere), func(t *testing.T) {
+			t.Parallel()
+			edit := func(c *exporter.Config) {
+				if c.PageSize, c.Workers, c.PageRows = 20, 2, 60; passHere {
+					done := make(chan struct{})
+					close(done)
+					c.Writes = &heldWrites{done: done}
+				}
+			}
+			inBubble(t, fhirtest.HAPI(), edit, killData(t), func(t *testing.T, b *bubble) {
+				kickoff := system()
+				kickoff.PartialManifests = true
+				kicked := time.Now()
+				job := b.finish(b.kickOff(kickoff))
+				same(t, b.rows(job), b.snapshot())
+				if took := job.Finished.Sub(kicked); took > time.Minute {
+					t.Errorf("the export took %s", took)
+				}
+				if (len(job.Pages) > 1) != passHere {
+					t.Errorf("%d pages before the last one", len(job.Pages))
+				}
+			})
+		})
+	}
+}
+
 // Ensure that the types of an export whose client takes several manifests are shown before others are read, that no page
 // changes, and that the pages together are the export, wherever the process is ended while data change.
 func TestPagesAreShownEarlyAndNeverChange(t *testing.T) {
