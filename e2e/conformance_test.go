@@ -167,7 +167,7 @@ func runConformance(t *testing.T, column *conformance.Column, upstream http.Hand
 		"max_running":   8, "allow_partial": true, "trusted_proxies": []string{"127.0.0.0/8"}, "manifest_page_rows": 20,
 	}
 	shortLived := maps.Clone(config)
-	config["writes_pass_here"], shortLived["retention"] = true, "3s"
+	config["writes_pass_here"], shortLived["retention"] = true, "6s"
 	s := startSidecar(t, front.URL+"/fhir", config)
 	terminator, roots := terminateTLS(t, s.base)
 	server := conformance.Server{
