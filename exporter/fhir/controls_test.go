@@ -41,8 +41,9 @@ func TestEveryControlIsAsked(t *testing.T) {
 		"a history of anybody": {func(path string, _ url.Values) string {
 			return strings.Replace(path, fhir.UnknownID+"/_history", "_history", 1)
 		}, func(p *fhir.Profile) bool { return p.InstanceHistory }},
-		"others in a history": {func(path string, _ url.Values) string {
+		"others in a history": {func(path string, values url.Values) string {
 			if parts := strings.Split(path, "/"); len(parts) == 5 && parts[4] == "_history" && parts[3] != fhir.UnknownID {
+				values.Set("_count", "100")
 				return "/fhir/" + parts[2] + "/_history"
 			}
 			return path
