@@ -14,6 +14,7 @@ import (
 
 	"sidecar/exporter/blob"
 	"sidecar/exporter/fhir"
+	"sidecar/proxy/auth"
 	"sidecar/state"
 )
 
@@ -57,6 +58,10 @@ type Config struct {
 	TrustedProxies []netip.Prefix
 	// ForwardHeaders names the headers, beside Authorization, with which a kick-off is checked against the upstream.
 	ForwardHeaders []string
+	// AuthMode says who judges the clients of our routes; empty means auth.Upstream.
+	AuthMode auth.Mode
+	// Auth judges them in the modes auth.JWT and auth.Introspection, and is nil in the others.
+	Auth auth.Authorizer
 	// Intercept false forwards everything, for a server that has $export itself.
 	Intercept bool
 
@@ -93,6 +98,12 @@ type Proxy struct {
 func New(cfg Config) (http.Handler, error) {
 	if cfg.Upstream == nil || cfg.Client == nil || cfg.Exports == nil || cfg.Jobs == nil || cfg.Bucket == nil || cfg.TypesOf == nil {
 		return nil, errors.New("proxy: configuration is incomplete")
+	}
+	if cfg.AuthMode == "" {
+		cfg.AuthMode = auth.Upstream
+	}
+	if (cfg.Auth != nil) != (cfg.AuthMode == auth.JWT || cfg.AuthMode == auth.Introspection) {
+		return nil, errors.New("proxy: who judges the clients does not fit the mode")
 	}
 	if cfg.LinkLifetime == 0 {
 		cfg.LinkLifetime = DefaultLinkLifetime

@@ -11,6 +11,20 @@ import (
 	"net/http"
 )
 
+// Mode says who judges the clients of our routes.
+type Mode string
+
+const (
+	// Upstream asks the FHIR server with the client's own headers.
+	Upstream Mode = "upstream"
+	// JWT checks tokens by the keys of the identity server that issued them.
+	JWT Mode = "jwt"
+	// Introspection asks the identity server about each token.
+	Introspection Mode = "introspection"
+	// None lets everybody in, for closed networks.
+	None Mode = "none"
+)
+
 // Client is who sent a request.
 type Client struct {
 	// ID names the client across its tokens, as their client_id, azp or sub does (in this order); empty where nothing
