@@ -56,7 +56,7 @@ func encoded(value any) string {
 	return base64.RawURLEncoding.EncodeToString(raw)
 }
 
-func TestJWTRefusesTokensThatDoNotHold(t *testing.T) {
+func TestJWTRefusesTokensByTheirSignature(t *testing.T) {
 	s := newIssuer(t)
 	weak, strong, other := newRSA(t, 1024), newRSA(t, 2048), newKey(t)
 	public, err := x509.MarshalPKIXPublicKey(strong.Public())
@@ -83,68 +83,31 @@ func TestJWTRefusesTokensThatDoNotHold(t *testing.T) {
 	}
 	right := s.token(t, nil)
 	parts := strings.Split(right, ".")
-	with := func(change claims) []string { return []string{"Bearer " + s.token(t, change)} }
 	authorizer := s.authorizer(t, nil)
-	for name, row := range map[string]struct {
-		authorization []string
-		want          int
-	}{
-		"none":                            {nil, 401},
-		"empty":                           {[]string{""}, 401},
-		"scheme alone":                    {[]string{"Bearer"}, 401},
-		"scheme and blanks":               {[]string{"Bearer   "}, 401},
-		"another scheme":                  {[]string{"Basic dTpw"}, 401},
-		"token without a scheme":          {[]string{right}, 401},
-		"two tokens":                      {[]string{"Bearer " + right + " " + right}, 401},
-		"two headers":                     {[]string{"Bearer " + right, "Bearer " + right}, 401},
-		"a list":                          {[]string{"Bearer " + right + ", Bearer " + right}, 401},
-		"garbage":                         {[]string{"Bearer garbage"}, 401},
-		"dots":                            {[]string{"Bearer .."}, 401},
-		"control characters":              {[]string{"Bearer a\x00b"}, 401},
-		"endless":                         {[]string{"Bearer " + right + strings.Repeat("A", 1<<15)}, 401},
-		"five parts":                      {[]string{"Bearer " + right + ".x.y"}, 401},
-		"signature cut off":               {[]string{"Bearer " + parts[0] + "." + parts[1] + "."}, 401},
-		"claims of another":               {[]string{"Bearer " + parts[0] + "." + encoded(s.said(claims{"client_id": "x"})) + "." + parts[2]}, 401},
-		"alg none":                        {[]string{"Bearer " + encoded(claims{"alg": "none"}) + "." + parts[1] + "."}, 401},
-		"alg None with a signature":       {[]string{"Bearer " + encoded(claims{"alg": "None", "kid": "one"}) + "." + parts[1] + "." + parts[2]}, 401},
-		"no alg":                          {[]string{"Bearer " + encoded(claims{"kid": "one"}) + "." + parts[1] + "." + parts[2]}, 401},
-		"wrong key":                       {[]string{header(nil)}, 401},
-		"wrong key, no kid":               {[]string{"Bearer " + sign(t, jose.ES384, other, s.said(nil), nil)}, 401},
-		"unknown kid":                     {[]string{"Bearer " + sign(t, jose.ES384, jose.JSONWebKey{Key: s.key, KeyID: "two"}, s.said(nil), nil)}, 401},
-		"key for encryption":              {[]string{"Bearer " + sign(t, jose.ES384, jose.JSONWebKey{Key: other, KeyID: "for encryption"}, s.said(nil), nil)}, 401},
-		"weak key":                        {[]string{"Bearer " + sign(t, jose.RS256, jose.JSONWebKey{Key: weak, KeyID: "weak"}, s.said(nil), nil)}, 401},
-		"public key as a secret":          {[]string{"Bearer " + sign(t, jose.HS256, jose.JSONWebKey{Key: asPEM, KeyID: "rsa"}, s.said(nil), nil)}, 401},
-		"public key as a secret, DER":     {[]string{"Bearer " + sign(t, jose.HS512, jose.JSONWebKey{Key: public, KeyID: "rsa"}, s.said(nil), nil)}, 401},
-		"secret of the keys":              {[]string{"Bearer " + sign(t, jose.HS256, jose.JSONWebKey{Key: secret, KeyID: "secret"}, s.said(nil), nil)}, 401},
-		"alg of another kind of key":      {[]string{"Bearer " + encoded(claims{"alg": "RS256", "kid": "one"}) + "." + parts[1] + "." + parts[2]}, 401},
-		"jku":                             {[]string{header(map[jose.HeaderKey]any{"jku": hostile.URL})}, 401},
-		"x5u":                             {[]string{header(map[jose.HeaderKey]any{"x5u": hostile.URL})}, 401},
-		"jwk":                             {[]string{"Bearer " + signed(t, embedding, s.said(nil))}, 401},
-		"crit":                            {[]string{"Bearer " + sign(t, jose.ES384, one, s.said(nil), map[jose.HeaderKey]any{"crit": []string{"x"}, "x": 1})}, 401},
-		"crit b64":                        {[]string{"Bearer " + sign(t, jose.ES384, one, s.said(nil), map[jose.HeaderKey]any{"crit": []string{"b64"}, "b64": true})}, 401},
-		"wrong issuer":                    {with(claims{"iss": s.URL + "/"}), 401},
-		"no issuer":                       {with(claims{"iss": nil}), 401},
-		"wrong audience":                  {with(claims{"aud": audience + "/"}), 401},
-		"no audience":                     {with(claims{"aud": nil}), 401},
-		"audience that is no text":        {with(claims{"aud": []any{1, audience}}), 401},
-		"expired":                         {with(claims{"exp": s.now().Add(-time.Minute).Unix()}), 401},
-		"never expires":                   {with(claims{"exp": nil}), 401},
-		"expires in words":                {with(claims{"exp": "tomorrow"}), 401},
-		"expires beyond all numbers":      {with(claims{"exp": json.RawMessage("1e300")}), 401},
-		"not yet":                         {with(claims{"nbf": s.now().Add(61 * time.Second).Unix()}), 401},
-		"issued in the future":            {with(claims{"iat": s.now().Add(61 * time.Second).Unix()}), 401},
-		"nobody":                          {with(claims{"client_id": nil, "sub": nil}), 401},
-		"claims that are no object":       {[]string{"Bearer " + sign(t, jose.ES384, one, nil, nil)}, 401},
-		"scope that is no text":           {with(claims{"scope": 7}), 401},
-		"no scope":                        {with(claims{"scope": nil}), 403},
-		"no scope for exports":            {with(claims{"scope": "openid system/Patient.r system/Patient.cud"}), 403},
-		"a patient's":                     {with(claims{"scope": "system/*.rs patient/*.rs"}), 403},
-		"a user's":                        {with(claims{"scope": "system/*.rs user/Patient.read"}), 403},
-		"a user's in scp":                 {with(claims{"scp": []string{"user/Patient.read"}}), 403},
-		"a scope that has a query behind": {with(claims{"scope": "system/Observation.rs?category=laboratory"}), 403},
+	for name, authorization := range map[string]string{
+		"signature cut off":           "Bearer " + parts[0] + "." + parts[1] + ".",
+		"claims of another":           "Bearer " + parts[0] + "." + encoded(s.said(claims{"client_id": "x"})) + "." + parts[2],
+		"alg none":                    "Bearer " + encoded(claims{"alg": "none"}) + "." + parts[1] + ".",
+		"alg None with a signature":   "Bearer " + encoded(claims{"alg": "None", "kid": "one"}) + "." + parts[1] + "." + parts[2],
+		"no alg":                      "Bearer " + encoded(claims{"kid": "one"}) + "." + parts[1] + "." + parts[2],
+		"wrong key":                   header(nil),
+		"wrong key, no kid":           "Bearer " + sign(t, jose.ES384, other, s.said(nil), nil),
+		"unknown kid":                 "Bearer " + sign(t, jose.ES384, jose.JSONWebKey{Key: s.key, KeyID: "two"}, s.said(nil), nil),
+		"key for encryption":          "Bearer " + sign(t, jose.ES384, jose.JSONWebKey{Key: other, KeyID: "for encryption"}, s.said(nil), nil),
+		"weak key":                    "Bearer " + sign(t, jose.RS256, jose.JSONWebKey{Key: weak, KeyID: "weak"}, s.said(nil), nil),
+		"public key as a secret":      "Bearer " + sign(t, jose.HS256, jose.JSONWebKey{Key: asPEM, KeyID: "rsa"}, s.said(nil), nil),
+		"public key as a secret, DER": "Bearer " + sign(t, jose.HS512, jose.JSONWebKey{Key: public, KeyID: "rsa"}, s.said(nil), nil),
+		"secret of the keys":          "Bearer " + sign(t, jose.HS256, jose.JSONWebKey{Key: secret, KeyID: "secret"}, s.said(nil), nil),
+		"alg of another kind of key":  "Bearer " + encoded(claims{"alg": "RS256", "kid": "one"}) + "." + parts[1] + "." + parts[2],
+		"jku":                         header(map[jose.HeaderKey]any{"jku": hostile.URL}),
+		"x5u":                         header(map[jose.HeaderKey]any{"x5u": hostile.URL}),
+		"jwk":                         "Bearer " + signed(t, embedding, s.said(nil)),
+		"crit":                        "Bearer " + sign(t, jose.ES384, one, s.said(nil), map[jose.HeaderKey]any{"crit": []string{"x"}, "x": 1}),
+		"crit b64":                    "Bearer " + sign(t, jose.ES384, one, s.said(nil), map[jose.HeaderKey]any{"crit": []string{"b64"}, "b64": true}),
+		"claims that are no object":   "Bearer " + sign(t, jose.ES384, one, nil, nil),
 	} {
-		if _, got := authorize(t, authorizer, row.authorization...); got != row.want {
-			t.Errorf("%s: got %d, want %d", name, got, row.want)
+		if _, got := authorize(t, authorizer, authorization); got != http.StatusUnauthorized {
+			t.Errorf("%s: got %d, want 401", name, got)
 		}
 	}
 	if _, got := authorize(t, authorizer, "Bearer "+right); got != http.StatusOK {
@@ -159,6 +122,67 @@ func TestJWTRefusesTokensThatDoNotHold(t *testing.T) {
 	pinned := s.authorizer(t, func(c *auth.Config) { c.Algorithms = []string{"ES384"} })
 	if _, got := authorize(t, pinned, "Bearer "+sign(t, jose.RS256, jose.JSONWebKey{Key: strong, KeyID: "rsa"}, s.said(nil), nil)); got != 401 {
 		t.Errorf("by RSA where it is not allowed: got %d", got)
+	}
+}
+
+func TestJWTRefusesWhatIsNoToken(t *testing.T) {
+	s := newIssuer(t)
+	right, authorizer := s.token(t, nil), s.authorizer(t, nil)
+	for name, authorization := range map[string][]string{
+		"none":                   nil,
+		"empty":                  {""},
+		"scheme alone":           {"Bearer"},
+		"scheme and blanks":      {"Bearer   "},
+		"another scheme":         {"Basic dTpw"},
+		"token without a scheme": {right},
+		"two tokens":             {"Bearer " + right + " " + right},
+		"two headers":            {"Bearer " + right, "Bearer " + right},
+		"a list":                 {"Bearer " + right + ", Bearer " + right},
+		"garbage":                {"Bearer garbage"},
+		"dots":                   {"Bearer .."},
+		"control characters":     {"Bearer a\x00b"},
+		"endless":                {"Bearer " + right + strings.Repeat("A", 1<<15)},
+		"five parts":             {"Bearer " + right + ".x.y"},
+	} {
+		if _, got := authorize(t, authorizer, authorization...); got != http.StatusUnauthorized {
+			t.Errorf("%s: got %d, want 401", name, got)
+		}
+	}
+	if got := s.count("/jwks"); got != 0 {
+		t.Errorf("the keys were fetched %d times for what is no token", got)
+	}
+}
+
+func TestJWTRefusesTokensByTheirClaims(t *testing.T) {
+	s := newIssuer(t)
+	authorizer := s.authorizer(t, nil)
+	for name, row := range map[string]struct {
+		change claims
+		want   int
+	}{
+		"wrong issuer":                    {claims{"iss": s.URL + "/"}, 401},
+		"no issuer":                       {claims{"iss": nil}, 401},
+		"wrong audience":                  {claims{"aud": audience + "/"}, 401},
+		"no audience":                     {claims{"aud": nil}, 401},
+		"audience that is no text":        {claims{"aud": []any{1, audience}}, 401},
+		"expired":                         {claims{"exp": s.now().Add(-time.Minute).Unix()}, 401},
+		"never expires":                   {claims{"exp": nil}, 401},
+		"expires in words":                {claims{"exp": "tomorrow"}, 401},
+		"expires beyond all numbers":      {claims{"exp": json.RawMessage("1e300")}, 401},
+		"not yet":                         {claims{"nbf": s.now().Add(61 * time.Second).Unix()}, 401},
+		"issued in the future":            {claims{"iat": s.now().Add(61 * time.Second).Unix()}, 401},
+		"nobody":                          {claims{"client_id": nil, "sub": nil}, 401},
+		"scope that is no text":           {claims{"scope": 7}, 401},
+		"no scope":                        {claims{"scope": nil}, 403},
+		"no scope for exports":            {claims{"scope": "openid system/Patient.r system/Patient.cud"}, 403},
+		"a patient's":                     {claims{"scope": "system/*.rs patient/*.rs"}, 403},
+		"a user's":                        {claims{"scope": "system/*.rs user/Patient.read"}, 403},
+		"a user's in scp":                 {claims{"scp": []string{"user/Patient.read"}}, 403},
+		"a scope that has a query behind": {claims{"scope": "system/Observation.rs?category=laboratory"}, 403},
+	} {
+		if _, got := authorize(t, authorizer, "Bearer "+s.token(t, row.change)); got != row.want {
+			t.Errorf("%s: got %d, want %d", name, got, row.want)
+		}
 	}
 }
 

@@ -20,7 +20,9 @@ func rotate(t *testing.T, s *issuer, kid string) func() string {
 	t.Helper()
 	key := newKey(t)
 	s.with(func() { s.keys = []jose.JSONWebKey{{Key: key.Public(), KeyID: kid}} })
-	return func() string { return "Bearer " + sign(t, jose.ES384, jose.JSONWebKey{Key: key, KeyID: kid}, s.said(nil), nil) }
+	return func() string {
+		return "Bearer " + sign(t, jose.ES384, jose.JSONWebKey{Key: key, KeyID: kid}, s.said(nil), nil)
+	}
 }
 
 func TestKeysAreFetchedAgainForATokenOfANewOne(t *testing.T) {
