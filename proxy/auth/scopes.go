@@ -15,7 +15,7 @@ func ParseScopes(value string) Scopes {
 	scopes := Scopes{}
 	for scope := range strings.FieldsSeq(value) {
 		resource, rights, ok := strings.Cut(strings.TrimPrefix(scope, "system/"), ".")
-		if ok && strings.HasPrefix(scope, "system/") && searches(rights) {
+		if ok && resource != "" && strings.HasPrefix(scope, "system/") && searches(rights) {
 			scopes[resource] = true
 		}
 	}
