@@ -58,9 +58,9 @@ func (p *Proxy) manifest(w http.ResponseWriter, r *http.Request, job *state.Job,
 	address := func(file state.File) string { return links[file.Name] }
 	var body []byte
 	if page == 0 {
-		body, err = state.EncodeManifest(job, files, address)
+		body, err = state.EncodeManifest(job, files, false, address)
 	} else {
-		body, err = state.EncodePage(job, page, files, address, nextPage(job, page))
+		body, err = state.EncodePage(job, page, files, false, address, nextPage(job, page))
 	}
 	if err != nil {
 		p.refuse(w, r, err)

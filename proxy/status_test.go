@@ -264,7 +264,7 @@ func TestStatusOfAFailedJob(t *testing.T) {
 	job.Status, job.Failure = state.Failed, &state.Failure{Status: 500, Code: "incomplete", Text: "rows are missing"}
 	h.addJob(job, twoFiles)
 	checkOutcome(t, h.ask(http.MethodGet, h.base+"/$export-status/0b6a"), http.StatusInternalServerError, "incomplete")
-	checkOutcome(t, h.ask(http.MethodGet, h.base+"/$export-file/0b6a/Patient.1.ndjson"), http.StatusNotFound, "not-found")
+	checkOutcome(t, h.ask(http.MethodGet, h.file("0b6a", "Patient.1.ndjson")), http.StatusNotFound, "not-found")
 }
 
 func TestUnknownJobsAreNotFound(t *testing.T) {
@@ -281,12 +281,12 @@ func TestUnknownJobsAreNotFound(t *testing.T) {
 		{"GET", "/$export-status/0b6a%2F1"},
 		{"GET", "/$export-status/old"},
 		{"DELETE", "/$export-status/old"},
-		{"GET", "/$export-file/old/Patient.1.ndjson"},
-		{"GET", "/$export-file/x/Patient.1.ndjson"},
-		{"GET", "/$export-file/0b6a/Patient.2.ndjson"},
-		{"GET", "/$export-file/0b6a/manifest.json"},
-		{"GET", "/$export-file/0b6a/..%2FPatient.1.ndjson"},
-		{"GET", "/$export-file/0b6a/%2e%2e"},
+		{"GET", strings.TrimPrefix(h.file("old", "Patient.1.ndjson"), h.base)},
+		{"GET", strings.TrimPrefix(h.file("x", "Patient.1.ndjson"), h.base)},
+		{"GET", strings.TrimPrefix(h.file("0b6a", "Patient.2.ndjson"), h.base)},
+		{"GET", strings.TrimPrefix(h.file("0b6a", "manifest.json"), h.base)},
+		{"GET", strings.TrimPrefix(h.file("0b6a", "..%2FPatient.1.ndjson"), h.base)},
+		{"GET", strings.TrimPrefix(h.file("0b6a", "%2e%2e"), h.base)},
 	} {
 		t.Run(test.method+test.path, func(t *testing.T) {
 			checkOutcome(t, h.ask(test.method, h.base+test.path), http.StatusNotFound, "not-found")
@@ -304,5 +304,5 @@ func TestDeleteEndsAJobAtOnce(t *testing.T) {
 	checkOutcome(t, h.ask(http.MethodDelete, address), http.StatusAccepted, "informational")
 	checkOutcome(t, h.ask(http.MethodDelete, address), http.StatusNotFound, "not-found")
 	checkOutcome(t, h.ask(http.MethodGet, address), http.StatusNotFound, "not-found")
-	checkOutcome(t, h.ask(http.MethodGet, h.base+"/$export-file/0b6a/Patient.1.ndjson"), http.StatusNotFound, "not-found")
+	checkOutcome(t, h.ask(http.MethodGet, h.file("0b6a", "Patient.1.ndjson")), http.StatusNotFound, "not-found")
 }

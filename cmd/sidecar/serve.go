@@ -128,7 +128,13 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	if err != nil {
 		return nil, err
 	}
-	if s.handler, err = newProxy(c, client, s.exporter, s.store, bucket, writes, log, frontMetrics); err != nil {
+	linkKey := []byte(c.LinkKey)
+	if len(linkKey) == 0 {
+		if linkKey, err = s.store.LinkKey(ctx); err != nil {
+			return nil, fmt.Errorf("key of the links: %w", err)
+		}
+	}
+	if s.handler, err = newProxy(c, client, s.exporter, s.store, bucket, writes, log, frontMetrics, linkKey); err != nil {
 		return nil, err
 	}
 	registry := prometheus.NewRegistry()
@@ -139,7 +145,7 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 }
 
 func newProxy(
-	c *config, client *fhir.Client, engine *exporter.Exporter, store *state.Store, bucket blob.Bucket, writes *proxy.Writes, log *slog.Logger, metrics *proxy.Metrics,
+	c *config, client *fhir.Client, engine *exporter.Exporter, store *state.Store, bucket blob.Bucket, writes *proxy.Writes, log *slog.Logger, metrics *proxy.Metrics, linkKey []byte,
 ) (http.Handler, error) {
 	upstream, err := fhir.ParseBase(c.Upstream)
 	if err != nil {
@@ -148,7 +154,7 @@ func newProxy(
 	cfg := proxy.Config{
 		Upstream: upstream, UpstreamHost: c.UpstreamHost, ForwardHeaders: c.ForwardHeaders, Intercept: c.Intercept,
 		Client: client, Exports: engine, Stages: engine, Jobs: store, Bucket: bucket, Links: c.Links, LinkLifetime: c.LinkLifetime, Writes: writes, Log: log, Metrics: metrics,
-		TypesOf: c.typesOf, MaxFileBytes: c.MaxFileBytes,
+		LinkKey: linkKey, TypesOf: c.typesOf, MaxFileBytes: c.MaxFileBytes,
 	}
 	if c.PublicURL != "" {
 		if cfg.PublicBase, err = fhir.ParseBase(c.PublicURL); err != nil {
