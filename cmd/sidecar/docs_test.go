@@ -221,13 +221,16 @@ func TestExampleConfigurationExplainsEachSetting(t *testing.T) {
 // emptyLists makes an empty list the same as none.
 func emptyLists(c *config) config {
 	out := *c
-	for _, list := range []*[]string{&out.ForwardHeaders, &out.TrustedProxies} {
+	for _, list := range []*[]string{&out.ForwardHeaders, &out.TrustedProxies, &out.Auth.Algorithms} {
 		if len(*list) == 0 {
 			*list = nil
 		}
 	}
 	if len(out.Accounts) == 0 {
 		out.Accounts = nil
+	}
+	if len(out.Auth.Clients) == 0 {
+		out.Auth.Clients = nil
 	}
 	return out
 }
