@@ -34,7 +34,7 @@ func documents(t *testing.T) map[string]string {
 		if err != nil {
 			return err
 		}
-		if entry.IsDir() && strings.HasPrefix(entry.Name(), ".") && path != top {
+		if entry.IsDir() && (strings.HasPrefix(entry.Name(), ".") || entry.Name() == "node_modules") && path != top {
 			return fs.SkipDir
 		}
 		if strings.HasSuffix(path, ".md") {
