@@ -1,8 +1,15 @@
 package main
 
 import (
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"sidecar/exporter/fhir/fhirtest"
 )
 
 // Ensure all that is wrong with who may export is said at once, with its lines.
@@ -43,6 +50,39 @@ func TestAuthFaultsAreFoundTogether(t *testing.T) {
 	} {
 		if _, err := load(t, "upstream: http://a/fhir\nauth:\n  "+text+"\n"); err != nil {
 			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
+// Ensure check asks the identity server for what the mode needs, and says where to look when it does not get it.
+func TestCheckAsksTheIdentityServer(t *testing.T) {
+	issuer := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answer := map[string]string{ // the key is that of RFC 8037
+			"/keys":       `{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}`,
+			"/introspect": `{"active":false}`,
+		}[r.URL.Path]
+		if answer == "" {
+			w.WriteHeader(http.StatusNotFound)
+		}
+		_, _ = w.Write([]byte(answer))
+	}))
+	t.Cleanup(issuer.Close)
+	_, upstream := newSample(t, fhirtest.Plain(), 5)
+	for settings, want := range map[string]string{
+		"mode: jwt\n  issuer: ISSUER\n  audience: fhir\n  jwks_url: ISSUER/keys":                             "ok    identity server: 1 keys of the issuer, kept for 5m0s\n",
+		"mode: jwt\n  issuer: ISSUER\n  audience: fhir":                                                      "FAULT identity server: discovery: status 404: check the settings under auth\n",
+		"mode: introspection\n  introspection_url: ISSUER/introspect\n  client_id: a\n  client_secret: b":    "ok    identity server: it says of a made-up token that it does not hold\n",
+		"mode: introspection\n  introspection_url: ISSUER/introspection\n  client_id: a\n  client_secret: b": "FAULT identity server: status 404: check the settings under auth\n",
+		"mode: jwt\n  issuer: ISSUER\n  audience: fhir\n  jwks_url: ISSUER/keys\n  ca_file: /nowhere/at/all": "FAULT identity server: read certificates of auth.ca_file: open /nowhere/at/all: no such file or directory: check the settings under auth\n",
+	} {
+		file := filepath.Join(t.TempDir(), "config.yaml")
+		text := "upstream: " + upstream + "\nauth:\n  " + strings.ReplaceAll(settings, "ISSUER", issuer.URL) + "\n"
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := checked(t, "-config", file, "-data", t.TempDir())
+		if !strings.Contains(got, want) || errors.Is(err, errCheck) != strings.HasPrefix(want, "FAULT") {
+			t.Errorf("%q: %v, no line %q in\n%s", settings, err, want, got)
 		}
 	}
 }
