@@ -164,10 +164,12 @@ func runConformance(t *testing.T, column *conformance.Column, upstream http.Hand
 	t.Cleanup(front.Close)
 	config := settings{
 		"upstream_auth": settings{"header": settings{"name": "Authorization", "value": "Bearer " + sidecarToken}},
-		"max_running":   8, "allow_partial": true, "trusted_proxies": []string{"127.0.0.0/8"},
+		"max_running":   8, "allow_partial": true, "trusted_proxies": []string{"127.0.0.0/8"}, "manifest_page_rows": 20,
 	}
 	shortLived := maps.Clone(config)
-	config["writes_pass_here"], shortLived["retention"] = true, "3s"
+	shortLived["retention"] = "6s"
+	// The suite writes by the sidecar, and both servers show what they have answered: no page of a manifest has to wait.
+	config["writes_pass_here"], config["settle"] = true, "1ms"
 	s := startSidecar(t, front.URL+"/fhir", config)
 	terminator, roots := terminateTLS(t, s.base)
 	server := conformance.Server{

@@ -27,6 +27,7 @@ type lane struct {
 	groups     []*subject
 	round      int // of dice; a transaction writes no resource twice
 	made       int // resources made here; each gets an id of its own
+	did        map[string]int
 	written    int // each body gets a text of its own: HAPI makes no version of an update without a change
 }
 
@@ -36,23 +37,28 @@ type change struct {
 	body json.RawMessage
 }
 
-// next rolls the dice for one write, or in one round of a hundred, soon after the start for the first lane, for those of a
-// transaction of 50 to 200: then many is true.
+// next rolls the dice for one write, in one round of twenty for a burst of up to 20 at the same time, and in one of a hundred,
+// soon after the start for the first lane, for those of a transaction of 50 to 200: then many is true.
 func (l *lane) next() (changes []change, many bool, err error) {
 	l.round++
-	if l.round%100 != 10+20*l.number {
-		one, err := l.single()
-		return []change{one}, false, err
+	size := 1
+	switch {
+	case l.round%100 == 10+20*l.number:
+		size, many = 50+l.random.IntN(151), true
+		changes = []change{l.create()} // which makes the answer tell the time
+		l.did["transactions"]++
+	case l.round%20 == 3+4*l.number:
+		size = 5 + l.random.IntN(16)
+		l.did["bursts"]++
 	}
-	changes = []change{l.create()} // which makes the answer tell the time
-	for size := 50 + l.random.IntN(151); len(changes) < size; {
+	for len(changes) < size {
 		one, err := l.single()
 		if err != nil {
-			return nil, true, err
+			return nil, many, err
 		}
 		changes = append(changes, one)
 	}
-	return changes, true, nil
+	return changes, many, nil
 }
 
 func (l *lane) single() (change, error) {
@@ -88,6 +94,7 @@ func (l *lane) pick(from []*subject) int {
 }
 
 func (l *lane) create() change {
+	l.did["creations"]++
 	l.made++
 	id := fmt.Sprintf("written-%d-%d", l.number, l.made)
 	patient := l.patients[l.random.IntN(len(l.patients))]
@@ -114,6 +121,7 @@ func (l *lane) update(s *subject) (change, error) {
 	if err := json.Unmarshal(s.body, &fields); err != nil {
 		return change{}, fmt.Errorf("decode %s: %w", s.key, err)
 	}
+	l.did["updates"]++
 	l.written++
 	fields["language"] = row(`"x-%d-%d"`, l.number, l.written)
 	if l.random.IntN(8) == 0 && strings.HasPrefix(string(fields["subject"]), `{"reference":"Patient/`) {
@@ -148,6 +156,7 @@ func (l *lane) swapMember(fields map[string]json.RawMessage) error {
 }
 
 func (l *lane) remove(place int) change {
+	l.did["deletions"]++
 	s := l.live[place]
 	l.live = slices.Delete(l.live, place, place+1)
 	l.gone = append(l.gone, s)
@@ -156,6 +165,7 @@ func (l *lane) remove(place int) change {
 
 // bringBack makes a deleted resource again under its id.
 func (l *lane) bringBack(place int) (change, error) {
+	l.did["re-creations"]++
 	s := l.gone[place]
 	l.gone = slices.Delete(l.gone, place, place+1)
 	l.live = append(l.live, s)

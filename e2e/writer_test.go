@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -44,7 +45,7 @@ func newWriter(t *testing.T, server *hapiServer) *writer {
 	t.Logf("writer: E2E_SEED=%d", seed)
 	w := &writer{server: server, ledger: &ledger{stamps: map[string]map[int]stamp{}}}
 	for number := range lanes {
-		l := &lane{number: number, random: rand.New(rand.NewPCG(seed, uint64(number)))}
+		l := &lane{number: number, random: rand.New(rand.NewPCG(seed, uint64(number))), did: map[string]int{}}
 		for position := range server.data.patients {
 			l.patients = append(l.patients, server.data.patient(position))
 		}
@@ -137,13 +138,42 @@ func (s *stint) run(t *testing.T, l *lane, rate float64) error {
 		if many {
 			err = s.w.transaction(t, base, changes)
 		} else {
-			err = s.w.write(t, base, changes[0])
+			next = next.Add(time.Duration(float64(len(changes)-1) / rate * float64(time.Second))) // a burst counts as its writes
+			err = s.w.burst(t, base, changes)
 		}
 		if err != nil {
 			return err
 		}
 		s.writes.Add(1)
 		s.rows.Add(int64(len(changes)))
+	}
+}
+
+// burst makes single writes of different resources at the same time.
+func (w *writer) burst(t *testing.T, base string, changes []change) error {
+	errs := make([]error, len(changes))
+	var writes sync.WaitGroup
+	for i, c := range changes {
+		writes.Go(func() { errs[i] = w.write(t, base, c) })
+	}
+	writes.Wait()
+	return errors.Join(errs...)
+}
+
+// did adds up what the lanes did, by kind, and fails the test where one kind never came. No stint may be at work.
+func (w *writer) did(t *testing.T) {
+	t.Helper()
+	sum := map[string]int{}
+	for _, l := range w.lanes {
+		for kind, n := range l.did {
+			sum[kind] += n
+		}
+	}
+	t.Logf("writer: %v", sum)
+	for _, kind := range []string{"creations", "updates", "deletions", "re-creations", "bursts", "transactions"} {
+		if sum[kind] == 0 {
+			t.Errorf("writer: no %s", kind)
+		}
 	}
 }
 

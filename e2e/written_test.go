@@ -38,6 +38,7 @@ func TestWriter(t *testing.T) {
 			r.equalExport(t, "20/s, "+level.name, runs[0], r.wanted(t, level.path, runs[0]))
 		})
 	}
+	w.did(t)
 }
 
 // underWriter is an export during which a writer was at work.

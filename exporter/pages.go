@@ -28,8 +28,7 @@ func (r *run) readPages(ctx context.Context) error {
 		if err := r.crawl(ctx, among(types)); err != nil {
 			return err
 		}
-		// What is shown is not looked at again: nothing is as long as the repair looks back for writes that showed late.
-		if read = append(read, types); time.Now().Before(r.readAt.Add(r.repairSpan())) {
+		if read = append(read, types); time.Now().Before(r.readAt.Add(r.lateSpan())) {
 			continue
 		}
 		for _, types := range read {
@@ -43,6 +42,16 @@ func (r *run) readPages(ctx context.Context) error {
 		read = nil
 	}
 	return nil
+}
+
+// lateSpan is how long after T nothing is shown: what is shown is not looked at again, so that writes that show late have to be
+// there. It is as long as the repair looks back for them; where all writes pass through the sidecar, those before T were waited
+// for, and the settle time is left to a server that shows an answered one late.
+func (r *run) lateSpan() time.Duration {
+	if r.Writes != nil {
+		return r.settleTime()
+	}
+	return r.repairSpan()
 }
 
 // among tells of a type whether it is one of some types.

@@ -2,6 +2,7 @@ package exporter_test
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -60,6 +61,40 @@ func (b *bubble) slow() {
 	b.link.hook = func(r *http.Request) {
 		<-time.After(time.Second)
 		hook(r)
+	}
+}
+
+// Ensure that a short export is shown in parts where all writes that it has to hold were waited for, and in one where some may
+// show late.
+func TestPagesOfAShortExport(t *testing.T) {
+	shown := []string{"Condition", "Encounter", "Observation", "Patient"}
+	for _, passHere := range []bool{true, false} {
+		t.Run(fmt.Sprintf("writes pass here %t", passHere), func(t *testing.T) {
+			t.Parallel()
+			edit := func(c *exporter.Config) {
+				if c.PageSize, c.Workers, c.PageRows = 20, 2, 60; passHere {
+					done := make(chan struct{})
+					close(done)
+					c.Writes = &heldWrites{done: done}
+				}
+			}
+			inBubble(t, fhirtest.HAPI(), edit, killData(t), func(t *testing.T, b *bubble) {
+				b.finish(b.kickOff(kickoffOf(state.System, "Patient"))) // the probes
+				want := b.snapshot()
+				maps.DeleteFunc(want, func(key, _ string) bool { return !slices.Contains(shown, strings.Split(key, "/")[0]) })
+				kickoff := kickoffOf(state.System, shown...)
+				kickoff.PartialManifests = true
+				kicked := time.Now()
+				job := b.finish(b.kickOff(kickoff))
+				same(t, b.rows(job), want)
+				if took := job.Finished.Sub(kicked); took > time.Minute {
+					t.Errorf("the export took %s", took)
+				}
+				if (len(job.Pages) > 1) != passHere {
+					t.Errorf("%d pages before the last one", len(job.Pages))
+				}
+			})
+		})
 	}
 }
 

@@ -65,6 +65,7 @@ type config struct {
 	Settle       time.Duration `yaml:"settle"`
 	GiveUp       time.Duration `yaml:"give_up"`
 	MaxFileBytes int64         `yaml:"max_file_bytes"`
+	PageRows     int64         `yaml:"manifest_page_rows"`
 	Manifest     state.Shape   `yaml:"manifest"`
 	Gzip         bool          `yaml:"gzip"`
 
@@ -131,6 +132,7 @@ func defaultConfig() *config {
 		Strategy:      exporter.StrategyAuto,
 		GiveUp:        exporter.DefaultGiveUp,
 		MaxFileBytes:  exporter.DefaultMaxFileBytes,
+		PageRows:      exporter.DefaultPageRows,
 		Manifest:      state.Shape3,
 
 		Referenced:     true,

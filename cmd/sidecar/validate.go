@@ -89,6 +89,7 @@ func (c *config) validateNumbers(found *faultList) {
 		{"workers", int64(c.Workers), 1, 64},
 		{"page_size", int64(c.PageSize), 0, 10000},
 		{"max_file_bytes", c.MaxFileBytes, 1 << 10, 2 << 30},
+		{"manifest_page_rows", c.PageRows, 1, 1_000_000_000},
 	} {
 		if number.value < number.least || number.value > number.most {
 			found.add(number.key, " must be from %d to %d", number.least, number.most)

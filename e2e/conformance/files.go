@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -60,9 +61,48 @@ func fileLines(c *check) {
 }
 
 func noFile(c *check) {
-	if a := c.get(c.patients().manifest.Output[0].URL + "x"); a.status < 400 {
+	own := c.patients().manifest.Output
+	if a := c.get(own[0].URL + "x"); a.status < 400 {
 		c.errorf("status %d, want 4xx or 5xx", a.status)
 	}
+	for _, other := range c.system().manifest.Output {
+		if slices.ContainsFunc(own, func(item item) bool { return lastOf(item.URL) == lastOf(other.URL) }) {
+			continue
+		}
+		// The name may be an address of the other file, but never one of something else.
+		a := c.get(strings.Replace(own[0].URL, lastOf(own[0].URL), lastOf(other.URL), 1))
+		if a.status < 400 && !bytes.Equal(a.body, c.system().files[other.URL].body) {
+			c.errorf("the name of another export's file: status %d, want 4xx or 5xx", a.status)
+		}
+		break
+	}
+	if c.has(needsShortLived) {
+		c.expiredFile()
+	}
+}
+
+// lastOf is the last part of an address' path.
+func lastOf(address string) string { return path.Base(before(address, "?")) }
+
+// expiredFile reads a file until it has expired, and a little longer.
+func (c *check) expiredFile() {
+	e, err := c.begin(c.ctx, kickoff{base: c.ShortLived, query: "_type=Patient"})
+	c.must(err)
+	c.must(c.await(c.ctx, e, ""))
+	c.complete(e)
+	file := e.manifest.Output[0].URL
+	if a := c.get(file); a.status != http.StatusOK {
+		c.errorf("a file before it expires: status %d, want 200", a.status)
+	}
+	at, err := http.ParseTime(e.last.header.Get("Expires"))
+	c.must(err)
+	for time.Now().Before(at.Add(5 * time.Second)) {
+		if a := c.get(file); a.status >= 400 {
+			return
+		}
+		c.must(pause(c.ctx, 500*time.Millisecond))
+	}
+	c.errorf("a file can be read five seconds after it has expired")
 }
 
 func newestOnly(c *check) {
