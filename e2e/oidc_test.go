@@ -34,6 +34,7 @@ func TestTokensOfAnIdentityServer(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			auth["mode"] = mode
+			auth["clients"] = []settings{{"id": other.ID, "groups": settings{"deny": []string{"demo-group"}}}}
 			s := startSidecar(t, startSample(t, 20).base, settings{"auth": auth})
 			token := func(client *oidcClient, scope string) string {
 				return client.token(t, issuer, auth["audience"].(string), scope)
@@ -51,6 +52,7 @@ func TestTokensOfAnIdentityServer(t *testing.T) {
 			}
 			s.expect(t, "the other client", http.MethodGet, statusURL, token(other, "system/*.rs"), http.StatusNotFound)
 			s.expect(t, "the other client", http.MethodDelete, statusURL, token(other, "system/*.rs"), http.StatusNotFound)
+			s.expect(t, "the other client", http.MethodGet, s.base+"/Group/demo-group/$export", token(other, "system/*.rs"), http.StatusForbidden)
 			s.expect(t, "fewer types", http.MethodGet, statusURL, token(warehouse, "system/Patient.rs"), http.StatusForbidden)
 			// A client comes back with another token, as these are short.
 			types := typesOf(s.downloadAs(t, token(warehouse, "system/*.rs"), statusURL))

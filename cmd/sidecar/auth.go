@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"sidecar/proxy"
 	"sidecar/proxy/auth"
 )
 
@@ -95,6 +96,15 @@ func (a *authConfig) validate(found *faultList) {
 func isWebAddress(address string) bool {
 	u, err := url.Parse(address)
 	return err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Host != "" && u.User == nil && u.Fragment == ""
+}
+
+// groupRules are the rules for clients by their names.
+func (a *authConfig) groupRules() map[string]proxy.GroupRule {
+	rules := map[string]proxy.GroupRule{}
+	for _, client := range a.Clients {
+		rules[client.ID] = proxy.GroupRule{Allow: client.Groups.Allow, Deny: client.Groups.Deny}
+	}
+	return rules
 }
 
 // newAuthorizer returns who judges clients, nil where that is the FHIR server or nobody, and says aloud what is risky.

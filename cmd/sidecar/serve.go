@@ -152,7 +152,7 @@ func newProxy(
 	cfg := proxy.Config{
 		Upstream: upstream, UpstreamHost: c.UpstreamHost, ForwardHeaders: c.ForwardHeaders, Intercept: c.Intercept,
 		Client: client, Exports: engine, Stages: engine, Jobs: store, Bucket: bucket, Links: c.Links, LinkLifetime: c.LinkLifetime, Writes: writes, Log: log, Metrics: metrics,
-		TypesOf: c.typesOf, MaxFileBytes: c.MaxFileBytes, AuthMode: c.Auth.Mode, Auth: authorizer,
+		TypesOf: c.typesOf, MaxFileBytes: c.MaxFileBytes, AuthMode: c.Auth.Mode, Auth: authorizer, GroupRules: c.Auth.groupRules(),
 	}
 	if c.PublicURL != "" {
 		if cfg.PublicBase, err = fhir.ParseBase(c.PublicURL); err != nil {
