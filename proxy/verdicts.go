@@ -21,18 +21,13 @@ const (
 	maxVerdicts = 20_000
 )
 
-// verdicts are what the server said of clients and types. It remembers a hash of the headers that it was asked with, never
-// these themselves.
+// verdicts remembers which clients the server let search which types, by a hash of the headers that it was asked with. What it
+// refused is asked again: the rules may have been changed for this client.
 type verdicts struct {
 	flights singleflight.Group
 
 	mu    sync.Mutex
-	known map[string]verdict
-}
-
-type verdict struct {
-	err   error
-	until time.Time
+	until map[string]time.Time
 }
 
 // of returns what the server says of a client and a type, and asks it by ask where that is not known. Those who want to know
@@ -40,17 +35,17 @@ type verdict struct {
 func (v *verdicts) of(ctx context.Context, client http.Header, typ string, ask func(ctx context.Context) error) error {
 	key := verdictKey(client, typ)
 	v.mu.Lock()
-	known, ok := v.known[key]
+	until := v.until[key]
 	v.mu.Unlock()
-	if ok && time.Now().Before(known.until) {
-		return known.err
+	if time.Now().Before(until) {
+		return nil
 	}
 	answer := v.flights.DoChan(key, func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*checkTimeout)
 		defer cancel()
 		err := ask(ctx)
-		if err == nil || isDenial(err) {
-			v.keep(key, err)
+		if err == nil {
+			v.keep(key)
 		}
 		return nil, err
 	})
@@ -62,17 +57,17 @@ func (v *verdicts) of(ctx context.Context, client http.Header, typ string, ask f
 	}
 }
 
-func (v *verdicts) keep(key string, err error) {
+func (v *verdicts) keep(key string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	now := time.Now()
-	if len(v.known) >= maxVerdicts {
-		maps.DeleteFunc(v.known, func(_ string, old verdict) bool { return !now.Before(old.until) })
+	if len(v.until) >= maxVerdicts {
+		maps.DeleteFunc(v.until, func(_ string, until time.Time) bool { return !now.Before(until) })
 	}
-	if v.known == nil || len(v.known) >= maxVerdicts { // too many that hold: they are asked again
-		v.known = map[string]verdict{}
+	if v.until == nil || len(v.until) >= maxVerdicts { // too many that hold: they are asked again
+		v.until = map[string]time.Time{}
 	}
-	v.known[key] = verdict{err, now.Add(verdictLifetime)}
+	v.until[key] = now.Add(verdictLifetime)
 }
 
 // verdictKey tells apart clients and types. No name or value can be taken for a part of another, since each has its length in
