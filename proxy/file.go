@@ -28,13 +28,9 @@ const (
 )
 
 // file answers a request for one output file.
-func (p *Proxy) file(w http.ResponseWriter, r *http.Request) {
+func (p *Proxy) file(w http.ResponseWriter, r *http.Request, job *state.Job) {
 	name := mux.Vars(r)["name"]
-	job, err := p.job(r)
-	if err == nil {
-		err = p.checkLink(r, job.ID, name)
-	}
-	if err != nil {
+	if err := p.mayRead(r, job, name); err != nil {
 		p.refuse(w, r, err)
 		return
 	}

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"time"
 
+	"sidecar/proxy/auth"
 	"sidecar/state"
 )
 
@@ -20,6 +21,12 @@ const (
 	linkMAC     = "mac"
 )
 
+// needsToken tells whether the files of an export need a token, as its status does. Those at which nobody has to come past
+// the sidecar cannot, and where status requests need none, files need none.
+func (p *Proxy) needsToken(kickoff *state.Kickoff) bool {
+	return p.Links != Signed && p.AuthMode != auth.None && (kickoff.Guarded || p.Auth != nil)
+}
+
 // link is where a client reads a file, and how long that works.
 func (p *Proxy) link(ctx context.Context, job *state.Job, file state.File, expires time.Time) (string, time.Time, error) {
 	if p.Links == Signed {
@@ -28,12 +35,15 @@ func (p *Proxy) link(ctx context.Context, job *state.Job, file state.File, expir
 			return link, dies, err
 		}
 	}
+	address := job.Kickoff.Base + "/$export-file/" + job.ID + "/" + url.PathEscape(file.Name)
+	if p.needsToken(&job.Kickoff) {
+		return address, expires, nil
+	}
 	dies := time.Now().Add(p.LinkLifetime)
 	if expires.Before(dies) {
 		dies = expires
 	}
 	dies = dies.Truncate(time.Second)
-	address := job.Kickoff.Base + "/$export-file/" + job.ID + "/" + url.PathEscape(file.Name)
 	return address + "?" + signLink(p.LinkKey, job.ID, file.Name, dies), dies, nil
 }
 
@@ -58,6 +68,18 @@ func fileMAC(key []byte, job, name, expires string) []byte {
 // errDeadLink is told to those whose link has died, or never was one.
 var errDeadLink = &refusal{
 	http.StatusForbidden, "forbidden", "this link has expired, or is not one of the export's: read the manifest again, which has fresh links",
+}
+
+// mayRead tells whether a request for a file is by a living link or, where files need a token, by the owner of the job.
+func (p *Proxy) mayRead(r *http.Request, job *state.Job, name string) error {
+	if !p.needsToken(&job.Kickoff) || r.URL.Query().Has(linkMAC) {
+		return p.checkLink(r, job.ID, name)
+	}
+	who, err := p.who(r)
+	if err == nil {
+		err = p.mayTouch(r, job, who)
+	}
+	return err
 }
 
 // checkLink tells whether a request has a living signature for a file.

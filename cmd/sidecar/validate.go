@@ -48,7 +48,8 @@ func (c *config) validate(found *faultList) {
 	if key := len(c.LinkKey); key > 0 && key < proxy.MinLinkKey {
 		found.add("link_key", " must have at least %d characters", proxy.MinLinkKey)
 	}
-	c.validateAuth(found)
+	c.Auth.validate(found)
+	c.validateUpstreamAuth(found)
 	c.validateNumbers(found)
 	c.validateChoices(found)
 	c.validateBucket(found)
@@ -67,7 +68,7 @@ func isAddress(address string) bool {
 	return err == nil && number >= 0 && number <= 65535
 }
 
-func (c *config) validateAuth(found *faultList) {
+func (c *config) validateUpstreamAuth(found *faultList) {
 	header, basic := &c.UpstreamAuth.Header, &c.UpstreamAuth.Basic
 	switch {
 	case found.found("upstream_auth.header.name") || found.found("upstream_auth.header.value"):
@@ -104,6 +105,7 @@ func (c *config) validateNumbers(found *faultList) {
 		least, most time.Duration
 	}{
 		{"settle", c.Settle, 0, time.Hour},
+		{"auth.leeway", c.Auth.Leeway, 0, 5 * time.Minute},
 		{"link_lifetime", c.LinkLifetime, time.Second, 7 * 24 * time.Hour},
 		{"retention", c.Retention, time.Second, 365 * 24 * time.Hour},
 		{"give_up", c.GiveUp, time.Second, 24 * time.Hour},
