@@ -163,7 +163,7 @@ func (p *product) audit(t *testing.T, e *engine, truth *ledger, job *state.Job, 
 		delete(gone, key)
 		delete(want, key)
 	}
-	if len(job.Kickoff.Associated) > 0 { // a Provenance that is gone has the compartment of its targets: TestDeletedProvenance
+	if len(job.Kickoff.Associated) > 0 { // which Provenance is named as deleted is decided by its targets, of which the ledger knows nothing
 		for _, keys := range []map[string]bool{gone, want} {
 			maps.DeleteFunc(keys, func(key string, _ bool) bool { return strings.HasPrefix(key, "Provenance/") })
 		}
