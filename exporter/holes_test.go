@@ -156,3 +156,25 @@ func TestSpoolOfAnEndedJobGoesWithTheNextStart(t *testing.T) {
 		}
 	})
 }
+
+// Ensure a row that the server leaves out is missed although another one has left its window since it was read, so that the server
+// counts no more than was met.
+func TestHoleBehindARowThatHasLeft(t *testing.T) {
+	var sample *fhirtest.Server
+	hide, changed := without("Obs-17"), false
+	c := cell{
+		server: fhirtest.Plain(), kickoff: ofObservations(), code: "incomplete", holes: 1, rows: 1, written: 29, reason: "incomplete",
+		fill: func(t *testing.T, s *fhirtest.Server) {
+			sample = s
+			thirtyRows(t)(s)
+		},
+		after: func(r *http.Request, page *bundle) int {
+			if !changed && observations(r) && page.has("Obs-3") {
+				changed = true
+				must(t, rewrite(sample, "Obs-3", 1))
+			}
+			return hide(r, page)
+		},
+	}
+	t.Run("plain", c.run)
+}

@@ -138,3 +138,40 @@ func TestPausesGrowAndDiffer(t *testing.T) {
 		}
 	})
 }
+
+// Ensure T itself belongs to an export, and what was written the least moment later to the next one alone.
+func TestWritesAtT(t *testing.T) {
+	for later, personality := range map[time.Duration]fhirtest.Personality{
+		500 * time.Microsecond: fhirtest.Aidbox(), time.Millisecond: fhirtest.Plain(), time.Second: fhirtest.Blaze(),
+	} {
+		t.Run(personality.Name, func(t *testing.T) {
+			t.Parallel()
+			inBubble(t, personality, smallPages, thirtyRows(t), func(t *testing.T, b *bubble) {
+				b.finish(b.kickOff(system())) // the probes are over
+				id := b.kickOff(system())
+				var at time.Time
+				for at.IsZero() {
+					<-time.After(100 * time.Millisecond)
+					job, err := b.store.Get(t.Context(), id)
+					must(t, err)
+					at = job.TransactionTime
+				}
+				must(t, b.sample.PutAt([]byte(`{"resourceType":"Condition","id":"at"}`), at))
+				must(t, b.sample.PutAt([]byte(`{"resourceType":"Condition","id":"later"}`), at.Add(later)))
+				want := b.snapshot()["Observation/Obs-3"]
+				must(t, b.sample.PutAt([]byte(`{"resourceType":"Observation","id":"Obs-3","language":"fr"}`), at.Add(later)))
+				first := b.rows(b.finish(id))
+				if first["Observation/Obs-3"] != want {
+					t.Error("what was changed after T is not as it was at T")
+				}
+				next := system()
+				next.Since = at
+				second := b.rows(b.finish(b.kickOff(next)))
+				if first["Condition/at"] == "" || first["Condition/later"] != "" || second["Condition/at"] != "" || second["Condition/later"] == "" {
+					t.Errorf("in the first export at T %t, later %t, in the next one %t, %t", first["Condition/at"] != "",
+						first["Condition/later"] != "", second["Condition/at"] != "", second["Condition/later"] != "")
+				}
+			})
+		})
+	}
+}

@@ -111,6 +111,16 @@ func (r *run) plan(ctx context.Context) error {
 
 // types are the types that this job reads.
 func (r *run) types(ctx context.Context) ([]string, error) {
+	types, err := r.typesAsked(ctx)
+	return r.withoutWithheld(types), err
+}
+
+// withoutWithheld leaves out the types that the client may not read.
+func (r *run) withoutWithheld(types []string) []string {
+	return slices.DeleteFunc(slices.Clone(types), func(typ string) bool { return slices.Contains(r.job.Kickoff.Withheld, typ) })
+}
+
+func (r *run) typesAsked(ctx context.Context) ([]string, error) {
 	if r.cohort != nil && len(r.cohort.patients) == 0 { // exports nothing, and nothing is asked for it
 		if slices.Contains(r.job.Kickoff.Types, "Group") {
 			return []string{"Group"}, nil

@@ -45,7 +45,7 @@ func (r *run) splitTypes(ctx context.Context) (searched, referenced []string, er
 		return nil, nil, err
 	}
 	if !r.WithoutReferenced {
-		referenced = Referenced(r.job.Kickoff.Level, statement)
+		referenced = r.withoutWithheld(Referenced(r.job.Kickoff.Level, statement))
 	}
 	if named := r.job.Kickoff.Types; len(named) > 0 {
 		referenced = slices.DeleteFunc(referenced, func(typ string) bool { return !slices.Contains(named, typ) })

@@ -3,6 +3,7 @@ package exporter_test
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -93,6 +94,35 @@ func TestReferencedResourcesAndProvenance(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// Ensure types that are withheld are no part of an export: not as what is read, not as what is referred to, not as Provenance
+// and not as deletions.
+func TestWithheldTypes(t *testing.T) {
+	for name, kickoff := range map[string]state.Kickoff{"group": groupOf("g"), "system": system()} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, fhirtest.Plain(), smallPages, ward(t), func(t *testing.T, b *bubble) {
+				kickoff.Withheld = []string{"Observation", "Practitioner", "Provenance"}
+				first := b.finish(b.kickOff(kickoff))
+				rows := b.rows(first)
+				for key := range rows {
+					if typ, _, _ := strings.Cut(key, "/"); slices.Contains(kickoff.Withheld, typ) {
+						t.Errorf("the export holds %s", key)
+					}
+				}
+				if rows["Patient/p1"] == "" || rows["Medication/pill"] == "" {
+					t.Errorf("%d rows: what is not withheld is missing", len(rows))
+				}
+				<-time.After(time.Minute)
+				must(t, b.sample.Delete("Observation", "o1"), b.sample.Delete("MedicationRequest", "m1"))
+				<-time.After(time.Minute)
+				kickoff.Since = first.TransactionTime
+				if got := b.deleted(b.finish(b.kickOff(kickoff))); !slices.Equal(got, []string{"MedicationRequest/m1"}) {
+					t.Errorf("deleted: %q", got)
+				}
+			})
+		})
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/gorilla/mux"
 
 	"sidecar/exporter/fhir"
+	"sidecar/state"
 )
 
 // Headers that pass between a client and the server when an attachment is read. The client's own credentials and cookies do
@@ -22,14 +23,10 @@ var (
 
 // attachment answers a request for a Binary that an exported Attachment names. The link itself is the permission, so the server
 // is asked with the sidecar's own credentials, and for nothing but what was signed.
-func (p *Proxy) attachment(w http.ResponseWriter, r *http.Request) {
-	job, err := p.job(r)
+func (p *Proxy) attachment(w http.ResponseWriter, r *http.Request, job *state.Job) {
 	vars := mux.Vars(r)
-	if err == nil && !job.OpensAttachment(vars["mac"], vars["path"]) {
-		err = &refusal{http.StatusNotFound, "not-found", "this export has no such attachment"}
-	}
-	if err != nil {
-		p.refuse(w, r, err)
+	if !job.OpensAttachment(vars["mac"], vars["path"]) {
+		p.refuse(w, r, &refusal{http.StatusNotFound, "not-found", "this export has no such attachment"})
 		return
 	}
 	asks := http.Header{}

@@ -8,8 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"sidecar/exporter/fhir"
 	"sidecar/state"
 )
@@ -25,7 +23,7 @@ const (
 )
 
 // mayKickOff checks a kick-off against the server's statement, the bucket, and the upstream's own rules for this client.
-func (p *Proxy) mayKickOff(r *http.Request, kickoff *state.Kickoff, prefer preferences) error {
+func (p *Proxy) mayKickOff(r *http.Request, kickoff *state.Kickoff, prefer preferences, who *asker) error {
 	ctx, cancel := context.WithTimeout(r.Context(), checkTimeout)
 	defer cancel()
 	statement, err := p.Client.Capabilities(ctx)
@@ -46,7 +44,7 @@ func (p *Proxy) mayKickOff(r *http.Request, kickoff *state.Kickoff, prefer prefe
 		p.Log.WarnContext(ctx, "kick-off refused: the bucket does not work", "error", err) // its address is not for clients
 		return &refusal{http.StatusServiceUnavailable, "transient", "the export files cannot be stored now; the sidecar's log says more"}
 	}
-	return p.checkAccess(ctx, kickoff, p.clientHeaders(r))
+	return p.narrow(ctx, r.Header, kickoff, statement, who)
 }
 
 // whyNoStatement says what to look at where the CapabilityStatement cannot be read.
@@ -154,7 +152,7 @@ func wrongTimes(kickoff *state.Kickoff, now time.Time) (wrong faults) {
 	return wrong
 }
 
-// clientHeaders are the headers by which the upstream knows this client. "Bearer" with nothing behind it is what some
+// clientHeaders are the headers by which the upstream knows this client. "Bearer" with nothing behind it, or nothing at all, is what some
 // clients send where no authorisation is configured.
 func (p *Proxy) clientHeaders(r *http.Request) http.Header {
 	headers := http.Header{}
@@ -163,45 +161,10 @@ func (p *Proxy) clientHeaders(r *http.Request) http.Header {
 			headers[http.CanonicalHeaderKey(name)] = values
 		}
 	}
-	if strings.EqualFold(strings.TrimSpace(headers.Get("Authorization")), "bearer") {
+	if said := strings.TrimSpace(headers.Get("Authorization")); said == "" || strings.EqualFold(said, "bearer") {
 		headers.Del("Authorization")
 	}
 	return headers
-}
-
-// checkAccess asks the upstream, as the client, for the Group and for one row of each type that is named.
-func (p *Proxy) checkAccess(ctx context.Context, kickoff *state.Kickoff, client http.Header) error {
-	types := slices.Clone(kickoff.Types)
-	if len(types) == 0 {
-		types = []string{"Patient"}
-	}
-	if len(kickoff.Associated) > 0 && !slices.Contains(types, "Provenance") {
-		types = append(types, "Provenance")
-	}
-	group, checkCtx := errgroup.WithContext(ctx)
-	group.SetLimit(checksAtOnce)
-	if kickoff.Level == state.Group {
-		group.Go(func() error { return p.checkGroup(checkCtx, kickoff.Group, client) })
-	}
-	for _, typ := range types {
-		group.Go(func() error {
-			if err := p.Client.MaySearch(checkCtx, typ, client); err != nil {
-				return orTimeout(ctx, upstreamRefusal(err, "a search of "+typ))
-			}
-			return nil
-		})
-	}
-	if len(kickoff.Patients) <= maxPatientReads {
-		for _, id := range kickoff.Patients {
-			group.Go(func() error {
-				if _, err := p.Client.MayRead(checkCtx, "Patient", id, client); err != nil {
-					return orTimeout(ctx, upstreamRefusal(err, "a Patient that is named in patient"))
-				}
-				return nil
-			})
-		}
-	}
-	return group.Wait()
 }
 
 // orTimeout replaces the error of a check that was cut off.

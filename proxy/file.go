@@ -47,12 +47,7 @@ func (p *Proxy) sign(ctx context.Context, job *state.Job, file state.File, expir
 }
 
 // file answers a request for one output file.
-func (p *Proxy) file(w http.ResponseWriter, r *http.Request) {
-	job, err := p.job(r)
-	if err != nil {
-		p.refuse(w, r, err)
-		return
-	}
+func (p *Proxy) file(w http.ResponseWriter, r *http.Request, job *state.Job) {
 	file, err := p.Jobs.File(r.Context(), job.ID, mux.Vars(r)["name"])
 	if err == nil && !job.Shows(file) {
 		err = state.ErrNotFound

@@ -17,12 +17,12 @@ const maxKickoffBody = 4 << 20
 
 // kickOff answers a kick-off request: parse, check, store, 202. Nothing slow happens before the 202, and nothing fails
 // after the job is stored. An empty shape leaves the manifest's form to the configuration.
-func (p *Proxy) kickOff(w http.ResponseWriter, r *http.Request, level state.Level, shape state.Shape) {
+func (p *Proxy) kickOff(w http.ResponseWriter, r *http.Request, level state.Level, shape state.Shape, who *asker) {
 	prefer := parsePrefer(r.Header)
 	kickoff, err := p.parseKickoff(w, r, level, prefer)
 	if err == nil {
 		kickoff.Shape = shape
-		err = p.mayKickOff(r, kickoff, prefer)
+		err = p.mayKickOff(r, kickoff, prefer, who)
 	}
 	var job *state.Job
 	if err == nil {

@@ -112,8 +112,20 @@ func refusals(t *testing.T, into map[string]answer) {
 
 	for name, status := range map[string]int{"401": 401, "403": 403, "410": 410, "400": 400, "500": 500} {
 		sample.Fail(fhirtest.Fault{Match: func(r *http.Request) bool { return r.URL.Path == "/fhir/Observation" }, Status: status, Times: 1})
-		into[name+" for a type"] = h.ask(http.MethodGet, h.base+"/$export?_type=Observation")
+		into[name+" for a type"] = h.ask(http.MethodGet, h.base+"/$export?_type=Observation", "Authorization", "Bearer "+name)
 	}
+	part, gated := newFHIRHouse(t, asSidecar(t))
+	gated.Gate = gate
+	into["part of a type"] = part.ask(http.MethodGet, part.base+"/$export?_type=Observation", "Authorization", bearer("c", "part"))
+	tokens, _ := newFHIRHouse(t, judged)
+	into["no token"] = tokens.ask(http.MethodGet, tokens.base+"/$export")
+	into["token for less"] = tokens.ask(http.MethodGet, tokens.base+"/$export?_type=Observation", "Authorization", "Bearer narrow")
+	into["token for nothing here"] = tokens.ask(http.MethodGet, tokens.base+"/Patient/$export", "Authorization", "Bearer blind")
+	into["Group for others"] = tokens.ask(http.MethodGet, tokens.base+"/Group/forbidden-group/$export", "Authorization", "Bearer right")
+	mine := owned(t, judged)
+	into["status with a token for less"] = mine.ask(http.MethodGet, mine.base+"/$export-status/0b6a", "Authorization", "Bearer narrow")
+	mine = owned(t, nil)
+	into["status without credentials"] = mine.ask(http.MethodGet, mine.base+"/$export-status/0b6a")
 	old := metadataOf(t, "application/fhir+json",
 		`{"resourceType":"CapabilityStatement","fhirVersion":"3.0.2","rest":[{"mode":"server","resource":[{"type":"Patient","interaction":[{"code":"search-type"}]}]}]}`)
 	into["compartment of an old release"] = old.ask(http.MethodGet, old.base+"/Patient/$export")

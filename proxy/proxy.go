@@ -62,6 +62,8 @@ type Config struct {
 	AuthMode auth.Mode
 	// Auth judges them in the modes auth.JWT and auth.Introspection, and is nil in the others.
 	Auth auth.Authorizer
+	// GroupRules say of which Groups a client may have exports, by the client's name; AnyClient has the rule for the others.
+	GroupRules map[string]GroupRule
 	// Intercept false forwards everything, for a server that has $export itself.
 	Intercept bool
 
@@ -91,6 +93,7 @@ type Config struct {
 type Proxy struct {
 	Config
 	basePath string // of the upstream, decoded and without a slash at its end
+	verdicts verdicts
 	forward  http.Handler
 }
 
@@ -148,7 +151,7 @@ func (p *Proxy) routes() http.Handler {
 	}
 	kickOff := func(level state.Level, below string) {
 		as := func(shape state.Shape) http.HandlerFunc {
-			return func(w http.ResponseWriter, r *http.Request) { p.kickOff(w, r, level, shape) }
+			return p.asKicker(func(w http.ResponseWriter, r *http.Request, who *asker) { p.kickOff(w, r, level, shape, who) })
 		}
 		ours(below+export, map[string]http.HandlerFunc{http.MethodGet: as(""), http.MethodPost: as("")})
 		ours(below+exportV4, map[string]http.HandlerFunc{http.MethodPost: as(state.Shape4)}) // that version forbids GET
@@ -157,16 +160,16 @@ func (p *Proxy) routes() http.Handler {
 	kickOff(state.Patient, "/Patient/")
 	kickOff(state.Group, "/Group/{group:[^/]+}/")
 	ours("/"+exportStatus+"/{job:[^/]+}{slash:/?}", map[string]http.HandlerFunc{
-		http.MethodGet:    p.status,
-		http.MethodDelete: p.cancel,
+		http.MethodGet:    p.asOwner(p.status),
+		http.MethodDelete: p.asOwner(p.cancel),
 	})
 	ours("/"+exportFile+"/{job:[^/]+}/{name:[^/]+}", map[string]http.HandlerFunc{
-		http.MethodGet:  p.file,
-		http.MethodHead: p.file,
+		http.MethodGet:  p.byLink(p.file),
+		http.MethodHead: p.byLink(p.file),
 	})
 	ours("/"+exportAttach+"/{job:[^/]+}/{mac:[^/]+}/{path:.+}", map[string]http.HandlerFunc{
-		http.MethodGet:  p.attachment,
-		http.MethodHead: p.attachment,
+		http.MethodGet:  p.byLink(p.attachment),
+		http.MethodHead: p.byLink(p.attachment),
 	})
 	router.Path(p.basePath+"/metadata").Methods(http.MethodGet, http.MethodHead).Handler(p.newStatementForwarder())
 	router.NotFoundHandler, router.MethodNotAllowedHandler = p.forward, p.forward

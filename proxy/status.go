@@ -23,12 +23,7 @@ const (
 )
 
 // status answers a status request.
-func (p *Proxy) status(w http.ResponseWriter, r *http.Request) {
-	job, err := p.job(r)
-	if err != nil {
-		p.refuse(w, r, err)
-		return
-	}
+func (p *Proxy) status(w http.ResponseWriter, r *http.Request, job *state.Job) {
 	page, err := pageOf(r, job)
 	if err != nil {
 		p.refuse(w, r, err)
@@ -135,12 +130,8 @@ func (p *Proxy) progress(ctx context.Context, job *state.Job) (percent int64, te
 func shortened(progress string) string { return progress[:min(maxProgress, len(progress))] }
 
 // cancel answers a DELETE of the status address: from here on the job is gone.
-func (p *Proxy) cancel(w http.ResponseWriter, r *http.Request) {
-	job, err := p.job(r)
-	if err == nil {
-		err = p.Exports.Cancel(r.Context(), job.ID)
-	}
-	if err != nil {
+func (p *Proxy) cancel(w http.ResponseWriter, r *http.Request, job *state.Job) {
+	if err := p.Exports.Cancel(r.Context(), job.ID); err != nil {
 		p.refuse(w, r, err)
 		return
 	}

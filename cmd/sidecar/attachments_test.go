@@ -18,7 +18,7 @@ func attachmentOf(t *testing.T, s *sidecar) (status, url string) {
 		t.Fatalf("kick-off: got %d %s", kicked.status, kicked.body)
 	}
 	status = kicked.header.Get("Content-Location")
-	manifest := s.manifest(status)
+	manifest := s.manifest(status, "Authorization", "Bearer good")
 	if len(manifest.Output) != 1 {
 		t.Fatalf("%d files", len(manifest.Output))
 	}
@@ -65,7 +65,7 @@ func TestAttachmentsNeedNoTokenUnlessTheOperatorWants(t *testing.T) {
 	if got := ask(t, http.MethodGet, s.base+"/Binary/scan"); got.status != http.StatusUnauthorized {
 		t.Errorf("at the server's address: got %d", got.status)
 	}
-	if got := ask(t, http.MethodDelete, status); got.status != http.StatusAccepted {
+	if got := ask(t, http.MethodDelete, status, "Authorization", "Bearer good"); got.status != http.StatusAccepted {
 		t.Errorf("DELETE: got %d", got.status)
 	}
 	checkOutcome(t, ask(t, http.MethodGet, link), http.StatusNotFound, "not-found")

@@ -244,7 +244,7 @@ func TestBadCredentialsOfAClientAreRefusedAlthoughTheSidecarHasItsOwn(t *testing
 	if got.status != http.StatusAccepted {
 		t.Fatalf("kick-off: got %d %s", got.status, got.body)
 	}
-	checkFiles(t, s.manifest(got.header.Get("Content-Location")), expected(t, sample, nil))
+	checkFiles(t, s.manifest(got.header.Get("Content-Location"), "Authorization", "Bearer good"), expected(t, sample, nil))
 	sample.ResetRequests()
 	if got := ask(t, http.MethodGet, s.base+"/Patient"); got.status != http.StatusUnauthorized {
 		t.Errorf("a forwarded request got %d", got.status)

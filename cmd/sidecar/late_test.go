@@ -137,7 +137,7 @@ func TestUpstreamDownLater(t *testing.T) {
 	done, _ := s.export("/$export?_type=Patient")
 	status := s.kickOff("/$export")
 	end()
-	checkOutcome(t, ask(t, http.MethodGet, s.base+"/$export"), http.StatusServiceUnavailable, "transient")
+	checkOutcome(t, ask(t, http.MethodGet, s.base+"/$export", "Authorization", "Bearer new"), http.StatusServiceUnavailable, "transient")
 	checkOutcome(t, ask(t, http.MethodGet, s.base+"/Patient"), http.StatusBadGateway, "transient")
 	if got := ask(t, http.MethodGet, done); got.status != http.StatusOK {
 		t.Errorf("manifest of a finished export: got %d", got.status)

@@ -172,11 +172,11 @@ func (s *sidecar) post(path, parameters string) string {
 	return got.header.Get("Content-Location")
 }
 
-// finish polls until the export has ended and returns the last answer.
-func (s *sidecar) finish(status string) (got reply) {
+// finish polls until the export has ended and returns the last answer; header holds pairs of name and value.
+func (s *sidecar) finish(status string, header ...string) (got reply) {
 	s.t.Helper()
 	until(s.t, "export", func() bool {
-		got = ask(s.t, http.MethodGet, status)
+		got = ask(s.t, http.MethodGet, status, header...)
 		return got.status != http.StatusAccepted
 	})
 	return got
@@ -189,9 +189,9 @@ func (s *sidecar) export(path string) (status string, manifest state.Manifest) {
 	return status, s.manifest(status)
 }
 
-func (s *sidecar) manifest(status string) (manifest state.Manifest) {
+func (s *sidecar) manifest(status string, header ...string) (manifest state.Manifest) {
 	s.t.Helper()
-	got := s.finish(status)
+	got := s.finish(status, header...)
 	if got.status != http.StatusOK {
 		s.t.Fatalf("export: %d %s", got.status, got.body)
 	}

@@ -247,15 +247,16 @@ func trapTokenThatEnds(t *testing.T, _ *trapHouse) {
 	sample, upstream := newSample(t, fhirtest.Plain(), 1)
 	const own = "Basic c2lkZWNhcjpzZWNyZXQ="
 	var ended atomic.Bool
+	good := map[bool]string{false: "Bearer good", true: "Bearer better"}
 	sample.Fail(fhirtest.Fault{Times: -1, Status: http.StatusUnauthorized, Match: func(r *http.Request) bool {
 		token := r.Header.Get("Authorization")
-		return r.URL.Path != "/fhir/metadata" && token != own && (ended.Load() || token != "Bearer good")
+		return r.URL.Path != "/fhir/metadata" && token != own && token != good[ended.Load()]
 	}})
 	s := startSidecar(t, upstream, func(c *config) { c.UpstreamAuth.Basic.Username, c.UpstreamAuth.Basic.Password = "sidecar", "secret" })
 	got := s.begin("/$export", "Authorization", "Bearer good")
 	ended.Store(true)
-	checkFiles(t, s.manifest(got.header.Get("Content-Location")), expected(t, sample, nil))
-	checkOutcome(t, s.begin("/$export", "Authorization", "Bearer good"), http.StatusUnauthorized, "login")
+	checkFiles(t, s.manifest(got.header.Get("Content-Location"), "Authorization", good[true]), expected(t, sample, nil))
+	checkOutcome(t, s.begin("/$export?_type=Patient", "Authorization", "Bearer old"), http.StatusUnauthorized, "login")
 }
 
 // trapKickoffAgain: clients repeat a kick-off that got a 5xx, which must not have begun an export.

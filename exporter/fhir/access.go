@@ -1,11 +1,14 @@
 package fhir
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
+	"reflect"
 )
 
 // MaySearch asks the upstream for one row of the type with the headers of a client instead of the sidecar's own. It
@@ -26,6 +29,49 @@ func (c *Client) MaySearch(ctx context.Context, typ string, credentials http.Hea
 		return fmt.Errorf("%s: not a Bundle: %w", op, ErrMalformed)
 	}
 	return nil
+}
+
+// CanSearch is MaySearch with the sidecar's own credentials.
+func (c *Client) CanSearch(ctx context.Context, typ string) error {
+	return c.MaySearch(ctx, typ, c.credentials(nil))
+}
+
+// countTries is how often the counts of a client and of the sidecar are compared: a write may have come between them.
+const countTries = 3
+
+// SeesAll tells whether the upstream counts as many rows of a type for a client as for the sidecar: one that answers each
+// user a part of what it has says so by no status. Where it does not count, it is taken to. It fails as MaySearch does.
+func (c *Client) SeesAll(ctx context.Context, typ string, credentials http.Header) (bool, error) {
+	c.mu.Lock()
+	method := c.counting
+	c.mu.Unlock()
+	own := c.credentials(nil)
+	if method == CountNone || reflect.DeepEqual(own, credentials) || len(own) == 0 && len(credentials) == 0 {
+		return true, nil
+	}
+	for range countTries {
+		theirs, err := c.countAs(ctx, Query{Type: typ}, method, credentials)
+		if err != nil {
+			if status := StatusOf(err); status == http.StatusUnauthorized || status == http.StatusForbidden {
+				return false, err
+			}
+		}
+		ours, failed := c.countAs(ctx, Query{Type: typ}, method, own)
+		switch {
+		case err != nil && failed != nil && sameFailure(err, failed): // whoever asks, it does not count
+			return true, nil
+		case err != nil || failed != nil:
+			return false, cmp.Or(err, failed)
+		case theirs >= ours:
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// sameFailure tells whether two answers failed in the same way.
+func sameFailure(a, b error) bool {
+	return StatusOf(a) == StatusOf(b) && (StatusOf(a) != 0 || errors.Is(a, ErrMalformed) && errors.Is(b, ErrMalformed))
 }
 
 // MayRead reads a resource with the headers of a client instead of the sidecar's own. It fails as MaySearch does.

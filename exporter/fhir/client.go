@@ -157,7 +157,7 @@ func (c *Client) Search(ctx context.Context, q Query) (*Page, error) {
 
 func (c *Client) search(ctx context.Context, q Query) (*Page, error) {
 	extra, header := c.dialect(q)
-	page, err := c.ask(ctx, "search", q, extra, header)
+	page, err := c.ask(ctx, "search", q, extra, c.credentials(header))
 	if err == nil {
 		page.filter = q.Filter
 	}
@@ -167,7 +167,7 @@ func (c *Client) search(ctx context.Context, q Query) (*Page, error) {
 // ask sends a search by GET, or by POST with nothing in the address: servers that find a query there ignore the form.
 func (c *Client) ask(ctx context.Context, verb string, q Query, extra []QueryParam, header http.Header) (*Page, error) {
 	op, values := verb+" "+q.Type, q.encode(extra...)
-	sent := request{op: op, method: http.MethodGet, address: c.address(q.path(), values), header: c.credentials(header)}
+	sent := request{op: op, method: http.MethodGet, address: c.address(q.path(), values), header: header}
 	if q.Post {
 		sent.method, sent.address, sent.form = http.MethodPost, c.address(q.path()+"/_search", ""), values
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -72,6 +73,11 @@ func (c *Client) Count(ctx context.Context, q Query) (int64, error) {
 }
 
 func (c *Client) countBy(ctx context.Context, q Query, method CountMethod) (int64, error) {
+	return c.countAs(ctx, q, method, c.credentials(nil))
+}
+
+// countAs counts with credentials that need not be the sidecar's own.
+func (c *Client) countAs(ctx context.Context, q Query, method CountMethod, credentials http.Header) (int64, error) {
 	q.Count, q.Sort, q.IDsOnly = 0, "", false
 	how := QueryParam{"_summary", "count"}
 	if method == CountTotal { // max-results would cut this total
@@ -82,6 +88,7 @@ func (c *Client) countBy(ctx context.Context, q Query, method CountMethod) (int6
 	if c.isHAPI() && method != CountTotal { // a count writes no search into the database then, and is never cut to max-results
 		header.Set("Cache-Control", "no-store, max-results=1")
 	}
+	maps.Copy(header, credentials)
 	page, err := c.ask(ctx, "count", q, extra, header)
 	if err != nil {
 		return 0, err

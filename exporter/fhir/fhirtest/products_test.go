@@ -217,3 +217,75 @@ func TestMicrosoftThrottles(t *testing.T) {
 		}
 	}
 }
+
+// Ensure each product answers in its own way what no other test asks it: the statuses of requests.
+func TestProductsAnswerInTheirOwnWay(t *testing.T) {
+	const revinclude, has = "/Patient?_id=p1&_revinclude=Provenance:target", "/Patient?_has:Group:member:_id=g1"
+	for name, want := range map[string]map[string]int{
+		"plain":      {revinclude: 400, has: 200, "/Observation?patient:missing=true": 200, "/Provenance?target=Patient/p1": 200, "/Observation/_history": 200},
+		"medplum":    {"/Patient?no-such=1": 400},
+		"openmrs":    {"/Patient?no-such=1": 400},
+		"healthlake": {"/_history": 405, "/Patient/_history": 405, "/Patient/p1/_history": 200},
+		"oracle":     {revinclude: 200, has: 400, "/Observation?patient=p1&subject:missing=true": 400, "/Provenance?target=Patient/p1": 200, "/Provenance": 400},
+		"epic":       {revinclude: 200, has: 400, "/Observation?patient=p1&subject:missing=true": 400, "/Provenance?target=Patient/p1": 400},
+	} {
+		for _, p := range fhirtest.All() {
+			if p.Name != name {
+				continue
+			}
+			u := start(t, p)
+			u.cohort()
+			u.CatchUp()
+			for path, status := range want {
+				prefer := "Prefer: handling=strict"
+				if strings.Contains(path, "no-such") { // refused without being asked to
+					prefer = "Prefer: x"
+				}
+				if got := u.do("GET", path, "", prefer).status; got != status {
+					t.Errorf("%s: %s: got %d, want %d", name, path, got, status)
+				}
+			}
+		}
+	}
+	if got := start(t, fhirtest.Oracle()).do("POST", "/Patient/_search", "_id=p1", form).status; got != http.StatusMethodNotAllowed {
+		t.Errorf("oracle: a form: got %d", got)
+	}
+}
+
+// Ensure the clocks and the index of products are as documented: a new row of HealthLake is found after 20 s, OpenMRS tells whole
+// seconds apart and counts always, a page of Epic dies with its session, one write of 20 of IBM is late.
+func TestProductsAreLateInTheirOwnWay(t *testing.T) {
+	u := start(t, fhirtest.HealthLake())
+	u.patients(1) // a second ago
+	u.clock.add(19*time.Second - time.Millisecond)
+	if got := u.get("/Patient").ids(t); got != "" {
+		t.Errorf("healthlake: got %q too early", got)
+	}
+	u.clock.add(time.Millisecond)
+	if got := u.get("/Patient").ids(t); got != "p1" {
+		t.Errorf("healthlake: got %q after 20 s", got)
+	}
+
+	u = start(t, fhirtest.OpenMRS())
+	u.patients(2)
+	b := u.get("/Patient?_lastUpdated=ge2024-05-01T12:00:01.900Z&_count=1")
+	if got := headOf(t, u.get("/Patient?_id=p1").Entry[0].Resource).Meta.LastUpdated; b.ids(t) != "p2" || b.Total == nil || got != "2024-05-01T12:00:00+00:00" {
+		t.Errorf("openmrs: got %q, total %v, time %s", b.ids(t), b.Total, got)
+	}
+
+	u = start(t, fhirtest.Epic())
+	u.patients(3)
+	next := u.get("/Patient?_count=2").link("next")
+	u.clock.add(11 * time.Minute)
+	if got := u.do("GET", next, "").status; got != http.StatusGone {
+		t.Errorf("epic: a page of an ended session: got %d", got)
+	}
+
+	u = start(t, fhirtest.IBM())
+	for i := range 200 {
+		u.put(`{"resourceType":"Patient","id":"p%03d"}`, i)
+	}
+	if got := len(u.get("/Patient?_count=1000").Entry); got < 170 || got == 200 {
+		t.Errorf("ibm: %d of 200 writes are seen at once", got)
+	}
+}

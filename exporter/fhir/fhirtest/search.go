@@ -44,6 +44,9 @@ func (s *Server) parseQuery(c *call, typ string) (*query, error) {
 	q := &query{typ: typ, path: typ, applied: maps.Clone(c.values), order: s.p.defaultOrder()}
 	q.strong = c.r.Header.Get(strongHeader) == "strong"
 	q.total = s.p.TotalAlways
+	if c.sees != nil {
+		q.filters = append(q.filters, func(r *row) bool { return c.sees(r.typ, r.id) })
+	}
 	if err := s.parseCount(c, q); err != nil {
 		return nil, err
 	}

@@ -19,6 +19,9 @@ type Server struct {
 	// BeforeBodies runs, where the personality has BodiesLater, after the rows of a page were found and before their
 	// bodies are loaded: a test may write here. Set it before the first use; nil does nothing.
 	BeforeBodies func(*http.Request)
+	// Gate says what the client of a request may read, nil where it is not let in. Set it before the first use; nil lets
+	// everybody read everything.
+	Gate func(*http.Request) *Access
 
 	p      Personality
 	base   string
@@ -119,6 +122,8 @@ type call struct {
 	pretty bool
 	// strict and lenient are what the client asks for by Prefer.
 	strict, lenient bool
+	// sees is Access.Sees of the client.
+	sees func(typ, id string) bool
 }
 
 // ServeHTTP answers one request. A fault that cuts the body aborts the connection with http.ErrAbortHandler.
@@ -186,6 +191,9 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request, form string) erro
 	c := &call{r: r, base: s.linkBase(r), now: s.Now()}
 	if rest = strings.Trim(rest, "/"); rest != "" {
 		c.path = strings.Split(rest, "/")
+	}
+	if err := s.admit(w, c); err != nil {
+		return err
 	}
 	query := r.URL.RawQuery
 	if form != "" && (query == "" || !s.p.QueryBeatsForm) {

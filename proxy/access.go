@@ -1,0 +1,233 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"sidecar/exporter/fhir"
+	"sidecar/proxy/auth"
+	"sidecar/state"
+)
+
+// narrow holds a kick-off against what its client may read. What it names has to be allowed, or the kick-off is refused; of
+// the types that it does not name, those that are not are withheld. Then it has an owner.
+func (p *Proxy) narrow(
+	ctx context.Context, header http.Header, kickoff *state.Kickoff, statement *fhir.CapabilityStatement, who *asker,
+) error {
+	if p.AuthMode == auth.None {
+		return p.mayExportGroup(kickoff, "")
+	}
+	kickoff.Client, kickoff.Guarded = who.id, who.guarded
+	named, rest, err := p.typesAsked(kickoff, statement)
+	if err != nil {
+		return err
+	}
+	if p.AuthMode == auth.Upstream {
+		if err := p.askUpstream(ctx, kickoff, named, rest, who.headers); err != nil {
+			return err
+		}
+		client, err := auth.Accepted(header)
+		if err != nil {
+			return tokenRefusal(err)
+		}
+		kickoff.Client = client.ID
+	} else {
+		if kickoff.Level == state.Group {
+			named = append(named, "Group")
+		}
+		if err := narrowByScopes(kickoff, named, rest, who.scopes); err != nil {
+			return err
+		}
+	}
+	if len(kickoff.Withheld) > 0 {
+		kickoff.Ignored = append(kickoff.Ignored, state.Issue{
+			Severity: "information", Code: "suppressed", Text: "left out, because this client may not read all of them: " + strings.Join(kickoff.Withheld, ", "),
+		})
+	}
+	return p.mayExportGroup(kickoff, kickoff.Client)
+}
+
+// typesAsked are the types that a kick-off names, and those that it would export besides.
+func (p *Proxy) typesAsked(kickoff *state.Kickoff, statement *fhir.CapabilityStatement) (named, rest []string, err error) {
+	named = slices.Clone(kickoff.Types)
+	for _, filter := range kickoff.Filters {
+		named = append(named, filter.Type)
+	}
+	if kickoff.OrganizeBy != "" {
+		named = append(named, kickoff.OrganizeBy)
+	}
+	if len(kickoff.Associated) > 0 {
+		named = append(named, "Provenance")
+	}
+	slices.Sort(named)
+	named = slices.Compact(named)
+	if len(kickoff.Types) > 0 {
+		return named, nil, nil
+	}
+	types, beside, err := p.TypesOf(kickoff.Level, statement)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, typ := range slices.Concat(types, beside) {
+		if statement.Offers(typ) && !slices.Contains(named, typ) {
+			rest = append(rest, typ)
+		}
+	}
+	slices.Sort(rest)
+	return named, slices.Compact(rest), nil
+}
+
+// narrowByScopes narrows a kick-off by what a token is for.
+func narrowByScopes(kickoff *state.Kickoff, named, rest []string, scopes auth.Scopes) error {
+	for _, typ := range named {
+		if !scopes.Allow(typ) {
+			return &refusal{http.StatusForbidden, "forbidden", "the access token is not for " + typ + " resources"}
+		}
+	}
+	for _, typ := range rest {
+		if !scopes.Allow(typ) {
+			kickoff.Withheld = append(kickoff.Withheld, typ)
+		}
+	}
+	if len(rest) > 0 && len(kickoff.Withheld) == len(rest) && len(named) == 0 {
+		return &refusal{http.StatusForbidden, "forbidden", "the access token is for none of the types of this export"}
+	}
+	return nil
+}
+
+// askUpstream narrows a kick-off by what the FHIR server lets its client read.
+func (p *Proxy) askUpstream(ctx context.Context, kickoff *state.Kickoff, named, rest []string, client http.Header) error {
+	group, checkCtx := errgroup.WithContext(ctx)
+	group.SetLimit(checksAtOnce)
+	if kickoff.Level == state.Group {
+		group.Go(func() error { return p.checkGroup(checkCtx, kickoff.Group, client) })
+	}
+	for _, typ := range named {
+		group.Go(func() error { return searchRefusal(p.maySearch(checkCtx, typ, client), typ) })
+	}
+	if len(kickoff.Patients) <= maxPatientReads {
+		for _, id := range kickoff.Patients {
+			group.Go(func() error {
+				_, err := p.Client.MayRead(checkCtx, "Patient", id, client)
+				return refused(err, "a Patient that is named in patient")
+			})
+		}
+	}
+	said := make([]error, len(rest))
+	for i, typ := range rest {
+		group.Go(func() error {
+			said[i] = p.mayExport(checkCtx, typ, client)
+			if isDenial(said[i]) || checkCtx.Err() == nil && fhir.StatusOf(said[i]) != 0 {
+				return nil
+			}
+			return searchRefusal(said[i], typ)
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return orTimeout(ctx, err)
+	}
+	return withhold(kickoff, len(named) > 0, rest, said)
+}
+
+// withhold takes out of a kick-off the types of which the server does not let its client read all. Where nothing is left the
+// client is told why the first was refused.
+func withhold(kickoff *state.Kickoff, more bool, types []string, said []error) error {
+	for i, typ := range types {
+		switch err := said[i]; {
+		case fhir.StatusOf(err) == http.StatusUnauthorized:
+			return searchRefusal(err, typ) // the credentials do not hold at all
+		case err != nil:
+			kickoff.Withheld = append(kickoff.Withheld, typ)
+		}
+	}
+	if more || len(types) == 0 || len(kickoff.Withheld) < len(types) {
+		return nil
+	}
+	first := max(0, slices.Index(types, "Patient"))
+	return searchRefusal(said[first], types[first])
+}
+
+// errPart tells that the server shows a client only some of what it shows the sidecar.
+var errPart = errors.New("a part of the resources alone is shown to this client")
+
+// isDenial tells whether an error is the server's judgement of the client.
+func isDenial(err error) bool {
+	status := fhir.StatusOf(err)
+	return status == http.StatusUnauthorized || status == http.StatusForbidden || errors.Is(err, errPart)
+}
+
+// searchRefusal is what a client is told where it may not search a type.
+func searchRefusal(err error, typ string) error {
+	if errors.Is(err, errPart) {
+		return &refusal{http.StatusForbidden, "forbidden", "the FHIR server shows this client only a part of its " + typ + " resources"}
+	}
+	return refused(err, "a search of "+typ)
+}
+
+// refused is upstreamRefusal of what may be no error.
+func refused(err error, what string) error {
+	if err == nil {
+		return nil
+	}
+	return upstreamRefusal(err, what)
+}
+
+// maySearch asks the server, as the client, for one row of a type, and whether that client sees as many rows as the sidecar.
+// Its answer holds for a minute.
+func (p *Proxy) maySearch(ctx context.Context, typ string, client http.Header) error {
+	return p.verdicts.of(ctx, client, typ, func(ctx context.Context) error {
+		err := p.Client.MaySearch(ctx, typ, client)
+		if err != nil {
+			return err
+		}
+		all, err := p.Client.SeesAll(ctx, typ, client)
+		if err == nil && !all {
+			err = errPart
+		}
+		return err
+	})
+}
+
+// mayExport is maySearch for a type that was not asked for by name. A search that the server refuses to everybody, the sidecar
+// included, says nothing of this client.
+func (p *Proxy) mayExport(ctx context.Context, typ string, client http.Header) error {
+	err := p.maySearch(ctx, typ, client)
+	if status := fhir.StatusOf(err); status != 0 && !isDenial(err) && fhir.StatusOf(p.Client.CanSearch(ctx, typ)) == status {
+		return nil
+	}
+	return err
+}
+
+// mayStillRead asks whether the server lets whoever sent these headers read what a job was asked for: what its kick-off
+// named, else one type that it holds.
+func (p *Proxy) mayStillRead(ctx context.Context, job *state.Job, client http.Header) error {
+	all, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	types := job.Kickoff.Types
+	if len(types) == 0 {
+		statement, err := p.Client.Capabilities(all)
+		if err != nil {
+			return &refusal{http.StatusServiceUnavailable, "transient", "the FHIR server's CapabilityStatement cannot be read now"}
+		}
+		_, rest, err := p.typesAsked(&job.Kickoff, statement)
+		if err != nil {
+			return err
+		}
+		rest = slices.DeleteFunc(rest, func(typ string) bool { return slices.Contains(job.Kickoff.Withheld, typ) })
+		if i := slices.Index(rest, "Patient"); i > 0 {
+			rest = rest[i:]
+		}
+		types = rest[:min(1, len(rest))]
+	}
+	group, checkCtx := errgroup.WithContext(all)
+	group.SetLimit(checksAtOnce)
+	for _, typ := range types {
+		group.Go(func() error { return searchRefusal(p.mayExport(checkCtx, typ, client), typ) })
+	}
+	return orTimeout(all, group.Wait())
+}
