@@ -106,12 +106,15 @@ type bucketConfig struct {
 		AccessKeyID     string `yaml:"access_key_id"`
 		SecretAccessKey secret `yaml:"secret_access_key"`
 		SessionToken    secret `yaml:"session_token"`
+		SSE             string `yaml:"sse"`
+		KMSKey          string `yaml:"kms_key"`
 	} `yaml:"s3"`
 	GCS struct {
 		Bucket              string `yaml:"bucket"`
 		CredentialsFile     string `yaml:"credentials_file"`
 		ServiceAccountEmail string `yaml:"service_account_email"`
 		PrivateKey          secret `yaml:"private_key"`
+		KMSKey              string `yaml:"kms_key"`
 		Endpoint            string `yaml:"endpoint"`
 	} `yaml:"gcs"`
 }

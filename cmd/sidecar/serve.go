@@ -207,12 +207,13 @@ func openBucket(ctx context.Context, c *config) (bucket blob.Bucket, err error) 
 		bucket, err = s3blob.New(ctx, s3blob.Config{
 			Bucket: b.Bucket, Region: b.Region, Endpoint: b.Endpoint, PathStyle: b.PathStyle,
 			AccessKeyID: b.AccessKeyID, SecretAccessKey: string(b.SecretAccessKey), SessionToken: string(b.SessionToken),
+			SSE: b.SSE, KMSKey: b.KMSKey,
 		})
 	case "gcs":
 		b := c.Bucket.GCS
 		bucket, err = gcsblob.New(ctx, gcsblob.Config{
 			Bucket: b.Bucket, CredentialsFile: b.CredentialsFile, ServiceAccountEmail: b.ServiceAccountEmail,
-			PrivateKey: string(b.PrivateKey), Endpoint: b.Endpoint,
+			PrivateKey: string(b.PrivateKey), KMSKey: b.KMSKey, Endpoint: b.Endpoint,
 		})
 	default:
 		bucket, err = blob.NewDir(c.filesFolder())

@@ -172,6 +172,12 @@ func (c *config) validateBucket(found *faultList) {
 		if (b.S3.AccessKeyID == "") != (b.S3.SecretAccessKey == "") {
 			found.add("bucket.s3", " needs both access_key_id and secret_access_key, or neither for the SDK's own chain")
 		}
+		if b.S3.SSE != "" && b.S3.SSE != "AES256" && b.S3.SSE != "aws:kms" {
+			found.add("bucket.s3.sse", " must be AES256 or aws:kms, or empty")
+		}
+		if b.S3.KMSKey != "" && b.S3.SSE != "aws:kms" {
+			found.add("bucket.s3.kms_key", " needs sse: aws:kms")
+		}
 		if b.S3.Endpoint != "" {
 			if u, err := url.Parse(b.S3.Endpoint); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 				found.add("bucket.s3.endpoint", " must be an address such as http://minio:9000")
