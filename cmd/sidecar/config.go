@@ -38,6 +38,7 @@ type config struct {
 	Upstream       string             `yaml:"upstream"`
 	UpstreamHost   string             `yaml:"upstream_host"`
 	UpstreamAuth   upstreamAuthConfig `yaml:"upstream_auth"`
+	UpstreamTLS    upstreamTLSConfig  `yaml:"upstream_tls"`
 	ForwardHeaders []string           `yaml:"forward_headers"`
 	Intercept      bool               `yaml:"intercept"`
 
@@ -76,17 +77,6 @@ type config struct {
 	Ledger         bool                    `yaml:"ledger"`
 
 	Accounts []account `yaml:"accounts"`
-}
-
-type upstreamAuthConfig struct {
-	Header struct {
-		Name  string `yaml:"name"`
-		Value secret `yaml:"value"`
-	} `yaml:"header"`
-	Basic struct {
-		Username string `yaml:"username"`
-		Password secret `yaml:"password"`
-	} `yaml:"basic"`
 }
 
 type bucketConfig struct {

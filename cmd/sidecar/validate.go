@@ -45,7 +45,8 @@ func (c *config) validate(found *faultList) {
 	if token := string(c.AdminToken); token != "" && (len(token) < minAdminToken || strings.ContainsFunc(token, unicode.IsSpace)) {
 		found.add("admin_token", " must have at least %d characters and no white space", minAdminToken)
 	}
-	c.validateAuth(found)
+	c.UpstreamAuth.validate(found)
+	c.UpstreamTLS.validate(found, c.Upstream)
 	c.validateNumbers(found)
 	c.validateChoices(found)
 	c.validateBucket(found)
@@ -62,21 +63,6 @@ func isAddress(address string) bool {
 	}
 	number, err := strconv.Atoi(port)
 	return err == nil && number >= 0 && number <= 65535
-}
-
-func (c *config) validateAuth(found *faultList) {
-	header, basic := &c.UpstreamAuth.Header, &c.UpstreamAuth.Basic
-	switch {
-	case found.found("upstream_auth.header.name") || found.found("upstream_auth.header.value"):
-	case (header.Name == "") != (header.Value == ""):
-		found.add("upstream_auth.header", " needs both name and value")
-	}
-	if basic.Username == "" && basic.Password != "" && !found.found("upstream_auth.basic.username") {
-		found.add("upstream_auth.basic", " has a password but no username")
-	}
-	if basic.Username != "" && strings.EqualFold(header.Name, "Authorization") {
-		found.add("upstream_auth", ": basic and an Authorization header exclude each other")
-	}
 }
 
 func (c *config) validateNumbers(found *faultList) {
