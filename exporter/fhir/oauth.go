@@ -41,6 +41,8 @@ type OAuthConfig struct {
 	Header http.Header
 	// TLS says which certificates are trusted, nil for the system's. The token endpoint is not shown the sidecar's own.
 	TLS *TLS
+	// Transport sends the requests to the token endpoint; nil means one of its own.
+	Transport http.RoundTripper
 }
 
 // OAuth are credentials that a token endpoint issues. A token is renewed behind the requests that go on using it, and once
@@ -59,11 +61,9 @@ type OAuth struct {
 
 // NewOAuth returns credentials of cfg. The token endpoint is asked when they are needed.
 func NewOAuth(cfg OAuthConfig) *OAuth {
-	transport := &http.Transport{
-		Proxy: http.ProxyFromEnvironment, MaxIdleConnsPerHost: 1, IdleConnTimeout: 90 * time.Second, MaxResponseHeaderBytes: 64 << 10,
-	}
-	if cfg.TLS != nil {
-		cfg.TLS.apply(transport, false)
+	transport := cfg.Transport
+	if transport == nil {
+		transport = newTokenTransport(cfg.TLS)
 	}
 	o := &OAuth{extra: cfg.Header, client: &http.Client{
 		Transport: transport,
@@ -86,6 +86,16 @@ func NewOAuth(cfg OAuthConfig) *OAuth {
 		}
 	}
 	return o
+}
+
+func newTokenTransport(certificates *TLS) *http.Transport {
+	transport := &http.Transport{
+		Proxy: http.ProxyFromEnvironment, MaxIdleConnsPerHost: 1, IdleConnTimeout: 90 * time.Second, MaxResponseHeaderBytes: 64 << 10,
+	}
+	if certificates != nil {
+		certificates.apply(transport, false)
+	}
+	return transport
 }
 
 // Header returns the header of the token. It waits for the token endpoint only where there is no token that holds.
