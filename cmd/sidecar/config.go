@@ -18,6 +18,7 @@ import (
 
 	"sidecar/exporter"
 	"sidecar/proxy"
+	"sidecar/proxy/auth"
 	"sidecar/state"
 )
 
@@ -41,6 +42,7 @@ type config struct {
 	UpstreamTLS    upstreamTLSConfig  `yaml:"upstream_tls"`
 	ForwardHeaders []string           `yaml:"forward_headers"`
 	Intercept      bool               `yaml:"intercept"`
+	Auth           authConfig         `yaml:"auth"`
 
 	Listen         string        `yaml:"listen"`
 	AdminListen    string        `yaml:"admin_listen"`
@@ -129,6 +131,7 @@ func defaultConfig() *config {
 		WithoutHistory: exporter.IncludeCurrent,
 	}
 	c.Bucket.Kind = "folder"
+	c.Auth.Mode, c.Auth.Leeway = auth.Upstream, auth.DefaultLeeway
 	return c
 }
 

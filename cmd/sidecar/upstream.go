@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -76,7 +75,7 @@ func (o *oauth2Config) validate(found *faultList) {
 			found.add(key+setting.name, " is missing")
 		}
 	}
-	if u, err := url.Parse(o.TokenURL); o.TokenURL != "" && (err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.Fragment != "") {
+	if o.TokenURL != "" && !isWebAddress(o.TokenURL) {
 		found.add(key+".token_url", " must be an address such as https://id.example.org/realms/fhir/token")
 	}
 	ways := 0

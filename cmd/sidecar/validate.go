@@ -45,6 +45,7 @@ func (c *config) validate(found *faultList) {
 	if token := string(c.AdminToken); token != "" && (len(token) < minAdminToken || strings.ContainsFunc(token, unicode.IsSpace)) {
 		found.add("admin_token", " must have at least %d characters and no white space", minAdminToken)
 	}
+	c.Auth.validate(found)
 	c.UpstreamAuth.validate(found)
 	c.UpstreamTLS.validate(found, c.Upstream)
 	c.validateNumbers(found)
@@ -87,6 +88,7 @@ func (c *config) validateNumbers(found *faultList) {
 		least, most time.Duration
 	}{
 		{"settle", c.Settle, 0, time.Hour},
+		{"auth.leeway", c.Auth.Leeway, 0, 5 * time.Minute},
 		{"link_lifetime", c.LinkLifetime, time.Second, 7 * 24 * time.Hour},
 		{"retention", c.Retention, time.Second, 365 * 24 * time.Hour},
 		{"give_up", c.GiveUp, time.Second, 24 * time.Hour},
