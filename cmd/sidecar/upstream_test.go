@@ -11,7 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -83,7 +84,7 @@ func TestCheckNamesAWrongSecret(t *testing.T) {
 	}
 	for secret, want := range map[string]string{
 		"wrong": "FAULT upstream_auth.oauth2: read CapabilityStatement: no credentials now: the token endpoint answers with status 401 (invalid_client): check token_url",
-		"right": "ok    asked Patient",
+		"right": "ok    asked ",
 	} {
 		file := filepath.Join(t.TempDir(), "config.yaml")
 		text := fmt.Sprintf("upstream: %s\nupstream_auth: {oauth2: {token_url: '%s/token', client_id: sidecar, client_secret: %s}}\n", upstream, endpoint.URL, secret)
@@ -160,8 +161,9 @@ func writePEM(t *testing.T, path, kind string, der []byte) {
 // guarded is a FHIR server that only speaks TLS with clients which have a certificate.
 type guarded struct {
 	*httptest.Server
-	clients chan string // the names in their certificates
-	config  chan *tls.Config
+	config atomic.Pointer[tls.Config]
+	// client is the name in the certificate of the last one.
+	client atomic.Pointer[string]
 }
 
 // trust makes new connections need certificates of the authority; the server's own is in a folder.
@@ -174,33 +176,21 @@ func (g *guarded) trust(t *testing.T, a *authority, folder string) {
 	}
 	roots := x509.NewCertPool()
 	roots.AddCert(a.certificate)
-	if len(g.config) > 0 {
-		<-g.config
-	}
-	g.config <- &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: roots, MinVersion: tls.VersionTLS12}
+	g.config.Store(&tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: roots, MinVersion: tls.VersionTLS12})
 	g.CloseClientConnections()
 }
 
 func newGuarded(t *testing.T, handler http.Handler) *guarded {
 	t.Helper()
-	g := &guarded{clients: make(chan string, 1), config: make(chan *tls.Config, 1)}
+	g := &guarded{}
 	g.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		select {
-		case <-g.clients:
-		default:
-		}
-		select {
-		case g.clients <- r.TLS.PeerCertificates[0].Subject.CommonName:
-		default:
-		}
+		g.client.Store(&r.TLS.PeerCertificates[0].Subject.CommonName)
 		handler.ServeHTTP(w, r)
 	}))
 	g.TLS = &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-		config := <-g.config
-		g.config <- config
-		return config, nil
+		return g.config.Load(), nil
 	}}
-	g.Config.ErrorLog = log.New(io.Discard, "", 0) // handshakes fail on purpose
+	g.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug) // handshakes fail on purpose
 	g.StartTLS()
 	t.Cleanup(g.Close)
 	return g
@@ -230,13 +220,13 @@ func TestMutualTLSWithTheUpstream(t *testing.T) {
 		if got := ask(t, http.MethodGet, s.base+"/Patient?_summary=count"); got.status != http.StatusOK {
 			t.Fatalf("forwarded: status %d", got.status)
 		}
-		if got := <-g.clients; got != want {
+		if got := *g.client.Load(); got != want {
 			t.Errorf("the certificate is %q, want %q", got, want)
 		}
 	}
 	forwards("client")
-	_, manifest := s.export("/$export?_type=Patient")
-	checkFiles(t, manifest, patientIDs(1, 2))
+	_, manifest := s.export("/$export")
+	checkFiles(t, manifest, expected(t, sample, nil))
 
 	renewed, other := newAuthority(t), t.TempDir()
 	renewed.write(t, other, "client-2")
@@ -248,8 +238,8 @@ func TestMutualTLSWithTheUpstream(t *testing.T) {
 	writePEM(t, ca, "CERTIFICATE", renewed.certificate.Raw)
 	g.trust(t, renewed, folder)
 	forwards("client-2")
-	_, manifest = s.export("/$export?_type=Patient")
-	checkFiles(t, manifest, patientIDs(1, 2))
+	_, manifest = s.export("/$export")
+	checkFiles(t, manifest, expected(t, sample, nil))
 
 	g.trust(t, old, folder) // an impostor, as far as the sidecar knows
 	if got := ask(t, http.MethodGet, s.base+"/Patient"); got.status != http.StatusBadGateway {
