@@ -172,7 +172,9 @@ func TestDeletionOfWhichNoVersionIsLeft(t *testing.T) {
 				if got := b.deleted(job); !slices.Equal(got, want) {
 					t.Errorf("deleted: got %q, want %q (%s %+v)", got, want, job.Status, job.Failure)
 				}
-				told := slices.ContainsFunc(job.Issues, func(i state.Issue) bool { return strings.HasPrefix(i.Text, "1 deleted Observation resource has no version left") })
+				told := slices.ContainsFunc(job.Issues, func(i state.Issue) bool {
+					return strings.HasPrefix(i.Text, "1 deleted Observation resource has no version left")
+				})
 				if told != (kickoff.Level != state.System) {
 					t.Errorf("it is told: %v: %v", told, job.Issues)
 				}
