@@ -6,9 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -22,7 +20,6 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
-	"github.com/go-jose/go-jose/v4/jwt"
 
 	"sidecar/exporter/fhir"
 )
@@ -47,14 +44,14 @@ func (s *tokens) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.judge != nil {
 		if status, code := s.judge(r); status != 0 {
 			w.WriteHeader(status)
-			fmt.Fprintf(w, `{"error":%q,"error_description":"sent %s"}`, code, clientSecret)
+			_, _ = fmt.Fprintf(w, `{"error":%q,"error_description":"sent %s"}`, code, clientSecret)
 			return
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.issued++
-	fmt.Fprintf(w, `{"access_token":"token-%d","token_type":"bearer","expires_in":%d}`, s.issued, int(s.life.Seconds()))
+	_, _ = fmt.Fprintf(w, `{"access_token":"token-%d","token_type":"bearer","expires_in":%d}`, s.issued, int(s.life.Seconds()))
 }
 
 func (s *tokens) count() int {
@@ -191,79 +188,6 @@ func TestTokenEndpointIsToldWhoAsks(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-// checkAssertion holds a request against SMART Backend Services, "Authentication request".
-func checkAssertion(r *http.Request, algorithm jose.SignatureAlgorithm, key any, audience string, seen map[string]bool) error {
-	if _, _, basic := r.BasicAuth(); basic || r.PostFormValue("client_secret") != "" {
-		return errors.New("there is a secret beside the assertion")
-	}
-	if got := r.PostFormValue("client_assertion_type"); got != "urn:ietf:params:oauth:client-assertion-type:jwt-bearer" {
-		return fmt.Errorf("client_assertion_type %q", got)
-	}
-	token, err := jwt.ParseSigned(r.PostFormValue("client_assertion"), []jose.SignatureAlgorithm{algorithm})
-	if err != nil {
-		return err
-	}
-	var claims jwt.Claims
-	if err := token.Claims(key, &claims); err != nil {
-		return err
-	}
-	header := token.Headers[0]
-	left := time.Until(claims.Expiry.Time())
-	switch {
-	case header.KeyID != "key-1" || header.ExtraHeaders["typ"] != "JWT":
-		return fmt.Errorf("header %+v", header)
-	case claims.Issuer != clientID || claims.Subject != clientID || len(claims.Audience) != 1 || claims.Audience[0] != audience:
-		return fmt.Errorf("claims %+v", claims)
-	case left <= time.Minute || left > 5*time.Minute:
-		return fmt.Errorf("it holds for %s", left)
-	case claims.ID == "" || seen[claims.ID]:
-		return errors.New("its jti is not new")
-	}
-	seen[claims.ID] = true
-	return nil
-}
-
-func pkcs8(t *testing.T, key any) []byte {
-	t.Helper()
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
-}
-
-func TestSignerRefusesKeysThatDoNotFit(t *testing.T) {
-	short, err := rsa.GenerateKey(rand.Reader, 1024) //nolint:gosec // that it is refused is the test
-	if err != nil {
-		t.Fatal(err)
-	}
-	curve, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	fits, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, test := range []struct {
-		key             []byte
-		algorithm, want string
-	}{
-		{[]byte("secret text"), "", "no private key"},
-		{pkcs8(t, short), "", "2048"},
-		{pkcs8(t, curve), "", "P-384"},
-		{pkcs8(t, fits), "RS384", "ES384"},
-	} {
-		_, err := fhir.NewSigner(test.key, "k", test.algorithm)
-		if err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "secret text") {
-			t.Errorf("%v, want %q", err, test.want)
-		}
-	}
-	if _, err := fhir.NewSigner(pkcs8(t, fits), "k", "ES384"); err != nil {
-		t.Error(err)
 	}
 }
 
