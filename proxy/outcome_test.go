@@ -42,7 +42,7 @@ var wrongQueries = map[string]string{
 	"future":                  "/$export?_since=8000",
 	"until before since":      "/$export?_since=2021&_until=2020",
 	"type name":               "/$export?_type=x1",
-	"type in lower case":      "/$export?_type=patient&_typeFilter=observation%3Fstatus%3Dfinal",
+	"type in lower case":      "/$export?_type=patient",
 	"type not offered":        "/$export?_type=Unicorn",
 	"type beside":             "/Patient/$export?_type=Practitioner",
 	"type outside":            "/Patient/$export?_type=Organization",

@@ -245,7 +245,7 @@ func (r *reading) associated(values []string) {
 
 func (r *reading) organizeBy(values []string) {
 	switch {
-	case !isWord(values[0]):
+	case !isTypeName(values[0]):
 		r.fault("organizeOutputBy", "invalid", "organizeOutputBy is not the name of a resource type")
 	case !slices.Contains(state.Organizable, values[0]):
 		r.fault("organizeOutputBy", "not-supported", "organizeOutputBy takes "+strings.Join(state.Organizable, ", ")+", not "+printable(values[0]))
