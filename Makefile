@@ -22,7 +22,7 @@ test: ## the tests that need nothing but Go
 chaos: ## 2,000 random exports beside random writes, on a virtual clock (CHAOS_SEED=n CHAOS_RUNS=1 repeats one)
 	CHAOS_RUNS=$${CHAOS_RUNS:-2000} go test -count=1 -timeout 30m -run 'TestChaos|TestChain' ./exporter
 
-e2e: ## the built binary against HAPI FHIR, S3 and GCS servers (needs Java 17 and Maven)
+e2e: ## the built binary against HAPI FHIR, S3, GCS and identity servers (needs Java 17, Maven and npm)
 	cd e2e && go test -count=1 -timeout 25m ./...
 
 check: ## exactly what CI runs: everything above and the linters, race tests, image build line, manifests

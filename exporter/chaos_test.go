@@ -93,6 +93,10 @@ func drawChaos(seed uint64) *chaos {
 		deletes: random.IntN(30), returns: random.IntN(10), groups: random.IntN(4), ahead: random.IntN(40),
 	}
 	c.setPace()
+	// Blocks hold a Provenance by what it refers to; where not every type can be asked for it makes the export fail.
+	if c.kickoff.OrganizeBy == "" && c.promise != refused && random.IntN(4) == 0 {
+		c.provenance, c.kickoff.Associated = true, [][]string{{latest}, {relevant}, {latest, relevant}}[random.IntN(3)]
+	}
 	return c
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -145,6 +146,58 @@ func TestIncrementNamesDeletions(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Ensure a deletion of which no version is left is not reported at Patient and Group level, where nobody can say whose it was,
+// and that this is told; at system level nothing has to be known of it but that it is gone.
+func TestDeletionOfWhichNoVersionIsLeft(t *testing.T) {
+	for name, kickoff := range map[string]state.Kickoff{
+		"system": system(), "patient": {Level: state.Patient, Base: "http://public/fhir"}, "group": groupOf("g"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, fhirtest.Plain(), smallPages, ward(t), func(t *testing.T, b *bubble) {
+				kickoff.Since = b.finish(b.kickOff(kickoff)).TransactionTime
+				<-time.After(time.Minute)
+				must(t, b.sample.Delete("Observation", "o1"), b.sample.Delete("MedicationRequest", "m1"))
+				const path = "/fhir/Observation/o1/_history"
+				b.sample.Fail(fhirtest.Fault{
+					Match: func(r *http.Request) bool { return r.URL.Path == path }, Status: http.StatusOK, Body: newestOnly(t, b.sample, path), Times: -1,
+				})
+				<-time.After(time.Minute)
+				job := b.finish(b.kickOff(kickoff))
+				want := []string{"MedicationRequest/m1"}
+				if kickoff.Level == state.System {
+					want = append(want, "Observation/o1")
+				}
+				if got := b.deleted(job); !slices.Equal(got, want) {
+					t.Errorf("deleted: got %q, want %q (%s %+v)", got, want, job.Status, job.Failure)
+				}
+				told := slices.ContainsFunc(job.Issues, func(i state.Issue) bool {
+					return strings.HasPrefix(i.Text, "1 deleted Observation resource has no version left")
+				})
+				if told != (kickoff.Level != state.System) {
+					t.Errorf("it is told: %v: %v", told, job.Issues)
+				}
+			})
+		})
+	}
+}
+
+// newestOnly is a history of which the server has kept the newest version alone.
+func newestOnly(t *testing.T, sample http.Handler, path string) []byte {
+	t.Helper()
+	recorder := httptest.NewRecorder()
+	sample.ServeHTTP(recorder, httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil))
+	var bundle map[string]any
+	must(t, json.Unmarshal(recorder.Body.Bytes(), &bundle))
+	entries, _ := bundle["entry"].([]any)
+	if len(entries) != 2 {
+		t.Fatalf("%d versions, want 2", len(entries))
+	}
+	bundle["entry"], bundle["total"] = entries[:1], 1
+	text, err := json.Marshal(bundle)
+	must(t, err)
+	return text
 }
 
 // Ensure rows that a late write made stale are taken out of files that the bucket has already.

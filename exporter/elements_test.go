@@ -22,7 +22,8 @@ func asExported(t *testing.T, kickoff state.Kickoff, typ, body string) string {
 	keeps := slices.Concat([]string{"resourceType", "id", "meta"}, map[string][]string{
 		"Condition": {"subject"}, "Encounter": {"status", "class"}, "Group": {"type", "actual"},
 		"Immunization": {"status", "vaccineCode", "patient"}, "Observation": {"status", "code"},
-		"Binary": {"contentType"}, "DocumentReference": {"status", "content"},
+		"Provenance": {"target", "recorded", "agent"},
+		"Binary":     {"contentType"}, "DocumentReference": {"status", "content"},
 	}[typ])
 	subsetted := false
 	for _, element := range kickoff.Elements {

@@ -113,6 +113,9 @@ func (p *product) judge(t *testing.T, e *engine, truth *ledger, job *state.Job, 
 		}
 	}
 	p.leaveOutFiltered(t, truth, job, got, want)
+	if len(job.Kickoff.Associated) > 0 {
+		addAssociated(t, truth, job, got, want, late)
+	}
 	if job.Kickoff.OrganizeBy != "" {
 		checkBlocks(t, e, truth, job, want, late)
 	}
@@ -160,9 +163,54 @@ func (p *product) audit(t *testing.T, e *engine, truth *ledger, job *state.Job, 
 		delete(gone, key)
 		delete(want, key)
 	}
+	if len(job.Kickoff.Associated) > 0 { // which Provenance is named as deleted is decided by its targets, of which the ledger knows nothing
+		for _, keys := range []map[string]bool{gone, want} {
+			maps.DeleteFunc(keys, func(key string, _ bool) bool { return strings.HasPrefix(key, "Provenance/") })
+		}
+	}
 	if !maps.Equal(gone, want) {
 		t.Errorf("named as deleted are %v, want %v", slices.Sorted(maps.Keys(gone)), slices.Sorted(maps.Keys(want)))
 	}
+}
+
+// addAssociated adds to want the Provenance of all that an export holds, whatever else it should hold. Of what a late Provenance
+// was ever about nobody knows which one is the latest: late becomes theirs, too.
+func addAssociated(t *testing.T, truth *ledger, job *state.Job, got, want map[string]string, late map[string]bool) {
+	t.Helper()
+	latestOnly := !slices.Contains(job.Kickoff.Associated, relevant)
+	all, unsure := truth.asOf(job.TransactionTime), map[string]bool{}
+	for _, v := range truth.sample.Log() {
+		if key := v.Type + "/" + v.ID; latestOnly && late[key] && v.Type == "Provenance" && !v.Deleted {
+			for _, target := range targetsOf(t, string(v.Body)) {
+				unsure[target] = true
+			}
+		}
+	}
+	for key, body := range withProvenance(t, got, all, latestOnly) {
+		if strings.HasPrefix(key, "Provenance/") {
+			want[key] = asExported(t, job.Kickoff, "Provenance", body)
+		}
+	}
+	for key, body := range all {
+		if strings.HasPrefix(key, "Provenance/") && slices.ContainsFunc(targetsOf(t, body), func(target string) bool { return unsure[target] }) {
+			late[key] = true
+		}
+	}
+}
+
+// targetsOf are the resources that a Provenance is about.
+func targetsOf(t *testing.T, body string) []string {
+	t.Helper()
+	var about struct {
+		Target []struct{ Reference string }
+	}
+	must(t, json.Unmarshal([]byte(body), &about))
+	var targets []string
+	for _, target := range about.Target {
+		name, _, _ := strings.Cut(target.Reference, "/_history")
+		targets = append(targets, name)
+	}
+	return targets
 }
 
 // leaveOutFiltered takes from want what a filter may lose: what was changed after T and before it was read. The export has to

@@ -2,6 +2,7 @@ package exporter_test
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"strings"
 	"testing"
@@ -263,4 +264,108 @@ func TestTypeFilterOfARowThatMatchesNoMore(t *testing.T) {
 			t.Errorf("the account is %+v", job.Proof)
 		}
 	})
+}
+
+// Ensure criteria about other resources are filters like others: what they match is exported at each level, with the membership
+// that the sidecar decides, and is proved; and that a server which does not know them ends the job.
+func TestTypeFilterByOtherResources(t *testing.T) {
+	fill := func(s *fhirtest.Server) {
+		readings(t)(s)
+		for id, members := range map[string]string{
+			"chosen": member("Patient/p1"), "both": member("Patient/p0") + "," + member("Patient/p1"), "another": member("Patient/p0"),
+		} {
+			must(t, s.PutAt([]byte(group(id, members)), time.Now().Add(-time.Hour)))
+		}
+	}
+	for _, server := range personalities() {
+		for name, kickoff := range map[string]state.Kickoff{
+			"system": kickoffOf(state.System), "patient": kickoffOf(state.Patient), "both": groupOf("both"), "another": groupOf("another"),
+		} {
+			t.Run(server.Name+"/"+name, func(t *testing.T) {
+				t.Parallel()
+				inBubble(t, server, smallPages, fill, func(t *testing.T, b *bubble) {
+					kickoff.Types = []string{"Observation", "Patient"}
+					kickoff.Filters = []state.TypeFilter{
+						{Type: "Observation", Query: "subject:Patient._has:Group:member:_id=chosen"},
+						{Type: "Patient", Query: "_has:Observation:subject:_id=o01,o03"},
+					}
+					job := b.finish(b.kickOff(kickoff))
+					if server.NoHas {
+						if job.Status != state.Failed || job.Failure.Status != 400 || job.Failure.Code != "not-supported" {
+							t.Errorf("the job ended %s: %+v", job.Status, job.Failure)
+						}
+						return
+					}
+					want := b.snapshot()
+					maps.DeleteFunc(want, func(key, body string) bool {
+						matches := key == "Patient/p1" || strings.HasPrefix(key, "Observation/") && strings.Contains(body, "Patient/p1")
+						return !matches || name == "another"
+					})
+					if (len(want) == 31) != (name != "another") {
+						t.Fatalf("%d rows are expected: the records are wrong", len(want))
+					}
+					same(t, b.rows(job), want)
+					for _, proof := range job.Proof {
+						if proof.Verdict != state.Proved && proof.Verdict != state.Paged {
+							t.Errorf("the account is %+v", proof)
+						}
+					}
+				})
+			})
+		}
+	}
+}
+
+// Ensure filtered Provenance of a server that wants a Patient in each search is what the filter matches, and that the export says so
+// where it could be asked for by Patients only, and not by all that it may be about.
+func TestTypeFilterOfProvenanceByPatients(t *testing.T) {
+	fill := func(s *fhirtest.Server) {
+		visits(t)(s)
+		must(t, s.PutAt([]byte(`{"resourceType":"Provenance","id":"of-visit","target":[{"reference":"Encounter/e0-0"}]}`), time.Now().Add(-time.Hour)))
+	}
+	ofP0 := func(key, body string) bool { return strings.Contains(body, `"Patient/p0"`) }
+	for name, server := range map[string]fhirtest.Personality{
+		"by target": wantsPatients("by target", func(p *fhirtest.Personality) { p.ProvenanceByTarget = true }),
+		"included":  wantsPatients("included", func(p *fhirtest.Personality) { p.RevIncludes = true }),
+	} {
+		for query, matches := range map[string]func(key, body string) bool{
+			"target=Patient/p0":          ofP0,
+			"patient=p0":                 ofP0,
+			"_id=of-p0,of-visit":         func(key, _ string) bool { return key == "Provenance/of-p0" || key == "Provenance/of-visit" },
+			"_lastUpdated=ge1990-01-01":  func(string, string) bool { return true },
+			"_lastUpdated=ge2100-01-01":  func(string, string) bool { return false },
+			"no-such-parameter=Patient1": nil,
+		} {
+			t.Run(name+"/"+strings.ReplaceAll(query, "/", "-"), func(t *testing.T) {
+				t.Parallel()
+				inBubble(t, server, smallPages, fill, func(t *testing.T, b *bubble) {
+					kickoff := kickoffOf(state.Patient, "Encounter", "Patient", "Provenance")
+					kickoff.Filters = []state.TypeFilter{{Type: "Provenance", Query: query}}
+					job := b.finish(b.kickOff(kickoff))
+					if matches == nil {
+						if job.Status != state.Failed {
+							t.Errorf("the job ended %s", job.Status)
+						}
+						return
+					}
+					want, lost := b.snapshot(), false
+					got := b.rows(job)
+					maps.DeleteFunc(want, func(key, body string) bool {
+						switch typ, _, _ := strings.Cut(key, "/"); {
+						case typ != "Provenance":
+							return typ == "Group"
+						case !matches(key, body) || key == "Provenance/of-nobody":
+							return true
+						}
+						lost = lost || got[key] == ""
+						return key == "Provenance/of-visit" && got[key] == ""
+					})
+					same(t, got, want)
+					if said := strings.Contains(fmt.Sprint(job.Issues), "Provenance of Patients only"); lost && !said {
+						t.Errorf("Provenance is missing, and the remarks are %+v", job.Issues)
+					}
+				})
+			})
+		}
+	}
 }

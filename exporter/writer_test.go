@@ -32,6 +32,8 @@ type knobs struct {
 	// late is the chance that an action is stamped when it begins and seen up to lag later.
 	late int
 	lag  time.Duration
+	// provenance tells that Provenance is written, too.
+	provenance bool
 }
 
 // writer changes a sample server at random, in the background and between the requests of an export.
@@ -40,9 +42,11 @@ type writer struct {
 	t *testing.T
 	knobs
 
-	mu     sync.Mutex // of random and n
+	mu     sync.Mutex // of random, n and named
 	random *rand.Rand
 	n      int
+	// named are the resources that fresh named, for Provenance to be about.
+	named []string
 	// lastPage is when a row was asked for last, in nanoseconds since 1970. told is when each type's history was asked for
 	// first after the last page of the type.
 	lastPage atomic.Int64
@@ -97,8 +101,16 @@ func (w *writer) fill() {
 // fresh names a resource that does not exist.
 func (w *writer) fresh() string {
 	w.n++
-	typ := []string{"Observation", "Observation", "Observation", "Condition", "Encounter", "Immunization", "Organization"}[w.random.IntN(7)]
-	return fmt.Sprintf("%s/%s-%d", typ, typ[:3], w.n)
+	types := []string{"Observation", "Observation", "Observation", "Condition", "Encounter", "Immunization", "Organization"}
+	if w.provenance {
+		types = append(types, "Provenance", "Provenance")
+	}
+	typ := types[w.random.IntN(len(types))]
+	key := fmt.Sprintf("%s/%s-%d", typ, typ[:3], w.n)
+	if typ != "Organization" { // it would go along as what the Provenance refers to
+		w.named = append(w.named, key)
+	}
+	return key
 }
 
 // body writes a resource that was never written so before.
@@ -128,6 +140,17 @@ func (w *writer) body(key string) []byte {
 			name = "patient"
 		}
 		more += fmt.Sprintf(`,%q:{"reference":"Patient/p%d"}`, name, w.random.IntN(population))
+	case "Provenance":
+		var about []string
+		for range 1 + w.random.IntN(2) {
+			target := fmt.Sprintf("Patient/p%d", w.random.IntN(population))
+			if w.random.IntN(5) > 0 {
+				target = w.named[w.random.IntN(len(w.named))]
+			}
+			about = append(about, fmt.Sprintf(`{"reference":%q}`, target+[]string{"", "/_history/1"}[w.random.IntN(2)]))
+		}
+		at := time.Date(1999, 1, 1, 0, w.random.IntN(1000), 0, w.n*int(time.Millisecond), time.UTC) // each at a time of its own
+		more = fmt.Sprintf(`,"target":[%s],"recorded":%q`, strings.Join(about, ","), at.Format(time.RFC3339Nano))
 	}
 	return fmt.Appendf(nil, `{"resourceType":%q,"id":%q,"language":"w%d"%s}`, typ, id, w.n, more)
 }

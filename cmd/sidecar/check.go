@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 
 	"sidecar/exporter/blob"
 	"sidecar/exporter/fhir"
+	"sidecar/proxy/auth"
 	"sidecar/state"
 )
 
@@ -50,6 +52,7 @@ func check(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := checkUpstream(ctx, c, r); err != nil {
 		return err
 	}
+	checkIdentityServer(ctx, c, r)
 	checkBucket(ctx, c, r)
 	checkData(c, r)
 	if r.failed {
@@ -112,6 +115,23 @@ func reportProfile(p *fhir.Profile, c *config, r *report) {
 		settle = c.Settle
 	}
 	r.ok("asked %s; %s pause before reading (settle)", strings.Join(p.Types, ", "), settle)
+}
+
+// checkIdentityServer asks the one that judges clients, where there is one.
+func checkIdentityServer(ctx context.Context, c *config, r *report) {
+	authorizer, err := newAuthorizer(ctx, c, slog.New(slog.DiscardHandler))
+	if err == nil && authorizer == nil {
+		return
+	}
+	said := ""
+	if err == nil {
+		said, err = auth.Check(ctx, authorizer)
+	}
+	if err != nil {
+		r.fault("identity server: %v: check the settings under auth", err)
+		return
+	}
+	r.ok("identity server: %s", said)
 }
 
 func checkBucket(ctx context.Context, c *config, r *report) {

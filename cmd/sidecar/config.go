@@ -18,6 +18,7 @@ import (
 
 	"sidecar/exporter"
 	"sidecar/proxy"
+	"sidecar/proxy/auth"
 	"sidecar/state"
 )
 
@@ -40,6 +41,7 @@ type config struct {
 	UpstreamAuth   upstreamAuthConfig `yaml:"upstream_auth"`
 	ForwardHeaders []string           `yaml:"forward_headers"`
 	Intercept      bool               `yaml:"intercept"`
+	Auth           authConfig         `yaml:"auth"`
 
 	Listen         string        `yaml:"listen"`
 	AdminListen    string        `yaml:"admin_listen"`
@@ -139,6 +141,7 @@ func defaultConfig() *config {
 		WithoutHistory: exporter.IncludeCurrent,
 	}
 	c.Bucket.Kind = "folder"
+	c.Auth.Mode, c.Auth.Leeway = auth.Upstream, auth.DefaultLeeway
 	return c
 }
 

@@ -34,7 +34,7 @@ func documents(t *testing.T) map[string]string {
 		if err != nil {
 			return err
 		}
-		if entry.IsDir() && strings.HasPrefix(entry.Name(), ".") && path != top {
+		if entry.IsDir() && (strings.HasPrefix(entry.Name(), ".") || entry.Name() == "node_modules") && path != top {
 			return fs.SkipDir
 		}
 		if strings.HasSuffix(path, ".md") {
@@ -221,13 +221,16 @@ func TestExampleConfigurationExplainsEachSetting(t *testing.T) {
 // emptyLists makes an empty list the same as none.
 func emptyLists(c *config) config {
 	out := *c
-	for _, list := range []*[]string{&out.ForwardHeaders, &out.TrustedProxies} {
+	for _, list := range []*[]string{&out.ForwardHeaders, &out.TrustedProxies, &out.Auth.Algorithms} {
 		if len(*list) == 0 {
 			*list = nil
 		}
 	}
 	if len(out.Accounts) == 0 {
 		out.Accounts = nil
+	}
+	if len(out.Auth.Clients) == 0 {
+		out.Auth.Clients = nil
 	}
 	return out
 }

@@ -128,7 +128,7 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	if err != nil {
 		return nil, err
 	}
-	if s.handler, err = newProxy(c, client, s.exporter, s.store, bucket, writes, log, frontMetrics); err != nil {
+	if s.handler, err = newProxy(ctx, c, client, s.exporter, s.store, bucket, writes, log, frontMetrics); err != nil {
 		return nil, err
 	}
 	registry := prometheus.NewRegistry()
@@ -139,16 +139,20 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 }
 
 func newProxy(
-	c *config, client *fhir.Client, engine *exporter.Exporter, store *state.Store, bucket blob.Bucket, writes *proxy.Writes, log *slog.Logger, metrics *proxy.Metrics,
+	ctx context.Context, c *config, client *fhir.Client, engine *exporter.Exporter, store *state.Store, bucket blob.Bucket, writes *proxy.Writes, log *slog.Logger, metrics *proxy.Metrics,
 ) (http.Handler, error) {
 	upstream, err := fhir.ParseBase(c.Upstream)
+	if err != nil {
+		return nil, err
+	}
+	authorizer, err := newAuthorizer(ctx, c, log)
 	if err != nil {
 		return nil, err
 	}
 	cfg := proxy.Config{
 		Upstream: upstream, UpstreamHost: c.UpstreamHost, ForwardHeaders: c.ForwardHeaders, Intercept: c.Intercept,
 		Client: client, Exports: engine, Stages: engine, Jobs: store, Bucket: bucket, Links: c.Links, LinkLifetime: c.LinkLifetime, Writes: writes, Log: log, Metrics: metrics,
-		TypesOf: c.typesOf, MaxFileBytes: c.MaxFileBytes,
+		TypesOf: c.typesOf, MaxFileBytes: c.MaxFileBytes, AuthMode: c.Auth.Mode, Auth: authorizer, GroupRules: c.Auth.groupRules(),
 	}
 	if c.PublicURL != "" {
 		if cfg.PublicBase, err = fhir.ParseBase(c.PublicURL); err != nil {

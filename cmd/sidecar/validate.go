@@ -45,7 +45,8 @@ func (c *config) validate(found *faultList) {
 	if token := string(c.AdminToken); token != "" && (len(token) < minAdminToken || strings.ContainsFunc(token, unicode.IsSpace)) {
 		found.add("admin_token", " must have at least %d characters and no white space", minAdminToken)
 	}
-	c.validateAuth(found)
+	c.Auth.validate(found)
+	c.validateUpstreamAuth(found)
 	c.validateNumbers(found)
 	c.validateChoices(found)
 	c.validateBucket(found)
@@ -64,7 +65,7 @@ func isAddress(address string) bool {
 	return err == nil && number >= 0 && number <= 65535
 }
 
-func (c *config) validateAuth(found *faultList) {
+func (c *config) validateUpstreamAuth(found *faultList) {
 	header, basic := &c.UpstreamAuth.Header, &c.UpstreamAuth.Basic
 	switch {
 	case found.found("upstream_auth.header.name") || found.found("upstream_auth.header.value"):
@@ -101,6 +102,7 @@ func (c *config) validateNumbers(found *faultList) {
 		least, most time.Duration
 	}{
 		{"settle", c.Settle, 0, time.Hour},
+		{"auth.leeway", c.Auth.Leeway, 0, 5 * time.Minute},
 		{"link_lifetime", c.LinkLifetime, time.Second, 7 * 24 * time.Hour},
 		{"retention", c.Retention, time.Second, 365 * 24 * time.Hour},
 		{"give_up", c.GiveUp, time.Second, 24 * time.Hour},

@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -68,20 +69,9 @@ func (i *introspector) Authorize(ctx context.Context, header http.Header) (*Clie
 func (i *introspector) ask(ctx context.Context, token string, hash tokenHash) (*Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	form := url.Values{"token": {token}, "token_type_hint": {"access_token"}}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, i.address, strings.NewReader(form.Encode()))
-	if err != nil {
-		i.log.WarnContext(ctx, "the address of the introspection cannot be asked")
-		return nil, unavailable()
-	}
-	request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	request.SetBasicAuth(url.QueryEscape(i.id), url.QueryEscape(i.secret)) // RFC 6749, section 2.3.1
 	asked := i.now()
-	var said struct {
-		claims
-		Active bool `json:"active"`
-	}
-	if _, err := i.server.ask(request, &said); err != nil {
+	said, err := i.introspect(ctx, token)
+	if err != nil {
 		i.log.WarnContext(ctx, "the identity server cannot be asked about a token", "error", err)
 		return nil, unavailable()
 	}
@@ -97,6 +87,27 @@ func (i *introspector) ask(ctx context.Context, token string, hash tokenHash) (*
 	}
 	i.remember(hash, introspected{client, until(asked, &said.claims)})
 	return client, nil
+}
+
+// introspection is what the identity server says of a token.
+type introspection struct {
+	claims
+	Active bool `json:"active"`
+}
+
+func (i *introspector) introspect(ctx context.Context, token string) (*introspection, error) {
+	form := url.Values{"token": {token}, "token_type_hint": {"access_token"}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, i.address, strings.NewReader(form.Encode()))
+	if err != nil {
+		return nil, errors.New("the address cannot be asked")
+	}
+	request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	request.SetBasicAuth(url.QueryEscape(i.id), url.QueryEscape(i.secret)) // RFC 6749, section 2.3.1
+	var said introspection
+	if _, err := i.server.ask(request, &said); err != nil {
+		return nil, err
+	}
+	return &said, nil
 }
 
 // until is when the answer about a token has to be asked for again.

@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -161,6 +162,22 @@ func TestKeysComeFromTheIssuerAlone(t *testing.T) {
 	s.with(func() { s.keys = nil })
 	if _, got := authorize(t, s.authorizer(t, nil), token); got != http.StatusServiceUnavailable {
 		t.Errorf("no keys: got %d", got)
+	}
+}
+
+func TestCheckAsksAsForClients(t *testing.T) {
+	s := newIssuer(t)
+	byKeys, byAsking := s.authorizer(t, nil), s.introspection(t, nil)
+	for authorizer, want := range map[auth.Authorizer]string{byKeys: "1 keys of the issuer, kept for 5m0s", byAsking: "it says of a made-up token that it does not hold"} {
+		if got, err := auth.Check(t.Context(), authorizer); err != nil || got != want {
+			t.Errorf("got %q, %v", got, err)
+		}
+	}
+	s.with(func() { s.status = http.StatusUnauthorized })
+	for _, authorizer := range []auth.Authorizer{byKeys, byAsking} {
+		if _, err := auth.Check(t.Context(), authorizer); err == nil || !strings.Contains(err.Error(), "status 401") || strings.Contains(err.Error(), s.URL) {
+			t.Errorf("got %v", err)
+		}
 	}
 }
 
