@@ -56,6 +56,7 @@ type config struct {
 	Bucket       bucketConfig         `yaml:"bucket"`
 	Links        proxy.Links          `yaml:"links"`
 	LinkLifetime time.Duration        `yaml:"link_lifetime"`
+	LinkKey      secret               `yaml:"link_key"`
 	Attachments  exporter.Attachments `yaml:"attachments"`
 	Retention    time.Duration        `yaml:"retention"`
 
