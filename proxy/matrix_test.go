@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -24,42 +25,45 @@ import (
 // signature, and signed by the public key taken for a shared secret. "patient" is for a single patient, "narrow" is the client's
 // own but for Patients alone, "other" is the right token of another client, which may not export the Group.
 //
-// The three modes that know clients answer alike. JOB belongs to the client of "right" and holds Patients and Observations.
+// The three modes that know clients answer alike. JOB belongs to the client of "right" and holds Patients and Observations; MAC
+// and LINK are what its own links to an attachment and to a file have.
 const matrix = `
-jwt introspection upstream                none empty key issuer expired early alg:none RS/HS patient narrow other right
-GET /$export                               401  401  401  401    401     401    401     401    403     202   202   202
-POST /$export                              401  401  401  401    401     401    401     401    403     202   202   202
-POST /$export-v4                           401  401  401  401    401     401    401     401    403     202   202   202
-GET /$export?_type=Observation             401  401  401  401    401     401    401     401    403     403   202   202
-GET /Patient/$export                       401  401  401  401    401     401    401     401    403     202   202   202
-POST /Patient/$export                      401  401  401  401    401     401    401     401    403     202   202   202
-POST /Patient/$export-v4                   401  401  401  401    401     401    401     401    403     202   202   202
-GET /Group/demo-group/$export              401  401  401  401    401     401    401     401    403     403   403   202
-POST /Group/demo-group/$export             401  401  401  401    401     401    401     401    403     403   403   202
-POST /Group/demo-group/$export-v4          401  401  401  401    401     401    401     401    403     403   403   202
-GET /$export-status/JOB                    401  401  401  401    401     401    401     401    403     403   404   200
-DELETE /$export-status/JOB                 401  401  401  401    401     401    401     401    403     403   404   202
-GET /$export-file/JOB/Patient.1.ndjson     401  401  401  401    401     401    401     401    403     403   404   200
-HEAD /$export-file/JOB/Patient.1.ndjson    401  401  401  401    401     401    401     401    403     403   404   200
-GET /$export-attachment/JOB/MAC/Binary/b   200  200  200  200    200     200    200     200    200     200   200   200
-HEAD /$export-attachment/JOB/MAC/Binary/b  200  200  200  200    200     200    200     200    200     200   200   200
-GET /$export-attachment/JOB/bad/Binary/b   404  404  404  404    404     404    404     404    404     404   404   404
-GET /metadata                              200  200  200  200    200     200    200     200    200     200   200   200
-HEAD /metadata                             200  200  200  200    200     200    200     200    200     200   200   200
-GET /Observation                           401  401  401  401    401     401    401     401    200     403   200   200
-admin GET /jobs                            401  401  401  401    401     401    401     401    401     401   401   401
+jwt introspection upstream                   none empty key issuer expired early alg:none RS/HS patient narrow other right
+GET /$export                                  401   401 401    401     401   401      401   401     403    202   202   202
+POST /$export                                 401   401 401    401     401   401      401   401     403    202   202   202
+POST /$export-v4                              401   401 401    401     401   401      401   401     403    202   202   202
+GET /$export?_type=Observation                401   401 401    401     401   401      401   401     403    403   202   202
+GET /Patient/$export                          401   401 401    401     401   401      401   401     403    202   202   202
+POST /Patient/$export                         401   401 401    401     401   401      401   401     403    202   202   202
+POST /Patient/$export-v4                      401   401 401    401     401   401      401   401     403    202   202   202
+GET /Group/demo-group/$export                 401   401 401    401     401   401      401   401     403    403   403   202
+POST /Group/demo-group/$export                401   401 401    401     401   401      401   401     403    403   403   202
+POST /Group/demo-group/$export-v4             401   401 401    401     401   401      401   401     403    403   403   202
+GET /$export-status/JOB                       401   401 401    401     401   401      401   401     403    403   404   200
+DELETE /$export-status/JOB                    401   401 401    401     401   401      401   401     403    403   404   202
+GET /$export-file/JOB/Patient.1.ndjson        401   401 401    401     401   401      401   401     403    403   404   200
+HEAD /$export-file/JOB/Patient.1.ndjson       401   401 401    401     401   401      401   401     403    403   404   200
+GET /$export-file/JOB/Patient.1.ndjson?mac=   403   403 403    403     403   403      403   403     403    403   403   403
+GET /$export-attachment/JOB/MAC/Binary/b      200   200 200    200     200   200      200   200     200    200   200   200
+HEAD /$export-attachment/JOB/MAC/Binary/b     200   200 200    200     200   200      200   200     200    200   200   200
+GET /$export-attachment/JOB/bad/Binary/b      404   404 404    404     404   404      404   404     404    404   404   404
+GET /metadata                                 200   200 200    200     200   200      200   200     200    200   200   200
+HEAD /metadata                                200   200 200    200     200   200      200   200     200    200   200   200
+GET /Observation                              401   401 401    401     401   401      401   401     200    403   200   200
+admin GET /jobs                               401   401 401    401     401   401      401   401     401    401   401   401
 
-none                                      none empty key issuer expired early alg:none RS/HS patient narrow other right
-GET /$export                               202  202  202  202    202     202    202     202    202     202   202   202
-GET /Patient/$export                       202  202  202  202    202     202    202     202    202     202   202   202
-GET /Group/demo-group/$export              202  202  202  202    202     202    202     202    202     202   202   202
-GET /$export-status/JOB                    200  200  200  200    200     200    200     200    200     200   200   200
-DELETE /$export-status/JOB                 202  202  202  202    202     202    202     202    202     202   202   202
-GET /$export-file/JOB/Patient.1.ndjson     200  200  200  200    200     200    200     200    200     200   200   200
-GET /$export-attachment/JOB/MAC/Binary/b   200  200  200  200    200     200    200     200    200     200   200   200
-GET /metadata                              200  200  200  200    200     200    200     200    200     200   200   200
-GET /Observation                           401  401  401  401    401     401    401     401    200     403   200   200
-admin GET /jobs                            401  401  401  401    401     401    401     401    401     401   401   401
+none                                         none empty key issuer expired early alg:none RS/HS patient narrow other right
+GET /$export                                  202   202 202    202     202   202      202   202     202    202   202   202
+GET /Patient/$export                          202   202 202    202     202   202      202   202     202    202   202   202
+GET /Group/demo-group/$export                 202   202 202    202     202   202      202   202     202    202   202   202
+GET /$export-status/JOB                       200   200 200    200     200   200      200   200     200    200   200   200
+DELETE /$export-status/JOB                    202   202 202    202     202   202      202   202     202    202   202   202
+GET /$export-file/JOB/Patient.1.ndjson        403   403 403    403     403   403      403   403     403    403   403   403
+GET /$export-file/JOB/Patient.1.ndjson?LINK   200   200 200    200     200   200      200   200     200    200   200   200
+GET /$export-attachment/JOB/MAC/Binary/b      200   200 200    200     200   200      200   200     200    200   200   200
+GET /metadata                                 200   200 200    200     200   200      200   200     200    200   200   200
+GET /Observation                              401   401 401    401     401   401      401   401     200    403   200   200
+admin GET /jobs                               401   401 401    401     401   401      401   401     401    401   401   401
 `
 
 // matrixRow is a request and what becomes of it, by the name of the credentials.
@@ -136,7 +140,7 @@ func TestMatrixOfWhoMayDoWhat(t *testing.T) {
 			operators := admin.New(admin.Config{Metrics: prometheus.NewRegistry(), Exports: h.store, Token: "the-operators-own-token"})
 			_, mac, _ := strings.Cut(h.attachment(&job, "Binary/b"), job.ID+"/")
 			mac, _, _ = strings.Cut(mac, "/")
-			named := strings.NewReplacer("JOB", job.ID, "MAC", mac)
+			named := strings.NewReplacer("JOB", job.ID, "MAC", mac, "LINK", linkQuery(h, job.ID, authority.authorization["right"]))
 			for _, row := range rows {
 				for name, want := range row.want {
 					var handler http.Handler = operators
@@ -154,6 +158,24 @@ func TestMatrixOfWhoMayDoWhat(t *testing.T) {
 			}
 		})
 	}
+}
+
+// linkQuery is what the link to a file of Patients has behind its path.
+func linkQuery(h *house, job, authorization string) string {
+	h.t.Helper()
+	got := h.ask(http.MethodGet, h.base+"/$export-status/"+job, "Authorization", authorization)
+	var manifest state.Manifest
+	if err := json.Unmarshal([]byte(got.body), &manifest); err != nil {
+		h.t.Fatalf("%v: %s", err, got.body)
+	}
+	for _, item := range manifest.Output {
+		if item.Type == "Patient" {
+			_, query, _ := strings.Cut(item.URL, "?")
+			return query
+		}
+	}
+	h.t.Fatal("no file of Patients")
+	return ""
 }
 
 // asked is the status of a request from another machine.
