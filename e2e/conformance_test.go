@@ -31,7 +31,6 @@ var notMet = map[string]string{
 	"T-03": "the sidecar has no authorization of its own yet: an export without _type holds what its account may read",
 	"T-04": "the sidecar has no authorization of its own yet: who knows the address of a status may ask for it",
 	"S-04": "polls are not counted: they cost the sidecar little, and clients take a poll that is refused for the end of the export",
-	"F-07": "files of a folder can be read for as long as the export is kept; with S3 or Google Cloud Storage link_lifetime can be 5m",
 	"S-1":  "the sidecar has no authorization of its own yet: the FHIR server judges the token of a kick-off, nobody that of a status",
 }
 
@@ -165,6 +164,7 @@ func runConformance(t *testing.T, column *conformance.Column, upstream http.Hand
 	config := settings{
 		"upstream_auth": settings{"header": settings{"name": "Authorization", "value": "Bearer " + sidecarToken}},
 		"max_running":   8, "allow_partial": true, "trusted_proxies": []string{"127.0.0.0/8"}, "manifest_page_rows": 20,
+		"link_lifetime": "5m", // what the guide recommends
 	}
 	shortLived := maps.Clone(config)
 	shortLived["retention"] = "6s"

@@ -17,8 +17,8 @@ const (
 
 // attachmentKey is the key of a new job, empty where it signs no attachments. So a job goes through with what held at its
 // kick-off, and gives an attachment the same link in each of its rows.
-func (e *Exporter) attachmentKey() []byte {
-	if e.Attachments == SignedAttachments {
+func (e *Exporter) attachmentKey(kickoff *state.Kickoff) []byte {
+	if e.Attachments == SignedAttachments && !kickoff.ServerAttachments {
 		return state.NewAttachmentKey()
 	}
 	return nil

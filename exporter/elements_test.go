@@ -105,6 +105,19 @@ func TestElementsAndAttachments(t *testing.T) {
 	}
 }
 
+// Ensure a kick-off that has its attachments at the server gets no key for links, whatever is configured.
+func TestServerAttachmentsHaveNoKey(t *testing.T) {
+	t.Parallel()
+	e := startEngine(t, fhirtest.Plain(), 1, func(c *exporter.Config) { c.Attachments = exporter.SignedAttachments })
+	for _, server := range []bool{false, true} {
+		kickoff := kickoffOf(state.Patient, "Patient")
+		kickoff.ServerAttachments = server
+		if job := e.await(e.kickOff(kickoff)); (len(job.AttachmentKey) == 0) != server {
+			t.Errorf("at the server %t: a key of %d bytes", server, len(job.AttachmentKey))
+		}
+	}
+}
+
 // Ensure a Binary of the server is named by the job's own link, the same one in each row, however the server names it and
 // whether the row was crawled, repaired from the history or organised; and that nothing else is named so.
 func TestAttachmentsAreLinksOfTheJob(t *testing.T) {

@@ -174,7 +174,7 @@ func (e *Exporter) KickOff(ctx context.Context, kickoff state.Kickoff) (*state.J
 	id := uuid.NewString()
 	job := &state.Job{
 		ID: id, Folder: now.Format("20060102T150405Z") + "_" + id, Status: state.Accepted, Accepted: now,
-		Kickoff: kickoff, Issues: kickoff.Ignored, AttachmentKey: e.attachmentKey(),
+		Kickoff: kickoff, Issues: kickoff.Ignored, AttachmentKey: e.attachmentKey(&kickoff),
 	}
 	if err := e.Store.Create(ctx, job, e.MaxRunning); err != nil {
 		return nil, err

@@ -43,7 +43,7 @@ func (b *bubble) page(job *state.Job, number int) string {
 	b.t.Helper()
 	files, err := b.store.Files(b.t.Context(), job.ID)
 	must(b.t, err)
-	body, err := state.EncodePage(job, number, files, func(file state.File) string { return file.Name }, "")
+	body, err := state.EncodePage(job, number, files, false, func(file state.File) string { return file.Name }, "")
 	must(b.t, err)
 	text := string(body)
 	for _, file := range state.PageFiles(job, number, files) {

@@ -201,7 +201,7 @@ func (r *run) putManifest(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	body, err := state.EncodeManifest(r.job, files, func(file state.File) string { return file.Name })
+	body, err := state.EncodeManifest(r.job, files, false, func(file state.File) string { return file.Name })
 	if err != nil {
 		return err
 	}

@@ -44,12 +44,27 @@ func (p *Proxy) narrow(
 			return err
 		}
 	}
+	kickoff.ServerAttachments = p.needsToken(kickoff) || !p.mayReadBinary(ctx, kickoff, statement, who)
 	if len(kickoff.Withheld) > 0 {
 		kickoff.Ignored = append(kickoff.Ignored, state.Issue{
 			Severity: "information", Code: "suppressed", Text: "left out, because this client may not read all of them: " + strings.Join(kickoff.Withheld, ", "),
 		})
 	}
 	return p.mayExportGroup(kickoff, kickoff.Client)
+}
+
+// mayReadBinary tells whether a client may read any Binary, so that links of the export may open those that it names. Where that
+// is not known, it may not.
+func (p *Proxy) mayReadBinary(ctx context.Context, kickoff *state.Kickoff, statement *fhir.CapabilityStatement, who *asker) bool {
+	switch {
+	case !kickoff.Guarded:
+		return true
+	case slices.Contains(kickoff.Withheld, "Binary"):
+		return false
+	case p.AuthMode == auth.Upstream:
+		return statement.Offers("Binary") && p.maySearch(ctx, "Binary", who.headers) == nil
+	}
+	return who.scopes.Allow("Binary")
 }
 
 // typesAsked are the types that a kick-off names, and those that it would export besides.

@@ -1,15 +1,12 @@
 package proxy
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/gorilla/mux"
 
@@ -24,31 +21,20 @@ type Links string
 const (
 	// Signed links lead to the store itself; where the bucket gives none, the sidecar streams.
 	Signed Links = "signed"
-	// Redirect links lead to the sidecar, which answers with a redirect to a link that it signs then: they live as long as
-	// the export is kept.
+	// Redirect links lead to the sidecar, which answers with a redirect to a link that it signs then.
 	Redirect Links = "redirect"
 	// Stream links lead to the sidecar, which sends the file itself.
 	Stream Links = "stream"
 )
 
-// link is where a client reads a file, and how long that works.
-func (p *Proxy) link(ctx context.Context, job *state.Job, file state.File, expires time.Time) (string, time.Time, error) {
-	if p.Links == Signed {
-		link, dies, err := p.sign(ctx, job, file, expires)
-		if !errors.Is(err, errors.ErrUnsupported) {
-			return link, dies, err
-		}
-	}
-	return job.Kickoff.Base + "/$export-file/" + job.ID + "/" + url.PathEscape(file.Name), expires, nil
-}
-
-func (p *Proxy) sign(ctx context.Context, job *state.Job, file state.File, expires time.Time) (string, time.Time, error) {
-	return p.Bucket.SignURL(ctx, job.Folder+"/"+file.Name, min(p.LinkLifetime, time.Until(expires)))
-}
-
 // file answers a request for one output file.
 func (p *Proxy) file(w http.ResponseWriter, r *http.Request, job *state.Job) {
-	file, err := p.Jobs.File(r.Context(), job.ID, mux.Vars(r)["name"])
+	name := mux.Vars(r)["name"]
+	if err := p.mayRead(r, job, name); err != nil {
+		p.refuse(w, r, err)
+		return
+	}
+	file, err := p.Jobs.File(r.Context(), job.ID, name)
 	if err == nil && !job.Shows(file) {
 		err = state.ErrNotFound
 	}

@@ -100,7 +100,7 @@ func newHouse(t *testing.T, upstream string, edit func(*proxy.Config)) *house {
 			}
 			return []string{"Patient", "Observation", "Condition", "Group"}, []string{"Practitioner"}, nil
 		},
-		Log: slog.New(slog.DiscardHandler),
+		LinkKey: linkKey, Log: slog.New(slog.DiscardHandler),
 	}
 	if edit != nil {
 		edit(&cfg)
@@ -138,6 +138,14 @@ type answer struct {
 	status int
 	header http.Header
 	body   string
+}
+
+// linkKey signs the links of these tests.
+var linkKey = []byte("a key of 32 bytes for these tests")
+
+// file is the address of a job's file, with a signature for the next minute.
+func (h *house) file(job, name string) string {
+	return h.base + "/$export-file/" + job + "/" + name + "?" + proxy.SignLink(linkKey, job, name, time.Now().Add(time.Minute))
 }
 
 // ask sends a request; header holds pairs of name and value.

@@ -247,7 +247,7 @@ func TestKickoffAsksTheUpstreamAsTheClient(t *testing.T) {
 		}
 	}
 	slices.Sort(checked)
-	if want := []string{"/fhir/Group/demo-group", "/fhir/Observation", "/fhir/Patient"}; !slices.Equal(checked, want) {
+	if want := []string{"/fhir/Binary", "/fhir/Group/demo-group", "/fhir/Observation", "/fhir/Patient"}; !slices.Equal(checked, want) {
 		t.Errorf("checks: got %q, want %q", checked, want)
 	}
 }
@@ -373,7 +373,7 @@ func fuzzed(f *testing.F) (http.Handler, *exports) {
 		f.Fatal(err)
 	}
 	handler, err := proxy.New(proxy.Config{
-		Upstream: upstream, Intercept: true, Client: client, Exports: engine, Jobs: &state.Store{}, Bucket: signing{}, Transport: stub{},
+		Upstream: upstream, Intercept: true, Client: client, Exports: engine, Jobs: &state.Store{}, Bucket: signing{}, LinkKey: linkKey, Transport: stub{},
 		TrustedProxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
 		TypesOf:        func(_ state.Level, s *fhir.CapabilityStatement) ([]string, []string, error) { return s.Types, nil, nil },
 		Log:            slog.New(slog.DiscardHandler),

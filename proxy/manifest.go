@@ -56,11 +56,12 @@ func (p *Proxy) manifest(w http.ResponseWriter, r *http.Request, job *state.Job,
 		links[file.Name] = link
 	}
 	address := func(file state.File) string { return links[file.Name] }
+	token := p.needsToken(&job.Kickoff)
 	var body []byte
 	if page == 0 {
-		body, err = state.EncodeManifest(job, files, address)
+		body, err = state.EncodeManifest(job, files, token, address)
 	} else {
-		body, err = state.EncodePage(job, page, files, address, nextPage(job, page))
+		body, err = state.EncodePage(job, page, files, token, address, nextPage(job, page))
 	}
 	if err != nil {
 		p.refuse(w, r, err)

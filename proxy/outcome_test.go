@@ -171,8 +171,9 @@ func answers(t *testing.T, into map[string]answer) {
 	into["no such page"] = h.ask(http.MethodGet, h.base+"/$export-status/0b6a?page=7")
 	into["export failed"] = h.ask(http.MethodGet, h.base+"/$export-status/failed")
 	into["export failed, status apart"] = h.ask(http.MethodGet, h.base+"/$export-status/separate")
-	into["link not signed"] = h.ask(http.MethodGet, h.base+"/$export-file/0b6a/Patient.1.ndjson")
-	into["no such file"] = h.ask(http.MethodGet, h.base+"/$export-file/0b6a/Patient.2.ndjson")
+	into["link not signed"] = h.ask(http.MethodGet, h.file("0b6a", "Patient.1.ndjson"))
+	into["no such file"] = h.ask(http.MethodGet, h.file("0b6a", "Patient.2.ndjson"))
+	into["dead link"] = h.ask(http.MethodGet, h.base+"/$export-file/0b6a/Patient.1.ndjson")
 	into["deleted"] = h.ask(http.MethodDelete, h.base+"/$export-status/failed")
 
 	h, sample := newFHIRHouse(t, nil)
@@ -184,11 +185,11 @@ func answers(t *testing.T, into map[string]answer) {
 		sample.Fail(fhirtest.Fault{Match: func(r *http.Request) bool { return r.URL.Path == "/fhir/Binary/1" }, Status: status, Times: 1})
 		into[strconv.Itoa(status)+" for an attachment"] = h.ask(http.MethodGet, h.attachment(&job, "Binary/1"))
 	}
-	into["range"] = h.ask(http.MethodGet, h.base+"/$export-file/0b6a/Patient.1.ndjson", "Range", "bytes=1000-")
+	into["range"] = h.ask(http.MethodGet, h.file("0b6a", "Patient.1.ndjson"), "Range", "bytes=1000-")
 	if err := h.bucket.Delete(t.Context(), job.Folder+"/Patient.1.ndjson"); err != nil {
 		t.Fatal(err)
 	}
-	into["file lost"] = h.ask(http.MethodGet, h.base+"/$export-file/0b6a/Patient.1.ndjson")
+	into["file lost"] = h.ask(http.MethodGet, h.file("0b6a", "Patient.1.ndjson"))
 }
 
 // Ensure that every OperationOutcome of ours is the golden one. End-to-end tests give the golden file to a validator.

@@ -52,7 +52,7 @@ func TestManifestPages(t *testing.T) {
 		t.Errorf("the file: got %d %q", got.status, got.body)
 	}
 	for _, name := range []string{"Observation.1.ndjson", "OperationOutcome.1.ndjson"} {
-		if got := h.ask(http.MethodGet, h.base+"/$export-file/0b6a/"+name); got.status != http.StatusNotFound {
+		if got := h.ask(http.MethodGet, h.file("0b6a", name)); got.status != http.StatusNotFound {
 			t.Errorf("%s is not shown yet: got %d", name, got.status)
 		}
 	}
@@ -124,7 +124,7 @@ func TestFailureAfterPages(t *testing.T) {
 			checkOutcome(t, h.ask(http.MethodGet, h.base+"/$export-status/0b6a"+page), status, "incomplete")
 		}
 		for name, want := range map[string]int{"Patient": http.StatusOK, "Observation": http.StatusNotFound} {
-			if got := h.ask(http.MethodGet, h.base+"/$export-file/0b6a/"+name+".1.ndjson"); got.status != want {
+			if got := h.ask(http.MethodGet, h.file("0b6a", name+".1.ndjson")); got.status != want {
 				t.Errorf("%s: got %d", name, got.status)
 			}
 		}

@@ -21,6 +21,9 @@ import (
 // DefaultLinkLifetime is how long a signed link lives.
 const DefaultLinkLifetime = time.Hour
 
+// MinLinkKey is the least length of Config.LinkKey in bytes, that of the MAC (RFC 2104, section 3).
+const MinLinkKey = 32
+
 // exports begins and ends jobs.
 type exports interface {
 	KickOff(ctx context.Context, kickoff state.Kickoff) (*state.Job, error)
@@ -76,8 +79,10 @@ type Config struct {
 	Bucket blob.Bucket
 	// Links says where the manifest's links lead; empty means Signed.
 	Links Links
-	// LinkLifetime is how long a signed link lives.
+	// LinkLifetime is how long a signed link lives, to the store or to the sidecar.
 	LinkLifetime time.Duration
+	// LinkKey signs the links to the sidecar's own files. It has to be the same after a restart, and secret.
+	LinkKey []byte
 	// MaxFileBytes is the size at which exports close a file: a larger _minimumFileSize is refused. 0 means that none is.
 	MaxFileBytes int64
 	TypesOf      TypesOf
@@ -107,6 +112,9 @@ func New(cfg Config) (http.Handler, error) {
 	}
 	if (cfg.Auth != nil) != (cfg.AuthMode == auth.JWT || cfg.AuthMode == auth.Introspection) {
 		return nil, errors.New("proxy: who judges the clients does not fit the mode")
+	}
+	if len(cfg.LinkKey) < MinLinkKey {
+		return nil, errors.New("proxy: the key of the links is too short")
 	}
 	if cfg.LinkLifetime == 0 {
 		cfg.LinkLifetime = DefaultLinkLifetime

@@ -119,7 +119,7 @@ func TestHangingServerIsGivenUpOn(t *testing.T) {
 					t.Fatal(err)
 				}
 				handler, err := proxy.New(proxy.Config{
-					Upstream: upstream, Intercept: true, Client: client, Exports: &exports{}, Jobs: &state.Store{}, Bucket: signing{}, Transport: transport,
+					Upstream: upstream, Intercept: true, Client: client, Exports: &exports{}, Jobs: &state.Store{}, Bucket: signing{}, LinkKey: linkKey, Transport: transport,
 					TypesOf: func(_ state.Level, s *fhir.CapabilityStatement) ([]string, []string, error) { return s.Types, nil, nil },
 					Log:     slog.New(slog.DiscardHandler),
 				})

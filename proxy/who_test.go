@@ -299,7 +299,7 @@ func TestVerdictOfTheServerHoldsForAMinute(t *testing.T) {
 		}
 		exports := &exports{kickOff: func(kickoff state.Kickoff) (*state.Job, error) { return &state.Job{ID: "new", Kickoff: kickoff}, nil }}
 		handler, err := proxy.New(proxy.Config{
-			Upstream: upstream, Intercept: true, Client: client, Exports: exports, Jobs: &state.Store{}, Bucket: signing{}, Transport: served{sample},
+			Upstream: upstream, Intercept: true, Client: client, Exports: exports, Jobs: &state.Store{}, Bucket: signing{}, LinkKey: linkKey, Transport: served{sample},
 			TypesOf: func(_ state.Level, s *fhir.CapabilityStatement) ([]string, []string, error) { return s.Types, nil, nil },
 			Log:     slog.New(slog.DiscardHandler),
 		})

@@ -14,7 +14,9 @@ import (
 var binaryPath = regexp.MustCompile(`^Binary/[A-Za-z0-9-][A-Za-z0-9._-]*(?:/_history/[A-Za-z0-9-][A-Za-z0-9._-]*)?$`)
 
 // NewAttachmentKey makes a key for Job.AttachmentKey.
-func NewAttachmentKey() []byte {
+func NewAttachmentKey() []byte { return randomKey() }
+
+func randomKey() []byte {
 	key := make([]byte, sha256.Size)
 	_, _ = rand.Read(key) // it does not fail (crypto/rand)
 	return key

@@ -73,6 +73,9 @@ type Kickoff struct {
 	Client string `json:"client,omitempty"`
 	// Guarded tells that the kick-off needed a token, so that status and files need one, too.
 	Guarded bool `json:"guarded,omitempty"`
+	// ServerAttachments tells that Attachments lead to the server, because not every Binary is for this client, or because its
+	// files need a token.
+	ServerAttachments bool `json:"serverAttachments,omitempty"`
 	// Withheld are the types that this client may not read: they are no part of the export, whatever refers to them. Sorted.
 	Withheld []string `json:"withheld,omitempty"`
 	// Request is the public URL of the kick-off with its query, as the manifest repeats it.

@@ -60,15 +60,15 @@ type FileExtension struct {
 const instantLayout = "2006-01-02T15:04:05.000Z"
 
 // EncodeManifest writes the manifest of all of a completed job in the shape that its kick-off chose; address gives the url of
-// each file.
-func EncodeManifest(job *Job, files []File, address func(File) string) ([]byte, error) {
-	return encode(job, files, proofsByType(job.Proof), address, "completed", nil)
+// each file, and token tells whether these need the access token.
+func EncodeManifest(job *Job, files []File, token bool, address func(File) string) ([]byte, error) {
+	return encode(job, files, proofsByType(job.Proof), token, address, "completed", nil)
 }
 
 // EncodePage is EncodeManifest for one page of a job with Pages: a manifest of the files of its types, the last one of all other
 // files. In all else but the link the pages of a job are alike (Bulk Data guide, section "Manifest Link"), so that no page
 // says what is not known with the first one. next is where the next page is read, empty while there is none.
-func EncodePage(job *Job, number int, files []File, address func(File) string, next string) ([]byte, error) {
+func EncodePage(job *Job, number int, files []File, token bool, address func(File) string, next string) ([]byte, error) {
 	proofs := job.Proof
 	if number <= len(job.Pages) {
 		proofs = job.Pages[number-1].Proof
@@ -79,7 +79,7 @@ func EncodePage(job *Job, number int, files []File, address func(File) string, n
 	if next != "" {
 		link = []ManifestLink{{Relation: "next", URL: next}}
 	}
-	return encode(&paged, PageFiles(job, number, files), proofsByType(proofs), address, "", link)
+	return encode(&paged, PageFiles(job, number, files), proofsByType(proofs), token, address, "", link)
 }
 
 // PageFiles are those of a job's files that stand in a page.
@@ -101,16 +101,18 @@ func proofsByType(proofs []Proof) map[string]*Proof {
 	return byType
 }
 
-func encode(job *Job, files []File, proofs map[string]*Proof, address func(File) string, status string, link []ManifestLink) ([]byte, error) {
+func encode(
+	job *Job, files []File, proofs map[string]*Proof, token bool, address func(File) string, status string, link []ManifestLink,
+) ([]byte, error) {
 	var manifest any
 	switch job.Kickoff.Shape {
 	case "", Shape3:
 		m := newManifest(job, files, proofs, address)
-		m.Status, m.Link = status, link
+		m.Status, m.RequiresAccessToken, m.Link = status, token, link
 		manifest = m
 	case Shape4:
 		m := newManifest4(job, files, proofs, address)
-		m.Link = link
+		m.RequiresAccessToken, m.Link = token, link
 		manifest = m
 	default:
 		return nil, fmt.Errorf("manifest of shape %s is not known", job.Kickoff.Shape)

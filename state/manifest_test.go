@@ -72,7 +72,7 @@ func TestManifestPagesAreTheGoldenOnes(t *testing.T) {
 			job.Pages = []state.Page{{Types: []string{"Condition", "Patient"}, Proof: job.Proof[1:]}}
 			listed := 0
 			for number, next := range []string{"https://fhir.example.org/fhir/$export-status/1?page=2", ""} {
-				body, err := state.EncodePage(job, number+1, files, address, next)
+				body, err := state.EncodePage(job, number+1, files, false, address, next)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -135,7 +135,7 @@ func TestManifestsOfNothingHaveAllArrays(t *testing.T) {
 func TestManifestOfAnUnknownShapeIsRefused(t *testing.T) {
 	job, files := exported()
 	job.Kickoff.Shape = "5.0"
-	if body, err := state.EncodeManifest(job, files, nil); err == nil {
+	if body, err := state.EncodeManifest(job, files, false, nil); err == nil {
 		t.Errorf("got %s", body)
 	}
 }
@@ -144,7 +144,7 @@ func address(file state.File) string { return "https://store.example/" + file.Na
 
 func encode(t *testing.T, job *state.Job, files []state.File) []byte {
 	t.Helper()
-	body, err := state.EncodeManifest(job, files, address)
+	body, err := state.EncodeManifest(job, files, false, address)
 	if err != nil {
 		t.Fatal(err)
 	}

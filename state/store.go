@@ -1,6 +1,7 @@
 package state
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -46,6 +47,7 @@ var (
 	filesBucket    = []byte("files")
 	profilesBucket = []byte("profiles")
 	versionKey     = []byte("version")
+	linkKeyKey     = []byte("linkKey")
 )
 
 // Store keeps jobs, slices, files and profiles of servers in one bbolt file. Its methods may be called from any goroutine.
@@ -307,6 +309,20 @@ func (s *Store) Profile(ctx context.Context, key string) (raw []byte, at time.Ti
 		return json.Unmarshal(raw, &stored)
 	})
 	return stored.Profile, stored.At, err
+}
+
+// LinkKey returns the key that signs links to files: 32 random bytes, made when it is asked for first and kept from then on.
+func (s *Store) LinkKey(ctx context.Context) ([]byte, error) {
+	var key []byte
+	err := s.update(ctx, func(tx *bbolt.Tx) error {
+		meta := tx.Bucket(metaBucket)
+		if key = bytes.Clone(meta.Get(linkKeyKey)); key != nil {
+			return nil
+		}
+		key = randomKey()
+		return meta.Put(linkKeyKey, key)
+	})
+	return key, err
 }
 
 // Ping tells whether the store can still write.

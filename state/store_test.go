@@ -1,6 +1,7 @@
 package state_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"path/filepath"
@@ -348,4 +349,31 @@ func TestReopenedFileHasEverything(t *testing.T) {
 		t.Error(err)
 	}
 	check(t, path)
+}
+
+// Ensure the key of the links is random and outlives a restart.
+func TestLinkKeyIsKept(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	var keys [][]byte
+	for _, path := range []string{path, path, filepath.Join(t.TempDir(), "state.db")} {
+		store, err := state.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			key, err := store.LinkKey(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			keys = append(keys, key)
+		}
+		if err := store.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, key := range keys {
+		if len(key) != 32 || bytes.Equal(key, keys[0]) != (i < 4) {
+			t.Errorf("key %d: got %d bytes; of another file: %t", i, len(key), !bytes.Equal(key, keys[0]))
+		}
+	}
 }

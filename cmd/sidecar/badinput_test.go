@@ -145,7 +145,7 @@ func TestBadInputIsAnsweredWithAnOutcome(t *testing.T) {
 	// None of them has begun a job: the slot is free, and a good request works.
 	status, manifest := s.export("/$export?_type=Patient")
 	checkFiles(t, manifest, expected(t, sample, nil, slices.DeleteFunc(sample.Types(), func(typ string) bool { return typ == "Patient" })...))
-	checkOutcome(t, ask(t, http.MethodGet, strings.Replace(manifest.Output[0].URL, "Patient.1", "Patient.2", 1)), http.StatusNotFound, "not-found")
+	checkOutcome(t, ask(t, http.MethodGet, strings.Replace(manifest.Output[0].URL, "Patient.1", "Patient.2", 1)), http.StatusForbidden, "forbidden")
 	checkOutcome(t, ask(t, http.MethodGet, manifest.Output[0].URL, "Range", "bytes=99999999-"), http.StatusRequestedRangeNotSatisfiable, "processing")
 	checkOutcome(t, ask(t, http.MethodDelete, status), http.StatusAccepted, "informational")
 	checkOutcome(t, ask(t, http.MethodDelete, status), http.StatusNotFound, "not-found")

@@ -56,6 +56,7 @@ type config struct {
 	Bucket       bucketConfig         `yaml:"bucket"`
 	Links        proxy.Links          `yaml:"links"`
 	LinkLifetime time.Duration        `yaml:"link_lifetime"`
+	LinkKey      secret               `yaml:"link_key"`
 	Attachments  exporter.Attachments `yaml:"attachments"`
 	Retention    time.Duration        `yaml:"retention"`
 
@@ -203,8 +204,11 @@ func loadConfigWith(name string, args []string, stderr io.Writer, more func(*fla
 	return c, nil
 }
 
-// environment is a reference such as ${NAME}.
-var environment = regexp.MustCompile(`\$\{([A-Za-z_][A-Za-z0-9_]*)\}`)
+// reference is one to a file or to the environment, such as ${file:/secrets/password} and ${NAME}.
+var reference = regexp.MustCompile(`\$\{(?:file:([^}]+)|([A-Za-z_][A-Za-z0-9_]*))\}`)
+
+// maxReferenced bounds the file behind a reference in bytes: secrets are small.
+const maxReferenced = 1 << 20
 
 // errNoYAML tells that the file as a whole cannot be read.
 var errNoYAML = errors.New("not a YAML file")
@@ -278,17 +282,16 @@ func faults(err error) []error {
 	return errs
 }
 
-// expand replaces references to the environment, and returns the values that refer to what is not there.
+// expand replaces references to the environment and to files, and returns the values that refer to what is not there.
 func expand(node *yaml.Node, lookup func(string) (string, bool)) (errs []error, unset map[*yaml.Node]bool) {
 	unset = map[*yaml.Node]bool{}
-	if node.Kind == yaml.ScalarNode && environment.MatchString(node.Value) {
-		node.Value = environment.ReplaceAllStringFunc(node.Value, func(reference string) string {
-			name := environment.FindStringSubmatch(reference)[1]
-			value, ok := lookup(name)
-			if !ok {
-				errs = append(errs, fmt.Errorf("  line %d: the environment has no %s", node.Line, name))
+	if node.Kind == yaml.ScalarNode && reference.MatchString(node.Value) {
+		node.Value = reference.ReplaceAllStringFunc(node.Value, func(text string) string {
+			value, err := resolve(reference.FindStringSubmatch(text), lookup)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("  line %d: %w", node.Line, err))
 				unset[node] = true
-				return reference
+				return text
 			}
 			return value
 		})
@@ -304,6 +307,32 @@ func expand(node *yaml.Node, lookup func(string) (string, bool)) (errs []error, 
 		maps.Copy(unset, others)
 	}
 	return errs, unset
+}
+
+// resolve is what a reference, matched by its expression, stands for. Of a file the line break at its end is left out, which
+// editors and echo put there.
+func resolve(match []string, lookup func(string) (string, bool)) (string, error) {
+	path, name := match[1], match[2]
+	if path == "" {
+		value, ok := lookup(name)
+		if !ok {
+			return "", fmt.Errorf("the environment has no %s", name)
+		}
+		return value, nil
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return "", fmt.Errorf("the file of a reference cannot be read: %w", err)
+	}
+	defer func() { _ = file.Close() }() // it was only read
+	content, err := io.ReadAll(io.LimitReader(file, maxReferenced+1))
+	if err != nil {
+		return "", fmt.Errorf("the file of a reference cannot be read: %w", err)
+	}
+	if len(content) > maxReferenced {
+		return "", fmt.Errorf("the file %s of a reference is larger than %d bytes", path, maxReferenced)
+	}
+	return strings.TrimSuffix(strings.TrimSuffix(string(content), "\n"), "\r"), nil
 }
 
 // filesFolder is where the folder bucket keeps its files.

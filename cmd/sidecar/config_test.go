@@ -11,6 +11,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -180,6 +181,37 @@ func TestConfigTakesVariablesAsValues(t *testing.T) {
 	}
 }
 
+// Ensure a file's content is a value, but for the line break at its end, and that what is in it is neither YAML nor a reference.
+func TestConfigTakesFilesAsValues(t *testing.T) {
+	folder := t.TempDir()
+	path := filepath.Join(folder, "password of ours")
+	for content, want := range map[string]string{
+		"plain": "plain", "line\n": "line", "line\r\n": "line", "two\nlines\n\n": "two\nlines\n", "": "", "\n": "", "a: b\n": "a: b", "*x": "*x",
+		"${NAME}": "${NAME}", "${file:/etc/passwd}": "${file:/etc/passwd}", " blanks \n": " blanks ",
+	} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c := defaultConfig()
+		text := "upstream_auth:\n  basic:\n    password: ${file:" + path + "}\n    username: ${NAME}-${file:" + path + "}\n"
+		if err := decoded(c, []byte(text), environ(map[string]string{"NAME": "n"})); err != nil {
+			t.Errorf("%q: %v", content, err)
+		}
+		if got := string(c.UpstreamAuth.Basic.Password); got != want || c.UpstreamAuth.Basic.Username != "n-"+want {
+			t.Errorf("%q: got %q and %q, want %q", content, got, c.UpstreamAuth.Basic.Username, want)
+		}
+	}
+	if err := os.WriteFile(path, bytes.Repeat([]byte("hunter2"), 1<<18), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{path: "is larger than", folder: "cannot be read", filepath.Join(folder, "none"): "no such file"} {
+		err := decoded(defaultConfig(), []byte("\nadmin_token: ${file:"+name+"}\n"), environ(nil))
+		if err == nil || !strings.Contains(err.Error(), "line 2: ") || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: got %v, want %q", name, err, want)
+		}
+	}
+}
+
 func TestConfigTakesNumbersFromVariables(t *testing.T) {
 	c := defaultConfig()
 	text := "workers: ${WORKERS}\nretention: ${HOURS}h\nintercept: ${INTERCEPT}\nforward_headers: [\"${HEADER}\"]\n"
@@ -205,6 +237,7 @@ func TestConfigNeverPrintsSecrets(t *testing.T) {
 	c := defaultConfig()
 	err := decoded(c, []byte(`
 admin_token: hunter2-hunter2-hunter2
+link_key: hunter2-hunter2-hunter2
 auth: {client_secret: hunter2}
 upstream_auth: {header: {name: X-Key, value: hunter2}, basic: {username: u, password: hunter2}}
 bucket: {s3: {secret_access_key: hunter2, session_token: hunter2}, gcs: {private_key: hunter2}}
@@ -231,12 +264,28 @@ accounts: [{private-key: hunter2, secret-access-key: hunter2}]
 		log := slog.New(handler)
 		log.InfoContext(t.Context(), "configuration", "all", *c, "password", c.UpstreamAuth.Basic.Password, "accounts", c.Accounts)
 	}
+	for _, path := range secretsIn(reflect.ValueOf(*c), "") { // a secret of which this test does not know
+		t.Errorf("%s has no value in this test", path)
+	}
 	printed["log as text"], printed["log as JSON"] = text.String(), object.String()
 	for way, got := range printed {
 		if strings.Contains(got, "hunter2") || !strings.Contains(got, "***") {
 			t.Errorf("%s: %s", way, got)
 		}
 	}
+}
+
+// secretsIn are the settings below a value that are secret and empty, but for those of lists.
+func secretsIn(value reflect.Value, path string) (empty []string) {
+	switch {
+	case value.Type() == reflect.TypeFor[secret]() && value.Len() == 0:
+		return []string{path}
+	case value.Kind() == reflect.Struct:
+		for i := range value.NumField() {
+			empty = append(empty, secretsIn(value.Field(i), path+"."+value.Type().Field(i).Name)...)
+		}
+	}
+	return empty
 }
 
 func TestConfigFlagsAskedForHelpOrWrong(t *testing.T) {

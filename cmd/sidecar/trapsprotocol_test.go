@@ -3,6 +3,9 @@ package main
 import (
 	"bytes"
 	"compress/gzip"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -106,7 +109,11 @@ var protocolTraps = map[string]func(*testing.T, *trapHouse){
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := ask(t, http.MethodGet, strings.Replace(h.storedStatus, "$export-status", "$export-file", 1)+"/"+path.Base(link.Path))
+		name, expires := path.Base(link.Path), strconv.FormatInt(time.Now().Add(time.Minute).Unix(), 10)
+		mac := hmac.New(sha256.New, []byte(storeLinkKey))
+		mac.Write([]byte("file/" + path.Base(h.storedStatus) + "/" + name + "/" + expires))
+		got := ask(t, http.MethodGet, strings.Replace(h.storedStatus, "$export-status", "$export-file", 1)+"/"+name+
+			"?expires="+expires+"&mac="+base64.RawURLEncoding.EncodeToString(mac.Sum(nil)))
 		if !slices.Contains([]int{302, 303, 307}, got.status) || got.body != "" || got.header.Get("Content-Length") != "0" {
 			t.Errorf("redirect: got %d %q %q", got.status, got.header, got.body)
 		}

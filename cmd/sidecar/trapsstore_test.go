@@ -9,13 +9,16 @@ import (
 	"time"
 )
 
+// storeLinkKey signs the links of that sidecar which lead to itself.
+const storeLinkKey = "a key of the links, 32 characters"
+
 // startStoreSidecar runs a sidecar whose files lie in a store with the habits of S3 that clients meet.
 func startStoreSidecar(t *testing.T, upstream string) *sidecar {
 	t.Helper()
 	store := httptest.NewServer(&signedStore{objects: map[string]storedObject{}})
 	t.Cleanup(store.Close)
 	return startSidecar(t, upstream, func(c *config) {
-		c.Bucket.Kind, c.LinkLifetime = "s3", 5*time.Minute
+		c.Bucket.Kind, c.LinkLifetime, c.LinkKey = "s3", 5*time.Minute, storeLinkKey
 		b := &c.Bucket.S3
 		b.Bucket, b.Region, b.Endpoint, b.PathStyle, b.AccessKeyID, b.SecretAccessKey = "exports", "us-east-1", store.URL, true, "id", "secret"
 	})

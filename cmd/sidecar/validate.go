@@ -45,6 +45,9 @@ func (c *config) validate(found *faultList) {
 	if token := string(c.AdminToken); token != "" && (len(token) < minAdminToken || strings.ContainsFunc(token, unicode.IsSpace)) {
 		found.add("admin_token", " must have at least %d characters and no white space", minAdminToken)
 	}
+	if key := len(c.LinkKey); key > 0 && key < proxy.MinLinkKey {
+		found.add("link_key", " must have at least %d characters", proxy.MinLinkKey)
+	}
 	c.Auth.validate(found)
 	c.validateUpstreamAuth(found)
 	c.validateNumbers(found)

@@ -193,6 +193,9 @@ func separateStatus(c *check) {
 
 func readAgain(c *check) {
 	e := c.patients()
+	if answered, err := http.ParseTime(e.last.header.Get("Date")); err == nil { // an address may hold a time in whole seconds
+		c.must(pause(c.ctx, time.Until(answered.Add(2*time.Second))))
+	}
 	a := c.get(e.status)
 	again, err := parseManifest(a.body)
 	c.must(err)
