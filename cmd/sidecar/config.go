@@ -147,7 +147,10 @@ func loadConfigWith(name string, args []string, stderr io.Writer, more func(*fla
 	flags.SetOutput(stderr)
 	path := flags.String("config", "", "YAML `file` with settings, see config.example.yaml")
 	upstream := flags.String("upstream", "", "FHIR base `URL` of the server, such as http://localhost:8080/fhir")
-	listen := flags.String("listen", "", "`address` for clients (default :8000)")
+	listen := new(string)
+	if name == "serve" { // the others open no port
+		flags.StringVar(listen, "listen", "", "`address` for clients (default :8000)")
+	}
 	data := flags.String("data", "", "`folder` for state, spool and files (default ./sidecar-data)")
 	more(flags)
 	if err := flags.Parse(args); err != nil {

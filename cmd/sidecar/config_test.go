@@ -301,6 +301,11 @@ func TestConfigFlagsAskedForHelpOrWrong(t *testing.T) {
 	if _, err := loadConfig("serve", []string{"-workers", "2"}, io.Discard); !errors.Is(err, errUsage) {
 		t.Errorf("unknown flag: got %v", err)
 	}
+	for _, command := range []string{"check", "plan"} { // they open no port
+		if _, err := loadConfig(command, []string{"-upstream", "http://localhost:8080/fhir", "-listen", ":1"}, io.Discard); !errors.Is(err, errUsage) {
+			t.Errorf("%s -listen: got %v", command, err)
+		}
+	}
 	if _, err := loadConfig("serve", []string{"-config", filepath.Join(t.TempDir(), "none")}, io.Discard); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no file: got %v", err)
 	}
