@@ -39,6 +39,7 @@ type config struct {
 	Upstream       string             `yaml:"upstream"`
 	UpstreamHost   string             `yaml:"upstream_host"`
 	UpstreamAuth   upstreamAuthConfig `yaml:"upstream_auth"`
+	UpstreamTLS    upstreamTLSConfig  `yaml:"upstream_tls"`
 	ForwardHeaders []string           `yaml:"forward_headers"`
 	Intercept      bool               `yaml:"intercept"`
 	Auth           authConfig         `yaml:"auth"`
@@ -79,17 +80,6 @@ type config struct {
 	Ledger         bool                    `yaml:"ledger"`
 
 	Accounts []account `yaml:"accounts"`
-}
-
-type upstreamAuthConfig struct {
-	Header struct {
-		Name  string `yaml:"name"`
-		Value secret `yaml:"value"`
-	} `yaml:"header"`
-	Basic struct {
-		Username string `yaml:"username"`
-		Password secret `yaml:"password"`
-	} `yaml:"basic"`
 }
 
 type bucketConfig struct {
@@ -160,7 +150,10 @@ func loadConfigWith(name string, args []string, stderr io.Writer, more func(*fla
 	flags.SetOutput(stderr)
 	path := flags.String("config", "", "YAML `file` with settings, see config.example.yaml")
 	upstream := flags.String("upstream", "", "FHIR base `URL` of the server, such as http://localhost:8080/fhir")
-	listen := flags.String("listen", "", "`address` for clients (default :8000)")
+	listen := new(string)
+	if name == "serve" { // the others open no port
+		flags.StringVar(listen, "listen", "", "`address` for clients (default :8000)")
+	}
 	data := flags.String("data", "", "`folder` for state, spool and files (default ./sidecar-data)")
 	more(flags)
 	if err := flags.Parse(args); err != nil {

@@ -49,7 +49,8 @@ func (c *config) validate(found *faultList) {
 		found.add("link_key", " must have at least %d characters", proxy.MinLinkKey)
 	}
 	c.Auth.validate(found)
-	c.validateUpstreamAuth(found)
+	c.UpstreamAuth.validate(found)
+	c.UpstreamTLS.validate(found, c.Upstream)
 	c.validateNumbers(found)
 	c.validateChoices(found)
 	c.validateBucket(found)
@@ -66,21 +67,6 @@ func isAddress(address string) bool {
 	}
 	number, err := strconv.Atoi(port)
 	return err == nil && number >= 0 && number <= 65535
-}
-
-func (c *config) validateUpstreamAuth(found *faultList) {
-	header, basic := &c.UpstreamAuth.Header, &c.UpstreamAuth.Basic
-	switch {
-	case found.found("upstream_auth.header.name") || found.found("upstream_auth.header.value"):
-	case (header.Name == "") != (header.Value == ""):
-		found.add("upstream_auth.header", " needs both name and value")
-	}
-	if basic.Username == "" && basic.Password != "" && !found.found("upstream_auth.basic.username") {
-		found.add("upstream_auth.basic", " has a password but no username")
-	}
-	if basic.Username != "" && strings.EqualFold(header.Name, "Authorization") {
-		found.add("upstream_auth", ": basic and an Authorization header exclude each other")
-	}
 }
 
 func (c *config) validateNumbers(found *faultList) {
