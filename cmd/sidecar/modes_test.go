@@ -62,8 +62,10 @@ func TestDataFolderIsForItsOwnerAlone(t *testing.T) {
 	until(t, "bucket", func() bool { return s.server.exporter.Ready(t.Context()) == nil })
 	hanging := make(chan struct{}, 100)
 	sample.Fail(fhirtest.Fault{
-		Match: func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/Patient") && r.URL.Query().Has("_sort") },
-		Hang:  true, Times: -1, Do: func(*http.Request) { hanging <- struct{}{} },
+		Match: func(r *http.Request) bool {
+			return strings.HasSuffix(r.URL.Path, "/Patient") && r.URL.Query().Has("_sort")
+		},
+		Hang: true, Times: -1, Do: func(*http.Request) { hanging <- struct{}{} },
 	})
 	status := s.kickOff("/$export")
 	select {
