@@ -222,7 +222,7 @@ func TestKickoffRefusesWhatTheEngineRefuses(t *testing.T) {
 func TestKickoffAsksTheUpstreamAsTheClient(t *testing.T) {
 	h, sample := newFHIRHouse(t, func(c *proxy.Config) {
 		client, err := fhir.NewClient(fhir.Config{
-			BaseURL: c.Upstream.String(), Header: http.Header{"Authorization": {"Basic sidecar"}, "X-Sidecar": {"1"}},
+			BaseURL: c.Upstream.String(), Credentials: fhir.Static{"Authorization": {"Basic sidecar"}, "X-Sidecar": {"1"}},
 		})
 		if err != nil {
 			t.Fatal(err)

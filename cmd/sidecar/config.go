@@ -39,6 +39,7 @@ type config struct {
 	Upstream       string             `yaml:"upstream"`
 	UpstreamHost   string             `yaml:"upstream_host"`
 	UpstreamAuth   upstreamAuthConfig `yaml:"upstream_auth"`
+	UpstreamTLS    upstreamTLSConfig  `yaml:"upstream_tls"`
 	ForwardHeaders []string           `yaml:"forward_headers"`
 	Intercept      bool               `yaml:"intercept"`
 	Auth           authConfig         `yaml:"auth"`
@@ -81,17 +82,6 @@ type config struct {
 	Accounts []account `yaml:"accounts"`
 }
 
-type upstreamAuthConfig struct {
-	Header struct {
-		Name  string `yaml:"name"`
-		Value secret `yaml:"value"`
-	} `yaml:"header"`
-	Basic struct {
-		Username string `yaml:"username"`
-		Password secret `yaml:"password"`
-	} `yaml:"basic"`
-}
-
 type bucketConfig struct {
 	Kind   string `yaml:"kind"`
 	Prefix string `yaml:"prefix"`
@@ -106,12 +96,15 @@ type bucketConfig struct {
 		AccessKeyID     string `yaml:"access_key_id"`
 		SecretAccessKey secret `yaml:"secret_access_key"`
 		SessionToken    secret `yaml:"session_token"`
+		SSE             string `yaml:"sse"`
+		KMSKey          string `yaml:"kms_key"`
 	} `yaml:"s3"`
 	GCS struct {
 		Bucket              string `yaml:"bucket"`
 		CredentialsFile     string `yaml:"credentials_file"`
 		ServiceAccountEmail string `yaml:"service_account_email"`
 		PrivateKey          secret `yaml:"private_key"`
+		KMSKey              string `yaml:"kms_key"`
 		Endpoint            string `yaml:"endpoint"`
 	} `yaml:"gcs"`
 }

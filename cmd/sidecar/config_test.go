@@ -239,7 +239,7 @@ func TestConfigNeverPrintsSecrets(t *testing.T) {
 admin_token: hunter2-hunter2-hunter2
 link_key: hunter2-hunter2-hunter2
 auth: {client_secret: hunter2}
-upstream_auth: {header: {name: X-Key, value: hunter2}, basic: {username: u, password: hunter2}}
+upstream_auth: {header: {name: X-Key, value: hunter2}, basic: {username: u, password: hunter2}, oauth2: {client_secret: hunter2, private_key: hunter2}}
 bucket: {s3: {secret_access_key: hunter2, session_token: hunter2}, gcs: {private_key: hunter2}}
 accounts: [{private-key: hunter2, secret-access-key: hunter2}]
 `), environ(nil))
