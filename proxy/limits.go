@@ -16,8 +16,9 @@ import (
 
 const (
 	// pollsASecond and pollBurst bound the polls of one job. Clients poll at once, then each second or two; those that are told no
-	// Retry-After were seen to poll five times a second, for as long as it takes, and take a poll that is refused for the end.
-	pollsASecond, pollBurst = 10, 50
+	// Retry-After were seen to poll five times a second, for as long as it takes, and many take a poll that is refused for the
+	// end. So only what no client does who waits at all is too much.
+	pollsASecond, pollBurst = 60, 30
 	// burstSeconds is for how many seconds a client may save up requests that it did not send.
 	burstSeconds = 5
 	// maxThrottled bounds how many clients or jobs are remembered.

@@ -39,6 +39,7 @@ type config struct {
 	Upstream       string             `yaml:"upstream"`
 	UpstreamHost   string             `yaml:"upstream_host"`
 	UpstreamAuth   upstreamAuthConfig `yaml:"upstream_auth"`
+	UpstreamTLS    upstreamTLSConfig  `yaml:"upstream_tls"`
 	ForwardHeaders []string           `yaml:"forward_headers"`
 	Intercept      bool               `yaml:"intercept"`
 	Auth           authConfig         `yaml:"auth"`
@@ -82,17 +83,6 @@ type config struct {
 	Accounts []account `yaml:"accounts"`
 }
 
-type upstreamAuthConfig struct {
-	Header struct {
-		Name  string `yaml:"name"`
-		Value secret `yaml:"value"`
-	} `yaml:"header"`
-	Basic struct {
-		Username string `yaml:"username"`
-		Password secret `yaml:"password"`
-	} `yaml:"basic"`
-}
-
 // limitsConfig bounds what one client may ask for.
 type limitsConfig struct {
 	RequestsPerSecond int   `yaml:"requests_per_second"`
@@ -114,12 +104,15 @@ type bucketConfig struct {
 		AccessKeyID     string `yaml:"access_key_id"`
 		SecretAccessKey secret `yaml:"secret_access_key"`
 		SessionToken    secret `yaml:"session_token"`
+		SSE             string `yaml:"sse"`
+		KMSKey          string `yaml:"kms_key"`
 	} `yaml:"s3"`
 	GCS struct {
 		Bucket              string `yaml:"bucket"`
 		CredentialsFile     string `yaml:"credentials_file"`
 		ServiceAccountEmail string `yaml:"service_account_email"`
 		PrivateKey          secret `yaml:"private_key"`
+		KMSKey              string `yaml:"kms_key"`
 		Endpoint            string `yaml:"endpoint"`
 	} `yaml:"gcs"`
 }
@@ -138,7 +131,7 @@ func defaultConfig() *config {
 		LinkLifetime:  proxy.DefaultLinkLifetime,
 		Attachments:   exporter.SignedAttachments,
 		Retention:     exporter.DefaultRetention,
-		Limits:        limitsConfig{RequestsPerSecond: 100, JobsPerClient: 1000},
+		Limits:        limitsConfig{RequestsPerSecond: 1000, JobsPerClient: 1000},
 		MaxRunning:    exporter.DefaultMaxRunning,
 		Workers:       exporter.DefaultWorkers,
 		Strategy:      exporter.StrategyAuto,
@@ -166,7 +159,10 @@ func loadConfigWith(name string, args []string, stderr io.Writer, more func(*fla
 	flags.SetOutput(stderr)
 	path := flags.String("config", "", "YAML `file` with settings, see config.example.yaml")
 	upstream := flags.String("upstream", "", "FHIR base `URL` of the server, such as http://localhost:8080/fhir")
-	listen := flags.String("listen", "", "`address` for clients (default :8000)")
+	listen := new(string)
+	if name == "serve" { // the others open no port
+		flags.StringVar(listen, "listen", "", "`address` for clients (default :8000)")
+	}
 	data := flags.String("data", "", "`folder` for state, spool and files (default ./sidecar-data)")
 	more(flags)
 	if err := flags.Parse(args); err != nil {

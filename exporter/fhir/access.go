@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
 	"reflect"
 )
@@ -14,13 +13,16 @@ import (
 // MaySearch asks the upstream for one row of the type with the headers of a client instead of the sidecar's own. It
 // fails with the ResponseError of the upstream: 401 and 403 say that the client may not.
 func (c *Client) MaySearch(ctx context.Context, typ string, credentials http.Header) error {
+	return c.maySearch(ctx, typ, Static(credentials))
+}
+
+func (c *Client) maySearch(ctx context.Context, typ string, as Credentials) error {
 	op := "search " + typ
 	q := Query{Type: typ, Count: 1}
 	extra, dialect := c.dialect(q)
 	query := q.encode(extra...)
 	header := http.Header{"Cache-Control": dialect["Cache-Control"]} // strict handling is not asked for: a row is all that counts
-	maps.Copy(header, credentials)
-	body, _, err := c.small(ctx, op, c.address("/"+typ, query), header)
+	body, _, err := c.small(ctx, op, c.address("/"+typ, query), header, as)
 	if err != nil {
 		return err
 	}
@@ -33,7 +35,7 @@ func (c *Client) MaySearch(ctx context.Context, typ string, credentials http.Hea
 
 // CanSearch is MaySearch with the sidecar's own credentials.
 func (c *Client) CanSearch(ctx context.Context, typ string) error {
-	return c.MaySearch(ctx, typ, c.credentials(nil))
+	return c.maySearch(ctx, typ, c.own)
 }
 
 // countTries is how often the counts of a client and of the sidecar are compared: a write may have come between them.
@@ -45,18 +47,18 @@ func (c *Client) SeesAll(ctx context.Context, typ string, credentials http.Heade
 	c.mu.Lock()
 	method := c.counting
 	c.mu.Unlock()
-	own := c.credentials(nil)
-	if method == CountNone || reflect.DeepEqual(own, credentials) || len(own) == 0 && len(credentials) == 0 {
+	own, static := c.own.(Static)
+	if method == CountNone || static && (len(own) == 0 && len(credentials) == 0 || reflect.DeepEqual(own, Static(credentials))) {
 		return true, nil
 	}
 	for range countTries {
-		theirs, err := c.countAs(ctx, Query{Type: typ}, method, credentials)
+		theirs, err := c.countAs(ctx, Query{Type: typ}, method, Static(credentials))
 		if err != nil {
 			if status := StatusOf(err); status == http.StatusUnauthorized || status == http.StatusForbidden {
 				return false, err
 			}
 		}
-		ours, failed := c.countAs(ctx, Query{Type: typ}, method, own)
+		ours, failed := c.countAs(ctx, Query{Type: typ}, method, c.own)
 		switch {
 		case err != nil && failed != nil && sameFailure(err, failed): // whoever asks, it does not count
 			return true, nil
@@ -76,7 +78,5 @@ func sameFailure(a, b error) bool {
 
 // MayRead reads a resource with the headers of a client instead of the sidecar's own. It fails as MaySearch does.
 func (c *Client) MayRead(ctx context.Context, typ, id string, credentials http.Header) ([]byte, error) {
-	header := http.Header{}
-	maps.Copy(header, credentials)
-	return c.readWith(ctx, typ, id, "", header)
+	return c.readAs(ctx, typ, id, "", Static(credentials))
 }
