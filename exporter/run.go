@@ -162,7 +162,11 @@ func (e *Exporter) export(ctx context.Context, id string) error {
 		Exporter: e, dir: filepath.Join(e.Spool, id), listing: make(chan struct{}, 1),
 	}
 	r.pace = &pace{giveUp: e.GiveUp, limiter: e.limiter, waiting: func(err error, wait time.Duration) {
-		e.stages.wait(id, "waiting for the FHIR server", wait)
+		stage := "waiting for the FHIR server"
+		if errors.Is(err, fhir.ErrCredentials) {
+			stage = "waiting for an access token"
+		}
+		e.stages.wait(id, stage, wait)
 		e.Log.WarnContext(ctx, "FHIR server is waited for", "job", id, "error", err, "seconds", wait.Seconds())
 	}}
 	r.bucketPace = &pace{giveUp: e.GiveUp, waiting: func(err error, wait time.Duration) {

@@ -70,7 +70,7 @@ func newAttachmentHouse(t *testing.T, upstream http.Handler, log *slog.Logger) (
 	server := httptest.NewServer(upstream)
 	t.Cleanup(server.Close)
 	h := newHouse(t, server.URL+"/fhir", func(c *proxy.Config) {
-		client, err := fhir.NewClient(fhir.Config{BaseURL: server.URL + "/fhir", Header: http.Header{"Authorization": {ownToken}}})
+		client, err := fhir.NewClient(fhir.Config{BaseURL: server.URL + "/fhir", Credentials: fhir.Static{"Authorization": {ownToken}}})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -80,7 +80,7 @@ func wrongTypes(kickoff *state.Kickoff, statement *fhir.CapabilityStatement, typ
 	why := func(typ, parameter string, alone bool) string {
 		switch {
 		case !statement.Offers(typ):
-			return "the FHIR server offers no search of the type " + printable(typ) + " in " + parameter
+			return "the FHIR server offers no search of the type " + printable(typ) + " in " + parameter + meant(typ, statement)
 		case slices.Contains(allowed, typ), !alone && slices.Contains(beside, typ):
 			return ""
 		case slices.Contains(beside, typ):
@@ -111,6 +111,15 @@ func wrongTypes(kickoff *state.Kickoff, statement *fhir.CapabilityStatement, typ
 		kickoff.Associated = nil
 	}
 	return wrong, nil
+}
+
+// meant says which type has the name in other letters; empty for none.
+func meant(typ string, statement *fhir.CapabilityStatement) string {
+	n := slices.IndexFunc(statement.Types, func(offered string) bool { return strings.EqualFold(offered, typ) })
+	if n < 0 {
+		return ""
+	}
+	return ": that is written " + statement.Types[n]
 }
 
 // wrongElements takes the elements that the FHIR release does not have out of the kick-off, and says so.

@@ -60,8 +60,8 @@ func (u unguessed) WriteHeader(status int) {
 func (u unguessed) Unwrap() http.ResponseWriter { return u.ResponseWriter }
 
 // newTransport makes the transport of forwarded requests.
-func newTransport() *http.Transport {
-	return &http.Transport{
+func newTransport(certificates *fhir.TLS) *http.Transport {
+	transport := &http.Transport{
 		DialContext:         (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
 		TLSHandshakeTimeout: 10 * time.Second,
 		// The default of two idle connections a host would mean to dial for nearly every request.
@@ -72,6 +72,10 @@ func newTransport() *http.Transport {
 		// The body must arrive as the server encoded it.
 		DisableCompression: true,
 	}
+	if certificates != nil {
+		certificates.Apply(transport)
+	}
+	return transport
 }
 
 // rewrite sends the request to the upstream's host and leaves the rest alone.

@@ -124,7 +124,9 @@ func TestKickoffRefusesWhatItCannotHonour(t *testing.T) {
 		{"/$export?_outputFormat=text/csv", 400, "not-supported"},
 		{"/$export?_type=", 400, "invalid"},
 		{"/$export?_type=Patient,", 400, "invalid"},
-		{"/$export?_type=x", 400, "invalid"},
+		{"/$export?_type=x1", 400, "invalid"},
+		{"/$export?_type=patient", 400, "not-supported"},
+		{"/$export?_typeFilter=patient%3Factive%3Dtrue", 400, "not-supported"},
 		{"/$export?_type=Patient,%20Observation", 400, "invalid"},
 		{"/$export?_type=Patient|Observation", 400, "invalid"},
 		{"/$export?_type=" + strings.Repeat("A", 65), 400, "invalid"},
@@ -152,7 +154,7 @@ func TestKickoffRefusesWhatItCannotHonour(t *testing.T) {
 // Ensure a client learns of all its wrong parameters at once, and what there is.
 func TestKickoffNamesAllWrongParameters(t *testing.T) {
 	h, _ := newFHIRHouse(t, nil)
-	got := h.ask(http.MethodGet, h.base+"/$export?_foo=1&_bar=2&_type=Patient,x,y&_since=soon")
+	got := h.ask(http.MethodGet, h.base+"/$export?_foo=1&_bar=2&_type=Patient,x1,y1&_since=soon")
 	checkOutcome(t, got, 400, "not-supported", "not-supported", "invalid", "invalid", "invalid")
 	for _, want := range []string{`_foo\"`, `_bar\" is not supported`, "_elements, _maximumFileSize, _minimumFileSize, _outputFormat, _since, _type"} {
 		if !strings.Contains(got.body, want) {
@@ -220,7 +222,7 @@ func TestKickoffRefusesWhatTheEngineRefuses(t *testing.T) {
 func TestKickoffAsksTheUpstreamAsTheClient(t *testing.T) {
 	h, sample := newFHIRHouse(t, func(c *proxy.Config) {
 		client, err := fhir.NewClient(fhir.Config{
-			BaseURL: c.Upstream.String(), Header: http.Header{"Authorization": {"Basic sidecar"}, "X-Sidecar": {"1"}},
+			BaseURL: c.Upstream.String(), Credentials: fhir.Static{"Authorization": {"Basic sidecar"}, "X-Sidecar": {"1"}},
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -154,7 +154,7 @@ func mendPlus(instant string) string {
 
 func (r *reading) types(values []string) {
 	for _, typ := range listed(values) {
-		if isTypeName(typ) {
+		if isWord(typ) { // whether it is a type, in this case, is for the server's statement to say
 			r.Types = append(r.Types, typ)
 		} else {
 			r.fault("_type", "invalid", "_type holds "+printable(typ)+", which is not the name of a resource type")
@@ -164,9 +164,9 @@ func (r *reading) types(values []string) {
 	r.Types = slices.Compact(r.Types)
 }
 
-func isTypeName(s string) bool {
-	return s != "" && s[0] >= 'A' && s[0] <= 'Z' && len(s) <= 64 && strings.Trim(s, letters) == ""
-}
+func isTypeName(s string) bool { return isWord(s) && s[0] <= 'Z' }
+
+func isWord(s string) bool { return s != "" && len(s) <= 64 && strings.Trim(s, letters) == "" }
 
 const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

@@ -62,7 +62,7 @@ func TestLenientKickoffReportsWhatItIgnores(t *testing.T) {
 	}{
 		"unknown":              {"/$export?_foo=1&_type=Patient", "", []string{"not-supported"}, "Patient"},
 		"two unknown":          {"/$export?_foo=1&bar=2", "", []string{"not-supported", "not-supported"}, ""},
-		"one of the types":     {"/$export?_type=x,Patient", "", []string{"invalid"}, "Patient"},
+		"one of the types":     {"/$export?_type=x1,Patient", "", []string{"invalid"}, "Patient"},
 		"type not offered":     {"/$export?_type=Unicorn,Patient", "", []string{"not-supported"}, "Patient"},
 		"type outside":         {"/Patient/$export?_type=ValueSet,Patient", "", []string{"not-supported"}, "Patient"},
 		"elements":             {"/$export?_elements=a.b.c", "", []string{"invalid"}, ""},

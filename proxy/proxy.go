@@ -88,6 +88,8 @@ type Config struct {
 	TypesOf      TypesOf
 	// Writes notes the writes among forwarded requests; nil means that nobody asks for them.
 	Writes *Writes
+	// UpstreamTLS are the certificates for the proxy's own transport, nil for the system's and none.
+	UpstreamTLS *fhir.TLS
 	// Transport forwards; nil means one of the proxy's own.
 	Transport http.RoundTripper
 	Log       *slog.Logger
@@ -123,7 +125,7 @@ func New(cfg Config) (http.Handler, error) {
 		cfg.Links = Signed
 	}
 	if cfg.Transport == nil {
-		cfg.Transport = newTransport()
+		cfg.Transport = newTransport(cfg.UpstreamTLS)
 	}
 	if cfg.Metrics == nil {
 		cfg.Metrics = NewMetrics()

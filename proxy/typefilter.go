@@ -43,7 +43,7 @@ func (r *reading) typeFilters(values []string) {
 	}
 	for _, value := range filters {
 		typ, query, found := strings.Cut(value, "?")
-		if !found || !isTypeName(typ) {
+		if !found || !isWord(typ) {
 			r.fault("_typeFilter", "invalid", "a _typeFilter does not begin with a resource type and a question mark; its query must be percent-encoded")
 			continue
 		}

@@ -212,7 +212,7 @@ func gate(r *http.Request) *fhirtest.Access {
 // asSidecar gives the sidecar credentials of its own.
 func asSidecar(t *testing.T) func(*proxy.Config) {
 	return func(c *proxy.Config) {
-		client, err := fhir.NewClient(fhir.Config{BaseURL: c.Upstream.String(), Header: http.Header{"Authorization": {"Basic sidecar"}}})
+		client, err := fhir.NewClient(fhir.Config{BaseURL: c.Upstream.String(), Credentials: fhir.Static{"Authorization": {"Basic sidecar"}}})
 		if err != nil {
 			t.Fatal(err)
 		}

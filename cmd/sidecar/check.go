@@ -67,6 +67,10 @@ func checkUpstream(ctx context.Context, c *config, r *report) error {
 		return err
 	}
 	statement, err := client.Capabilities(ctx)
+	if errors.Is(err, fhir.ErrCredentials) {
+		r.fault("upstream_auth.oauth2: %v: check token_url, client_id, the secret or key, and that the identity server knows them", err)
+		return nil
+	}
 	if err != nil {
 		r.fault("upstream: no CapabilityStatement (%v): check the setting upstream, it must be the FHIR base, and upstream_auth", err)
 		return nil

@@ -39,6 +39,7 @@ type config struct {
 	Upstream       string             `yaml:"upstream"`
 	UpstreamHost   string             `yaml:"upstream_host"`
 	UpstreamAuth   upstreamAuthConfig `yaml:"upstream_auth"`
+	UpstreamTLS    upstreamTLSConfig  `yaml:"upstream_tls"`
 	ForwardHeaders []string           `yaml:"forward_headers"`
 	Intercept      bool               `yaml:"intercept"`
 	Auth           authConfig         `yaml:"auth"`
@@ -81,17 +82,6 @@ type config struct {
 	Accounts []account `yaml:"accounts"`
 }
 
-type upstreamAuthConfig struct {
-	Header struct {
-		Name  string `yaml:"name"`
-		Value secret `yaml:"value"`
-	} `yaml:"header"`
-	Basic struct {
-		Username string `yaml:"username"`
-		Password secret `yaml:"password"`
-	} `yaml:"basic"`
-}
-
 type bucketConfig struct {
 	Kind   string `yaml:"kind"`
 	Prefix string `yaml:"prefix"`
@@ -106,12 +96,15 @@ type bucketConfig struct {
 		AccessKeyID     string `yaml:"access_key_id"`
 		SecretAccessKey secret `yaml:"secret_access_key"`
 		SessionToken    secret `yaml:"session_token"`
+		SSE             string `yaml:"sse"`
+		KMSKey          string `yaml:"kms_key"`
 	} `yaml:"s3"`
 	GCS struct {
 		Bucket              string `yaml:"bucket"`
 		CredentialsFile     string `yaml:"credentials_file"`
 		ServiceAccountEmail string `yaml:"service_account_email"`
 		PrivateKey          secret `yaml:"private_key"`
+		KMSKey              string `yaml:"kms_key"`
 		Endpoint            string `yaml:"endpoint"`
 	} `yaml:"gcs"`
 }
@@ -157,7 +150,10 @@ func loadConfigWith(name string, args []string, stderr io.Writer, more func(*fla
 	flags.SetOutput(stderr)
 	path := flags.String("config", "", "YAML `file` with settings, see config.example.yaml")
 	upstream := flags.String("upstream", "", "FHIR base `URL` of the server, such as http://localhost:8080/fhir")
-	listen := flags.String("listen", "", "`address` for clients (default :8000)")
+	listen := new(string)
+	if name == "serve" { // the others open no port
+		flags.StringVar(listen, "listen", "", "`address` for clients (default :8000)")
+	}
 	data := flags.String("data", "", "`folder` for state, spool and files (default ./sidecar-data)")
 	more(flags)
 	if err := flags.Parse(args); err != nil {

@@ -239,7 +239,7 @@ func TestConfigNeverPrintsSecrets(t *testing.T) {
 admin_token: hunter2-hunter2-hunter2
 link_key: hunter2-hunter2-hunter2
 auth: {client_secret: hunter2}
-upstream_auth: {header: {name: X-Key, value: hunter2}, basic: {username: u, password: hunter2}}
+upstream_auth: {header: {name: X-Key, value: hunter2}, basic: {username: u, password: hunter2}, oauth2: {client_secret: hunter2, private_key: hunter2}}
 bucket: {s3: {secret_access_key: hunter2, session_token: hunter2}, gcs: {private_key: hunter2}}
 accounts: [{private-key: hunter2, secret-access-key: hunter2}]
 `), environ(nil))
@@ -300,6 +300,11 @@ func TestConfigFlagsAskedForHelpOrWrong(t *testing.T) {
 	}
 	if _, err := loadConfig("serve", []string{"-workers", "2"}, io.Discard); !errors.Is(err, errUsage) {
 		t.Errorf("unknown flag: got %v", err)
+	}
+	for _, command := range []string{"check", "plan"} { // they open no port
+		if _, err := loadConfig(command, []string{"-upstream", "http://localhost:8080/fhir", "-listen", ":1"}, io.Discard); !errors.Is(err, errUsage) {
+			t.Errorf("%s -listen: got %v", command, err)
+		}
 	}
 	if _, err := loadConfig("serve", []string{"-config", filepath.Join(t.TempDir(), "none")}, io.Discard); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no file: got %v", err)

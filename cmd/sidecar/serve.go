@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -160,6 +159,9 @@ func newProxy(
 		Client: client, Exports: engine, Stages: engine, Jobs: store, Bucket: bucket, Links: c.Links, LinkLifetime: c.LinkLifetime, Writes: writes, Log: log, Metrics: metrics,
 		LinkKey: linkKey, TypesOf: c.typesOf, MaxFileBytes: c.MaxFileBytes, AuthMode: c.Auth.Mode, Auth: authorizer, GroupRules: c.Auth.groupRules(),
 	}
+	if cfg.UpstreamTLS, err = c.UpstreamTLS.open(); err != nil {
+		return nil, fmt.Errorf("upstream_tls: %w", err)
+	}
 	if c.PublicURL != "" {
 		if cfg.PublicBase, err = fhir.ParseBase(c.PublicURL); err != nil {
 			return nil, err
@@ -184,21 +186,6 @@ func (c *config) typesOf(level state.Level, statement *fhir.CapabilityStatement)
 	return types, beside, err
 }
 
-func newClient(c *config, observe func(int)) (*fhir.Client, error) {
-	header := http.Header{}
-	if auth := c.UpstreamAuth.Header; auth.Name != "" {
-		header.Set(auth.Name, string(auth.Value))
-	}
-	if auth := c.UpstreamAuth.Basic; auth.Username != "" {
-		pair := auth.Username + ":" + string(auth.Password)
-		header.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(pair)))
-	}
-	return fhir.NewClient(fhir.Config{
-		BaseURL: c.Upstream, PublicBase: c.PublicURL, Host: c.UpstreamHost, Header: header, Observe: observe,
-		Spill: filepath.Join(c.Data, "spool"),
-	})
-}
-
 // openBucket makes the client of the bucket. Whether the bucket works is tested by the exporter, again and again.
 func openBucket(ctx context.Context, c *config) (bucket blob.Bucket, err error) {
 	switch c.Bucket.Kind {
@@ -207,12 +194,13 @@ func openBucket(ctx context.Context, c *config) (bucket blob.Bucket, err error) 
 		bucket, err = s3blob.New(ctx, s3blob.Config{
 			Bucket: b.Bucket, Region: b.Region, Endpoint: b.Endpoint, PathStyle: b.PathStyle,
 			AccessKeyID: b.AccessKeyID, SecretAccessKey: string(b.SecretAccessKey), SessionToken: string(b.SessionToken),
+			SSE: b.SSE, KMSKey: b.KMSKey,
 		})
 	case "gcs":
 		b := c.Bucket.GCS
 		bucket, err = gcsblob.New(ctx, gcsblob.Config{
 			Bucket: b.Bucket, CredentialsFile: b.CredentialsFile, ServiceAccountEmail: b.ServiceAccountEmail,
-			PrivateKey: string(b.PrivateKey), Endpoint: b.Endpoint,
+			PrivateKey: string(b.PrivateKey), KMSKey: b.KMSKey, Endpoint: b.Endpoint,
 		})
 	default:
 		bucket, err = blob.NewDir(c.filesFolder())

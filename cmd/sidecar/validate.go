@@ -49,7 +49,8 @@ func (c *config) validate(found *faultList) {
 		found.add("link_key", " must have at least %d characters", proxy.MinLinkKey)
 	}
 	c.Auth.validate(found)
-	c.validateUpstreamAuth(found)
+	c.UpstreamAuth.validate(found)
+	c.UpstreamTLS.validate(found, c.Upstream)
 	c.validateNumbers(found)
 	c.validateChoices(found)
 	c.validateBucket(found)
@@ -66,21 +67,6 @@ func isAddress(address string) bool {
 	}
 	number, err := strconv.Atoi(port)
 	return err == nil && number >= 0 && number <= 65535
-}
-
-func (c *config) validateUpstreamAuth(found *faultList) {
-	header, basic := &c.UpstreamAuth.Header, &c.UpstreamAuth.Basic
-	switch {
-	case found.found("upstream_auth.header.name") || found.found("upstream_auth.header.value"):
-	case (header.Name == "") != (header.Value == ""):
-		found.add("upstream_auth.header", " needs both name and value")
-	}
-	if basic.Username == "" && basic.Password != "" && !found.found("upstream_auth.basic.username") {
-		found.add("upstream_auth.basic", " has a password but no username")
-	}
-	if basic.Username != "" && strings.EqualFold(header.Name, "Authorization") {
-		found.add("upstream_auth", ": basic and an Authorization header exclude each other")
-	}
 }
 
 func (c *config) validateNumbers(found *faultList) {
@@ -171,6 +157,12 @@ func (c *config) validateBucket(found *faultList) {
 		}
 		if (b.S3.AccessKeyID == "") != (b.S3.SecretAccessKey == "") {
 			found.add("bucket.s3", " needs both access_key_id and secret_access_key, or neither for the SDK's own chain")
+		}
+		if b.S3.SSE != "" && b.S3.SSE != "AES256" && b.S3.SSE != "aws:kms" {
+			found.add("bucket.s3.sse", " must be AES256 or aws:kms, or empty")
+		}
+		if b.S3.KMSKey != "" && b.S3.SSE != "aws:kms" {
+			found.add("bucket.s3.kms_key", " needs sse: aws:kms")
 		}
 		if b.S3.Endpoint != "" {
 			if u, err := url.Parse(b.S3.Endpoint); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {

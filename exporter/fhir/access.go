@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
 	"reflect"
 	"time"
@@ -15,13 +14,16 @@ import (
 // MaySearch asks the upstream for one row of the type with the headers of a client instead of the sidecar's own. It
 // fails with the ResponseError of the upstream: 401 and 403 say that the client may not.
 func (c *Client) MaySearch(ctx context.Context, typ string, credentials http.Header) error {
+	return c.maySearch(ctx, typ, Static(credentials))
+}
+
+func (c *Client) maySearch(ctx context.Context, typ string, as Credentials) error {
 	op := "search " + typ
 	q := Query{Type: typ, Count: 1}
 	extra, dialect := c.dialect(q)
 	query := q.encode(extra...)
 	header := http.Header{"Cache-Control": dialect["Cache-Control"]} // strict handling is not asked for: a row is all that counts
-	maps.Copy(header, credentials)
-	body, _, err := c.small(ctx, op, c.address("/"+typ, query), header)
+	body, _, err := c.small(ctx, op, c.address("/"+typ, query), header, as)
 	if err != nil {
 		return err
 	}
@@ -34,7 +36,7 @@ func (c *Client) MaySearch(ctx context.Context, typ string, credentials http.Hea
 
 // CanSearch is MaySearch with the sidecar's own credentials.
 func (c *Client) CanSearch(ctx context.Context, typ string) error {
-	return c.MaySearch(ctx, typ, c.credentials(nil))
+	return c.maySearch(ctx, typ, c.own)
 }
 
 // SeesAll tells whether the upstream counts as many rows of a type for a client as for the sidecar: one that answers each
@@ -44,8 +46,7 @@ func (c *Client) CanSearch(ctx context.Context, typ string) error {
 // were written before this second, and if the client sees all of these, those that were written before the next one, once it
 // has come.
 func (c *Client) SeesAll(ctx context.Context, typ string, credentials http.Header) (bool, error) {
-	own := c.credentials(nil)
-	if reflect.DeepEqual(own, credentials) || len(own) == 0 && len(credentials) == 0 {
+	if own, static := c.own.(Static); static && (len(own) == 0 && len(credentials) == 0 || reflect.DeepEqual(own, Static(credentials))) {
 		return true, nil
 	}
 	if all, err := c.countsAlike(ctx, Query{Type: typ}, credentials); all || err != nil {
@@ -88,11 +89,11 @@ func (c *Client) countsAlike(ctx context.Context, q Query, credentials http.Head
 		return true, nil
 	}
 	q = c.adapt(q)
-	theirs, err := c.countAs(ctx, q, method, credentials)
+	theirs, err := c.countAs(ctx, q, method, Static(credentials))
 	if err != nil && !doesNotCount(err) {
 		return false, err
 	}
-	ours, failed := c.countAs(ctx, q, method, c.credentials(nil))
+	ours, failed := c.countAs(ctx, q, method, c.own)
 	if err != nil && failed != nil && doesNotCount(failed) { // whoever asks; of windows alone that says nothing
 		return q.To.IsZero(), nil
 	}
@@ -113,7 +114,5 @@ func doesNotCount(err error) bool {
 
 // MayRead reads a resource with the headers of a client instead of the sidecar's own. It fails as MaySearch does.
 func (c *Client) MayRead(ctx context.Context, typ, id string, credentials http.Header) ([]byte, error) {
-	header := http.Header{}
-	maps.Copy(header, credentials)
-	return c.readWith(ctx, typ, id, "", header)
+	return c.readAs(ctx, typ, id, "", Static(credentials))
 }

@@ -94,7 +94,7 @@ func TestSeesAllTellsHiddenRowsFromWrites(t *testing.T) {
 					}
 				}
 				client, err := fhir.NewClient(fhir.Config{
-					BaseURL: "http://upstream.invalid/fhir", Transport: server, Header: http.Header{"Authorization": {sidecarAuth}},
+					BaseURL: "http://upstream.invalid/fhir", Transport: server, Credentials: fhir.Static{"Authorization": {sidecarAuth}},
 				})
 				if err != nil {
 					t.Fatal(err)
@@ -119,7 +119,7 @@ func TestSeesAllCountsNothingInVain(t *testing.T) {
 		"the server counts not":  {client: http.Header{"X-Key": {"a"}}, profile: &fhir.Profile{CountMethod: fhir.CountNone}},
 	} {
 		server := &counted{Handler: fhirtest.New(fhirtest.Plain(), "/fhir")}
-		client, err := fhir.NewClient(fhir.Config{BaseURL: "http://upstream.invalid/fhir", Transport: server, Header: row.own})
+		client, err := fhir.NewClient(fhir.Config{BaseURL: "http://upstream.invalid/fhir", Transport: server, Credentials: fhir.Static(row.own)})
 		if err != nil {
 			t.Fatal(err)
 		}

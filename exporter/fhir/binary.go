@@ -10,20 +10,14 @@ import (
 func (c *Client) OpenBinary(ctx context.Context, method, path string, header http.Header) (*http.Response, error) {
 	const op = "read Binary"
 	ctx, cancel := context.WithCancel(ctx)
-	sent := c.rest.R().SetContext(ctx).SetDoNotParseResponse(true)
-	sent.Header = c.credentials(header.Clone())
-	sent.Header.Set("User-Agent", userAgent)
-	if sent.Header.Get("Accept-Encoding") == "" { // else net/http would ask for gzip and take it off again
-		sent.Header.Set("Accept-Encoding", "identity")
+	header = header.Clone()
+	if header.Get("Accept-Encoding") == "" { // else net/http would ask for gzip and take it off again
+		header.Set("Accept-Encoding", "identity")
 	}
-	c.forwarded(sent.Header)
-	if c.host != "" {
-		sent.Header.Set("Host", c.host)
-	}
-	response, err := sent.Execute(method, c.address("/"+path, ""))
+	response, err := c.execute(ctx, request{op: op, method: method, address: c.address("/"+path, ""), header: header, as: c.own})
 	if err != nil {
 		cancel()
-		return nil, unreachable(op, err)
+		return nil, err
 	}
 	answer := response.RawResponse
 	answer.Body = newStallReader(answer.Body, cancel)

@@ -80,7 +80,7 @@ func (c *Client) Capabilities(ctx context.Context) (*CapabilityStatement, error)
 		return known, nil
 	}
 	const op = "read CapabilityStatement"
-	body, header, err := c.small(ctx, op, c.address("/metadata", ""), c.credentials(http.Header{"Cache-Control": {"no-cache"}}))
+	body, header, err := c.small(ctx, op, c.address("/metadata", ""), http.Header{"Cache-Control": {"no-cache"}}, c.own)
 	if err != nil {
 		return nil, err
 	}

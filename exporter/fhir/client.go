@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -46,8 +47,10 @@ type Config struct {
 	PublicBase string
 	// Host overrides the Host header; empty means the one of BaseURL.
 	Host string
-	// Header holds the sidecar's own credentials. It is sent to the upstream only.
-	Header http.Header
+	// Credentials are the sidecar's own, nil for none. They are shown to the upstream only.
+	Credentials Credentials
+	// TLS are the certificates for the client's own transport, nil for the system's and none.
+	TLS *TLS
 	// Transport sends the requests; nil means one of the client's own.
 	Transport http.RoundTripper
 	// Observe is told the status of each request, 0 where no answer came. May be nil.
@@ -65,7 +68,7 @@ type Client struct {
 	base                 *url.URL
 	publicBase           string
 	host                 string
-	header               http.Header
+	own                  Credentials
 	observe              func(status int)
 	rest                 *resty.Client
 	spill                string
@@ -87,11 +90,15 @@ func NewClient(cfg Config) (*Client, error) {
 	}
 	transport := cfg.Transport
 	if transport == nil {
-		transport = newTransport(base)
+		transport = newTransport(base, cfg.TLS)
 	}
 	observe := cfg.Observe
 	if observe == nil {
 		observe = func(int) {}
+	}
+	own := cfg.Credentials
+	if own == nil {
+		own = Static{}
 	}
 	rest := resty.NewWithClient(&http.Client{
 		Transport: transport,
@@ -99,7 +106,7 @@ func NewClient(cfg Config) (*Client, error) {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}).SetDisableWarn(true).SetLogger(quiet{})
 	return &Client{
-		base: base, publicBase: cfg.PublicBase, host: cfg.Host, header: cfg.Header.Clone(), observe: observe, rest: rest,
+		base: base, publicBase: cfg.PublicBase, host: cfg.Host, own: own, observe: observe, rest: rest,
 		spill: cfg.Spill, maxPage: cmp.Or(cfg.MaxPage, maxPage), maxResource: cmp.Or(cfg.MaxResource, maxResource),
 	}, nil
 }
@@ -124,10 +131,10 @@ func ParseBase(s string) (*url.URL, error) {
 
 // newTransport makes a transport with an idle pool for all workers. Beside the server, on loopback, gzip would only cost
 // both sides processor time.
-func newTransport(base *url.URL) *http.Transport {
+func newTransport(base *url.URL, certificates *TLS) *http.Transport {
 	ip := net.ParseIP(base.Hostname())
 	local := base.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
-	return &http.Transport{
+	transport := &http.Transport{
 		DialContext:           (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
 		TLSHandshakeTimeout:   10 * time.Second,
 		ResponseHeaderTimeout: headerTimeout,
@@ -136,6 +143,10 @@ func newTransport(base *url.URL) *http.Transport {
 		ReadBufferSize:        64 << 10,
 		DisableCompression:    local,
 	}
+	if certificates != nil {
+		certificates.Apply(transport)
+	}
+	return transport
 }
 
 // Base returns the upstream's FHIR base without a slash at its end.
@@ -157,7 +168,7 @@ func (c *Client) Search(ctx context.Context, q Query) (*Page, error) {
 
 func (c *Client) search(ctx context.Context, q Query) (*Page, error) {
 	extra, header := c.dialect(q)
-	page, err := c.ask(ctx, "search", q, extra, c.credentials(header))
+	page, err := c.ask(ctx, "search", q, extra, header, c.own)
 	if err == nil {
 		page.filter = q.Filter
 	}
@@ -165,9 +176,9 @@ func (c *Client) search(ctx context.Context, q Query) (*Page, error) {
 }
 
 // ask sends a search by GET, or by POST with nothing in the address: servers that find a query there ignore the form.
-func (c *Client) ask(ctx context.Context, verb string, q Query, extra []QueryParam, header http.Header) (*Page, error) {
+func (c *Client) ask(ctx context.Context, verb string, q Query, extra []QueryParam, header http.Header, as Credentials) (*Page, error) {
 	op, values := verb+" "+q.Type, q.encode(extra...)
-	sent := request{op: op, method: http.MethodGet, address: c.address(q.path(), values), header: header}
+	sent := request{op: op, method: http.MethodGet, address: c.address(q.path(), values), header: header, as: as}
 	if q.Post {
 		sent.method, sent.address, sent.form = http.MethodPost, c.address(q.path()+"/_search", ""), values
 	}
@@ -204,22 +215,21 @@ func (c *Client) History(ctx context.Context, typ, id string, since time.Time, c
 
 // Read returns a resource as one compact line.
 func (c *Client) Read(ctx context.Context, typ, id string) ([]byte, error) {
-	return c.readWith(ctx, typ, id, "", c.credentials(nil))
+	return c.readAs(ctx, typ, id, "", c.own)
 }
 
 // VRead returns one version of a resource as one compact line. It fails as Read does; a version that is a deletion is 410.
 func (c *Client) VRead(ctx context.Context, typ, id, version string) ([]byte, error) {
-	return c.readWith(ctx, typ, id, version, c.credentials(nil))
+	return c.readAs(ctx, typ, id, version, c.own)
 }
 
-// readWith reads a resource, or where version is not empty that version of it.
-func (c *Client) readWith(ctx context.Context, typ, id, version string, header http.Header) ([]byte, error) {
-	header.Set("Cache-Control", "no-cache")
+// readAs reads a resource, or where version is not empty that version of it.
+func (c *Client) readAs(ctx context.Context, typ, id, version string, as Credentials) ([]byte, error) {
 	op, path := "read "+typ, "/"+typ+"/"+url.PathEscape(id)
 	if version != "" {
 		path += "/_history/" + url.PathEscape(version)
 	}
-	body, _, err := c.small(ctx, op, c.address(path, ""), header)
+	body, _, err := c.small(ctx, op, c.address(path, ""), http.Header{"Cache-Control": {"no-cache"}}, as)
 	if err != nil {
 		return nil, err
 	}
@@ -242,20 +252,9 @@ func (c *Client) address(path, query string) string {
 	return address
 }
 
-// credentials adds the sidecar's own credentials to a header.
-func (c *Client) credentials(header http.Header) http.Header {
-	if header == nil {
-		header = http.Header{}
-	}
-	for name, values := range c.header {
-		header[name] = values
-	}
-	return header
-}
-
 func (c *Client) page(ctx context.Context, verb, typ, kind, address string, header http.Header) (*Page, error) {
 	op := verb + " " + typ
-	body, _, err := c.get(ctx, op, address, c.credentials(header))
+	body, _, err := c.get(ctx, op, address, header, c.own)
 	if err != nil {
 		return nil, err
 	}
@@ -263,8 +262,8 @@ func (c *Client) page(ctx context.Context, verb, typ, kind, address string, head
 }
 
 // small reads a whole answer of bounded size.
-func (c *Client) small(ctx context.Context, op, address string, header http.Header) ([]byte, http.Header, error) {
-	body, answer, err := c.get(ctx, op, address, header)
+func (c *Client) small(ctx context.Context, op, address string, header http.Header, as Credentials) ([]byte, http.Header, error) {
+	body, answer, err := c.get(ctx, op, address, header, as)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -278,37 +277,27 @@ func (c *Client) small(ctx context.Context, op, address string, header http.Head
 	return raw, answer, nil
 }
 
-// request is one request to the upstream. form is the body of a POST.
+// request is one request to the upstream. form is the body of a POST, and as is who asks.
 type request struct {
 	op, method, address, form string
 	header                    http.Header
+	as                        Credentials
 }
 
 // get sends one GET and returns the body of a 200. The body's Close ends the request.
-func (c *Client) get(ctx context.Context, op, address string, header http.Header) (io.ReadCloser, http.Header, error) {
-	return c.send(ctx, request{op: op, method: http.MethodGet, address: address, header: header})
+func (c *Client) get(ctx context.Context, op, address string, header http.Header, as Credentials) (io.ReadCloser, http.Header, error) {
+	return c.send(ctx, request{op: op, method: http.MethodGet, address: address, header: header, as: as})
 }
 
 // send sends one request and returns the body of a 200. The body's Close ends the request.
 func (c *Client) send(ctx context.Context, r request) (io.ReadCloser, http.Header, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	sent := c.rest.R().SetContext(ctx).SetDoNotParseResponse(true)
-	sent.Header = r.header
-	if r.method == http.MethodPost {
-		sent.SetBody(r.form)
-		r.header.Set("Content-Type", "application/x-www-form-urlencoded")
-	}
 	r.header.Set("Accept", "application/fhir+json")
-	r.header.Set("User-Agent", userAgent)
-	c.forwarded(r.header)
-	if c.host != "" {
-		r.header.Set("Host", c.host)
-	}
-	response, err := sent.Execute(r.method, r.address)
+	response, err := c.execute(ctx, r)
 	if err != nil {
 		cancel()
 		c.observe(0)
-		return nil, nil, unreachable(r.op, err)
+		return nil, nil, err
 	}
 	c.observe(response.StatusCode())
 	body := newStallReader(response.RawBody(), cancel)
@@ -317,6 +306,40 @@ func (c *Client) send(ctx context.Context, r request) (io.ReadCloser, http.Heade
 		return nil, nil, errors.Join(err, body.Close())
 	}
 	return body, response.Header(), nil
+}
+
+// execute sends one request with the credentials of who asks, and once more where the upstream does not accept them any
+// longer and there are newer ones. The answer may have any status, and its body has to be closed.
+func (c *Client) execute(ctx context.Context, r request) (*resty.Response, error) {
+	for again := false; ; again = true {
+		credentials, err := r.as.Header(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", r.op, err)
+		}
+		sent := c.rest.R().SetContext(ctx).SetDoNotParseResponse(true)
+		sent.Header = r.header.Clone()
+		maps.Copy(sent.Header, credentials)
+		sent.Header.Set("User-Agent", userAgent)
+		if r.method == http.MethodPost {
+			sent.SetBody(r.form)
+			sent.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		}
+		c.forwarded(sent.Header)
+		if c.host != "" {
+			sent.Header.Set("Host", c.host)
+		}
+		response, err := sent.Execute(r.method, r.address)
+		if err != nil {
+			return nil, unreachable(r.op, err)
+		}
+		if response.StatusCode() != http.StatusUnauthorized || again || !r.as.Refused(credentials) {
+			return response, nil
+		}
+		c.observe(response.StatusCode())
+		if err := response.RawBody().Close(); err != nil {
+			return nil, unreachable(r.op, err)
+		}
+	}
 }
 
 // forwarded tells the upstream its public address, so that absolute links in resources look as on the proxied path.

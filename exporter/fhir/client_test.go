@@ -54,7 +54,7 @@ func TestSearchSendsTheSidecarsOwnHeaders(t *testing.T) {
 	mock, last := recorded(searchset())
 	client, err := fhir.NewClient(fhir.Config{
 		BaseURL: upstreamBase, PublicBase: publicBase, Host: "tenant.example", Transport: mock,
-		Header: http.Header{"Authorization": {"Bearer own"}},
+		Credentials: fhir.Static{"Authorization": {"Bearer own"}},
 	})
 	if err != nil {
 		t.Fatal(err)

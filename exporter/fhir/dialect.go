@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -73,11 +72,11 @@ func (c *Client) Count(ctx context.Context, q Query) (int64, error) {
 }
 
 func (c *Client) countBy(ctx context.Context, q Query, method CountMethod) (int64, error) {
-	return c.countAs(ctx, q, method, c.credentials(nil))
+	return c.countAs(ctx, q, method, c.own)
 }
 
 // countAs counts with credentials that need not be the sidecar's own.
-func (c *Client) countAs(ctx context.Context, q Query, method CountMethod, credentials http.Header) (int64, error) {
+func (c *Client) countAs(ctx context.Context, q Query, method CountMethod, as Credentials) (int64, error) {
 	q.Count, q.Sort, q.IDsOnly = 0, "", false
 	how := QueryParam{"_summary", "count"}
 	if method == CountTotal { // max-results would cut this total
@@ -88,8 +87,7 @@ func (c *Client) countAs(ctx context.Context, q Query, method CountMethod, crede
 	if c.isHAPI() && method != CountTotal { // a count writes no search into the database then, and is never cut to max-results
 		header.Set("Cache-Control", "no-store, max-results=1")
 	}
-	maps.Copy(header, credentials)
-	page, err := c.ask(ctx, "count", q, extra, header)
+	page, err := c.ask(ctx, "count", q, extra, header, as)
 	if err != nil {
 		return 0, err
 	}
@@ -123,7 +121,7 @@ func (c *Client) Now(ctx context.Context, typ string) (time.Time, error) {
 
 func (c *Client) clock(ctx context.Context, typ string) (time.Time, ClockSource, error) {
 	query := Query{Type: typ, Count: 1}.encode()
-	body, header, err := c.small(ctx, "clock", c.address("/"+typ, query), c.credentials(http.Header{"Cache-Control": {"no-cache"}}))
+	body, header, err := c.small(ctx, "clock", c.address("/"+typ, query), http.Header{"Cache-Control": {"no-cache"}}, c.own)
 	if err != nil {
 		return time.Time{}, "", err
 	}

@@ -22,7 +22,7 @@ func mockClient(t testing.TB, transport http.RoundTripper) *fhir.Client {
 	t.Helper()
 	client, err := fhir.NewClient(fhir.Config{
 		BaseURL: upstreamBase, PublicBase: publicBase, Transport: transport,
-		Header: http.Header{"Authorization": {"Bearer secret-token"}},
+		Credentials: fhir.Static{"Authorization": {"Bearer secret-token"}},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -59,6 +59,7 @@ const (
 // Bucket is a Google Cloud Storage bucket as a [blob.Bucket].
 type Bucket struct {
 	handle *storage.BucketHandle
+	kmsKey string // empty leaves it to the store
 	signer signer
 	host   string // of an emulator, else empty
 	plain  bool   // links of an emulator that speaks plain HTTP
@@ -79,7 +80,7 @@ func New(ctx context.Context, cfg Config) (*Bucket, error) {
 		return nil, fmt.Errorf("gcs bucket: %w", err)
 	}
 	options := account.options
-	b := &Bucket{signer: account.signer}
+	b := &Bucket{signer: account.signer, kmsKey: cfg.KMSKey}
 	if cfg.Endpoint != "" {
 		endpoint, err := url.Parse(cfg.Endpoint)
 		if err != nil {
@@ -131,7 +132,7 @@ func (b *Bucket) put(ctx context.Context, name string, media blob.Media, body io
 		return storage.ShouldRetry(err) && retries.Add(1) < uploadAttempts
 	}))
 	w := object.NewWriter(uploadCtx)
-	w.ContentType = media.Type
+	w.ContentType, w.KMSKeyName = media.Type, b.kmsKey
 	if w.ContentEncoding = media.Encoding; media.Encoding != "" {
 		// Without it the store sends the content decompressed, and without its length,
 		// to those who do not say that they take gzip.

@@ -64,6 +64,10 @@ type Config struct {
 	// SessionToken belongs to temporary keys. When those end is not known from it,
 	// so the default chain is the better way to use them.
 	SessionToken string
+	// SSE is how the store encrypts what it is given, "AES256" or "aws:kms". Empty: as the bucket is configured.
+	SSE string
+	// KMSKey is the id or ARN of the key that SSE "aws:kms" uses. Empty: the account's own key for S3.
+	KMSKey string
 }
 
 func (c Config) validate() error {
@@ -77,6 +81,14 @@ func (c Config) validate() error {
 	if c.SessionToken != "" && c.AccessKeyID == "" {
 		errs = append(errs, errors.New("session token without access key"))
 	}
+	switch types.ServerSideEncryption(c.SSE) {
+	case "", types.ServerSideEncryptionAes256, types.ServerSideEncryptionAwsKms:
+	default:
+		errs = append(errs, errors.New("sse is neither AES256 nor aws:kms"))
+	}
+	if c.KMSKey != "" && c.SSE != string(types.ServerSideEncryptionAwsKms) {
+		errs = append(errs, errors.New("a KMS key needs sse aws:kms"))
+	}
 	if c.Endpoint != "" {
 		u, err := url.Parse(c.Endpoint)
 		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil || u.RawQuery != "" {
@@ -89,6 +101,8 @@ func (c Config) validate() error {
 // Bucket is an S3 bucket as a [blob.Bucket].
 type Bucket struct {
 	name        string
+	sse         types.ServerSideEncryption
+	kmsKey      *string // nil leaves it to the store
 	client      *s3.Client
 	presign     *s3.PresignClient
 	credentials aws.CredentialsProvider
@@ -131,12 +145,17 @@ func New(ctx context.Context, cfg Config) (*Bucket, error) {
 		return nil, errors.New("s3 bucket: region is missing, and the environment names none")
 	}
 	client := s3.NewFromConfig(awsConfig, func(o *s3.Options) { adapt(o, cfg) })
-	return &Bucket{
+	b := &Bucket{
 		name:        cfg.Bucket,
+		sse:         types.ServerSideEncryption(cfg.SSE),
 		client:      client,
 		presign:     s3.NewPresignClient(client),
 		credentials: client.Options().Credentials,
-	}, nil
+	}
+	if cfg.KMSKey != "" {
+		b.kmsKey = &cfg.KMSKey
+	}
+	return b, nil
 }
 
 func adapt(o *s3.Options, cfg Config) {
@@ -161,7 +180,9 @@ func (b *Bucket) Put(ctx context.Context, name string, media blob.Media, body io
 		_, err = body.Seek(0, io.SeekStart)
 	}
 	if err == nil {
-		input := &s3.PutObjectInput{Bucket: &b.name, Key: &name, ContentType: &media.Type, Body: body}
+		input := &s3.PutObjectInput{
+			Bucket: &b.name, Key: &name, ContentType: &media.Type, Body: body, ServerSideEncryption: b.sse, SSEKMSKeyId: b.kmsKey,
+		}
 		if media.Encoding != "" {
 			input.ContentEncoding = &media.Encoding
 		}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -54,6 +55,8 @@ func TestNewRefusesIncompleteConfig(t *testing.T) {
 		{"id without secret", s3blob.Config{Bucket: "b", AccessKeyID: "id"}, "belong together"},
 		{"secret without id", s3blob.Config{Bucket: "b", SecretAccessKey: "hidden"}, "belong together"},
 		{"token without key", s3blob.Config{Bucket: "b", SessionToken: "hidden"}, "session token without access key"},
+		{"unknown encryption", s3blob.Config{Bucket: "b", SSE: "rot13"}, "sse is neither"},
+		{"KMS key without KMS", s3blob.Config{Bucket: "b", SSE: "AES256", KMSKey: "k"}, "needs sse aws:kms"},
 		{"endpoint without scheme", s3blob.Config{Bucket: "b", Endpoint: "minio:9000"}, "endpoint is not"},
 		{"endpoint with user", s3blob.Config{Bucket: "b", Endpoint: "http://user:hidden@minio:9000"}, "endpoint is not"},
 	} {
@@ -239,5 +242,31 @@ func TestMissingBucketIsAnError(t *testing.T) {
 	}
 	if err := b.Delete(t.Context(), name); err == nil {
 		t.Error("delete: got nil, want an error")
+	}
+}
+
+// Ensure the store is told how to encrypt, that this is signed, and that nothing is said where nothing is configured.
+func TestPutNamesTheKeyOfTheStore(t *testing.T) {
+	for _, tt := range []struct{ sse, key string }{{"", ""}, {"AES256", ""}, {"aws:kms", ""}, {"aws:kms", "arn:aws:kms:eu-central-1:1:key/k"}} {
+		s := &store{}
+		server := httptest.NewServer(s)
+		t.Cleanup(server.Close)
+		b := open(t, s3blob.Config{
+			Bucket: "b", Endpoint: server.URL, PathStyle: true, AccessKeyID: "id", SecretAccessKey: "secret", SSE: tt.sse, KMSKey: tt.key,
+		})
+		if err := b.Put(t.Context(), name, blob.Media{Type: "application/fhir+ndjson"}, strings.NewReader("line\n")); err != nil {
+			t.Fatal(err)
+		}
+		for header, want := range map[string]string{"x-amz-server-side-encryption": tt.sse, "x-amz-server-side-encryption-aws-kms-key-id": tt.key} {
+			got := s.headers[0].Values(header)
+			if strings.Join(got, ",") != want || len(got) > 0 && want == "" {
+				t.Errorf("%+v: %s: got %q, want %q", tt, header, got, want)
+			}
+			_, signed, _ := strings.Cut(s.headers[0].Get("Authorization"), "SignedHeaders=")
+			signed, _, _ = strings.Cut(signed, ",")
+			if want != "" && !slices.Contains(strings.Split(signed, ";"), header) {
+				t.Errorf("%+v: %s is not among the signed headers %s", tt, header, signed)
+			}
+		}
 	}
 }

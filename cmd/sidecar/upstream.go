@@ -1,0 +1,178 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"sidecar/exporter/fhir"
+)
+
+// upstreamAuthConfig are the credentials that the sidecar has of its own.
+type upstreamAuthConfig struct {
+	Header struct {
+		Name  string `yaml:"name"`
+		Value secret `yaml:"value"`
+	} `yaml:"header"`
+	Basic struct {
+		Username string `yaml:"username"`
+		Password secret `yaml:"password"`
+	} `yaml:"basic"`
+	OAuth2 oauth2Config `yaml:"oauth2"`
+}
+
+// oauth2Config says where the sidecar gets access tokens.
+type oauth2Config struct {
+	TokenURL       string `yaml:"token_url"`
+	ClientID       string `yaml:"client_id"`
+	ClientSecret   secret `yaml:"client_secret"`
+	PrivateKey     secret `yaml:"private_key"`
+	PrivateKeyFile string `yaml:"private_key_file"`
+	KeyID          string `yaml:"key_id"`
+	Algorithm      string `yaml:"algorithm"`
+	Scope          string `yaml:"scope"`
+}
+
+// upstreamTLSConfig are certificates for the connection to the upstream.
+type upstreamTLSConfig struct {
+	CAFile          string `yaml:"ca_file"`
+	CertificateFile string `yaml:"certificate_file"`
+	KeyFile         string `yaml:"key_file"`
+}
+
+func (a *upstreamAuthConfig) validate(found *faultList) {
+	switch {
+	case found.found("upstream_auth.header.name") || found.found("upstream_auth.header.value"):
+	case (a.Header.Name == "") != (a.Header.Value == ""):
+		found.add("upstream_auth.header", " needs both name and value")
+	}
+	if a.Basic.Username == "" && a.Basic.Password != "" && !found.found("upstream_auth.basic.username") {
+		found.add("upstream_auth.basic", " has a password but no username")
+	}
+	var kinds []string
+	if strings.EqualFold(a.Header.Name, "Authorization") {
+		kinds = append(kinds, "an Authorization header")
+	}
+	if a.Basic.Username != "" {
+		kinds = append(kinds, "basic")
+	}
+	if a.OAuth2 != (oauth2Config{}) {
+		kinds = append(kinds, "oauth2")
+		a.OAuth2.validate(found)
+	}
+	if len(kinds) > 1 {
+		found.add("upstream_auth", ": %s exclude each other", strings.Join(kinds, " and "))
+	}
+}
+
+func (o *oauth2Config) validate(found *faultList) {
+	const key = "upstream_auth.oauth2"
+	for _, setting := range []struct{ name, value string }{{".token_url", o.TokenURL}, {".client_id", o.ClientID}} {
+		if setting.value == "" {
+			found.add(key+setting.name, " is missing")
+		}
+	}
+	if o.TokenURL != "" && !isWebAddress(o.TokenURL) {
+		found.add(key+".token_url", " must be an address such as https://id.example.org/realms/fhir/token")
+	}
+	ways := 0
+	for _, value := range []string{string(o.ClientSecret), string(o.PrivateKey), o.PrivateKeyFile} {
+		if value != "" {
+			ways++
+		}
+	}
+	switch {
+	case found.found(key+".client_secret") || found.found(key+".private_key") || found.found(key+".private_key_file"):
+	case ways != 1:
+		found.add(key, " needs one of client_secret, private_key and private_key_file")
+	case o.ClientSecret != "" && (o.KeyID != "" || o.Algorithm != ""):
+		found.add(key, ": key_id and algorithm are for a private key, not for a client_secret")
+	case o.ClientSecret != "":
+	case o.KeyID == "":
+		found.add(key+".key_id", " is missing: it is how the key is called in the JWKS that the identity server knows")
+	case o.Algorithm != "" && o.Algorithm != "RS384" && o.Algorithm != "ES384":
+		found.add(key+".algorithm", " must be RS384 or ES384")
+	default:
+		if _, err := o.signer(); err != nil {
+			found.add(key, ": %w", err)
+		}
+	}
+}
+
+// signer is what signs for the sidecar, nil where it has a secret.
+func (o *oauth2Config) signer() (*fhir.Signer, error) {
+	if o.ClientSecret != "" {
+		return nil, nil
+	}
+	key := []byte(o.PrivateKey)
+	if o.PrivateKeyFile != "" {
+		var err error
+		if key, err = os.ReadFile(o.PrivateKeyFile); err != nil {
+			return nil, err
+		}
+	}
+	return fhir.NewSigner(key, o.KeyID, o.Algorithm)
+}
+
+func (t *upstreamTLSConfig) validate(found *faultList, upstream string) {
+	switch {
+	case *t == (upstreamTLSConfig{}):
+	case strings.HasPrefix(upstream, "http:"):
+		found.add("upstream_tls", " has no meaning for an upstream whose address begins with http:")
+	case (t.CertificateFile == "") != (t.KeyFile == ""):
+		found.add("upstream_tls", " needs both certificate_file and key_file, or neither")
+	default:
+		if _, err := t.open(); err != nil {
+			found.add("upstream_tls", ": %w", err)
+		}
+	}
+}
+
+// open reads the certificates, nil where there are none.
+func (t *upstreamTLSConfig) open() (*fhir.TLS, error) {
+	if *t == (upstreamTLSConfig{}) {
+		return nil, nil
+	}
+	return fhir.NewTLS(t.CAFile, t.CertificateFile, t.KeyFile)
+}
+
+// credentials are the sidecar's own.
+func (a *upstreamAuthConfig) credentials(certificates *fhir.TLS) (fhir.Credentials, error) {
+	header := http.Header{}
+	if a.Header.Name != "" {
+		header.Set(a.Header.Name, string(a.Header.Value))
+	}
+	if a.Basic.Username != "" {
+		maps.Copy(header, fhir.Basic(a.Basic.Username, string(a.Basic.Password)))
+	}
+	o := &a.OAuth2
+	if o.TokenURL == "" {
+		return fhir.Static(header), nil
+	}
+	signer, err := o.signer()
+	if err != nil {
+		return nil, fmt.Errorf("upstream_auth.oauth2: %w", err)
+	}
+	return fhir.NewOAuth(fhir.OAuthConfig{
+		TokenURL: o.TokenURL, ClientID: o.ClientID, ClientSecret: string(o.ClientSecret), Signer: signer,
+		Scopes: strings.Fields(o.Scope), Header: header, TLS: certificates,
+	}), nil
+}
+
+func newClient(c *config, observe func(int)) (*fhir.Client, error) {
+	certificates, err := c.UpstreamTLS.open()
+	if err != nil {
+		return nil, fmt.Errorf("upstream_tls: %w", err)
+	}
+	credentials, err := c.UpstreamAuth.credentials(certificates)
+	if err != nil {
+		return nil, err
+	}
+	return fhir.NewClient(fhir.Config{
+		BaseURL: c.Upstream, PublicBase: c.PublicURL, Host: c.UpstreamHost, Credentials: credentials, TLS: certificates, Observe: observe,
+		Spill: filepath.Join(c.Data, "spool"),
+	})
+}
