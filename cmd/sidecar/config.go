@@ -61,6 +61,7 @@ type config struct {
 	Attachments  exporter.Attachments `yaml:"attachments"`
 	Retention    time.Duration        `yaml:"retention"`
 
+	Limits       limitsConfig  `yaml:"limits"`
 	MaxRunning   int           `yaml:"max_running"`
 	Workers      int           `yaml:"workers"`
 	QuietHours   string        `yaml:"quiet_hours"`
@@ -80,6 +81,13 @@ type config struct {
 	Ledger         bool                    `yaml:"ledger"`
 
 	Accounts []account `yaml:"accounts"`
+}
+
+// limitsConfig bounds what one client may ask for.
+type limitsConfig struct {
+	RequestsPerSecond int   `yaml:"requests_per_second"`
+	JobsPerClient     int   `yaml:"jobs_per_client"`
+	ExportBytes       int64 `yaml:"export_bytes"`
 }
 
 type bucketConfig struct {
@@ -123,6 +131,7 @@ func defaultConfig() *config {
 		LinkLifetime:  proxy.DefaultLinkLifetime,
 		Attachments:   exporter.SignedAttachments,
 		Retention:     exporter.DefaultRetention,
+		Limits:        limitsConfig{RequestsPerSecond: 1000, JobsPerClient: 1000},
 		MaxRunning:    exporter.DefaultMaxRunning,
 		Workers:       exporter.DefaultWorkers,
 		Strategy:      exporter.StrategyAuto,

@@ -76,6 +76,9 @@ func (c *config) validateNumbers(found *faultList) {
 		least, most int64
 	}{
 		{"max_running", int64(c.MaxRunning), 1, 100},
+		{"limits.requests_per_second", int64(c.Limits.RequestsPerSecond), 0, 100_000},
+		{"limits.jobs_per_client", int64(c.Limits.JobsPerClient), 0, 1_000_000},
+		{"limits.export_bytes", c.Limits.ExportBytes, 0, 1 << 60},
 		{"workers", int64(c.Workers), 1, 64},
 		{"page_size", int64(c.PageSize), 0, 10000},
 		{"max_file_bytes", c.MaxFileBytes, 1 << 10, 2 << 30},

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"cloud.google.com/go/storage"
+	"google.golang.org/api/googleapi"
 	"google.golang.org/api/option"
 
 	"sidecar/exporter/blob"
@@ -114,7 +115,7 @@ func (b *Bucket) Put(ctx context.Context, name string, media blob.Media, body io
 		err = b.put(ctx, name, media, body)
 	}
 	if err != nil {
-		return fmt.Errorf("put %s: %w", name, blob.HideURL(err))
+		return fmt.Errorf("put %s: %w", name, explained(err))
 	}
 	return nil
 }
@@ -170,7 +171,7 @@ func (b *Bucket) Open(ctx context.Context, name string, offset int64) (io.ReadCl
 		return nil, fmt.Errorf("open %s: %w", name, blob.ErrNotExist)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", name, blob.HideURL(err))
+		return nil, fmt.Errorf("open %s: %w", name, explained(err))
 	}
 	return r, nil
 }
@@ -248,7 +249,7 @@ func (b *Bucket) Delete(ctx context.Context, name string) error {
 		err = b.handle.Object(name).Delete(ctx)
 	}
 	if err != nil && !isMissing(err) {
-		return fmt.Errorf("delete %s: %w", name, blob.HideURL(err))
+		return fmt.Errorf("delete %s: %w", name, explained(err))
 	}
 	return nil
 }
@@ -256,6 +257,19 @@ func (b *Bucket) Delete(ctx context.Context, name string) error {
 // isMissing says whether err means that the object is missing. The client says so
 // of a missing bucket too where the answer does not tell them apart.
 func isMissing(err error) bool { return errors.Is(err, storage.ErrObjectNotExist) }
+
+// explained is HideURL of an error of the store that says what kind it is of.
+func explained(err error) error {
+	hidden := blob.HideURL(err)
+	answer, answered := errors.AsType[*googleapi.Error](err)
+	switch {
+	case errors.Is(err, storage.ErrBucketNotExist), answered && answer.Code == http.StatusNotFound:
+		return fmt.Errorf("%w: %w", blob.ErrNoBucket, hidden)
+	case answered && (answer.Code == http.StatusForbidden || answer.Code == http.StatusUnauthorized):
+		return fmt.Errorf("%w: %w", blob.ErrRefused, hidden)
+	}
+	return hidden
+}
 
 // signer makes the signatures of links. Without a key the client's library finds
 // out the account and has Google sign.

@@ -189,7 +189,7 @@ func (b *Bucket) Put(ctx context.Context, name string, media blob.Media, body io
 		_, err = b.client.PutObject(ctx, input)
 	}
 	if err != nil {
-		return fmt.Errorf("put %s: %w", name, blob.HideURL(err))
+		return fmt.Errorf("put %s: %w", name, explained(err))
 	}
 	return nil
 }
@@ -210,7 +210,7 @@ func (b *Bucket) Open(ctx context.Context, name string, offset int64) (io.ReadCl
 		return nil, fmt.Errorf("open %s: %w", name, blob.ErrNotExist)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", name, blob.HideURL(err))
+		return nil, fmt.Errorf("open %s: %w", name, explained(err))
 	}
 	return out.Body, nil
 }
@@ -222,7 +222,7 @@ func (b *Bucket) Open(ctx context.Context, name string, offset int64) (io.ReadCl
 func (b *Bucket) SignURL(ctx context.Context, name string, ttl time.Duration) (string, time.Time, error) {
 	link, expires, err := b.sign(ctx, name, ttl)
 	if err != nil {
-		return "", time.Time{}, fmt.Errorf("sign %s: %w", name, blob.HideURL(err))
+		return "", time.Time{}, fmt.Errorf("sign %s: %w", name, explained(err))
 	}
 	return link, expires, nil
 }
@@ -282,7 +282,7 @@ func (b *Bucket) Delete(ctx context.Context, name string) error {
 		_, err = b.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &b.name, Key: &name})
 	}
 	if err != nil && !isMissing(err) {
-		return fmt.Errorf("delete %s: %w", name, blob.HideURL(err))
+		return fmt.Errorf("delete %s: %w", name, explained(err))
 	}
 	return nil
 }
@@ -291,4 +291,20 @@ func (b *Bucket) Delete(ctx context.Context, name string) error {
 func isMissing(err error) bool {
 	_, ok := errors.AsType[*types.NoSuchKey](err)
 	return ok
+}
+
+// explained is HideURL of an error that says what kind it is of.
+func explained(err error) error {
+	hidden := blob.HideURL(err)
+	var said interface{ ErrorCode() string }
+	answer, answered := errors.AsType[*awshttp.ResponseError](err)
+	switch {
+	case errors.As(err, &said) && said.ErrorCode() == "NoSuchBucket":
+		return fmt.Errorf("%w: %w", blob.ErrNoBucket, hidden)
+	case answered && (answer.HTTPStatusCode() == http.StatusForbidden || answer.HTTPStatusCode() == http.StatusUnauthorized):
+		return fmt.Errorf("%w: %w", blob.ErrRefused, hidden)
+	case !answered && strings.Contains(err.Error(), "get credentials"): // the SDK has no type for it
+		return fmt.Errorf("%w: %w", blob.ErrNoCredentials, hidden)
+	}
+	return hidden
 }

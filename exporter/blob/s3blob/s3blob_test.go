@@ -270,3 +270,36 @@ func TestPutNamesTheKeyOfTheStore(t *testing.T) {
 		}
 	}
 }
+
+// Ensure an error says whether the store has refused the credentials, has no such bucket, or was not reached.
+func TestErrorsSayWhatKindTheyAreOf(t *testing.T) {
+	isolate(t)
+	for _, tt := range []struct {
+		status     int
+		code, want string
+	}{
+		{403, "AccessDenied", "credentials, and that they may"},
+		{403, "InvalidAccessKeyId", "credentials, and that they may"},
+		{404, "NoSuchBucket", "check its name, region and account"},
+		{400, "Odd", "name, region, credentials and rights"},
+		{0, "", "cannot be reached"},
+	} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(tt.status)
+			_, _ = io.WriteString(w, `<Error><Code>`+tt.code+`</Code><Message>no</Message></Error>`)
+		}))
+		if tt.status == 0 {
+			server.Close()
+		}
+		b := open(t, s3blob.Config{Bucket: "b", Endpoint: server.URL, PathStyle: true, AccessKeyID: "id", SecretAccessKey: "secret"})
+		err := b.Put(t.Context(), name, blob.Media{Type: "text/plain"}, strings.NewReader("x"))
+		if got := blob.Advice(err); err == nil || !strings.Contains(got, tt.want) {
+			t.Errorf("%d %s: got %q for %v", tt.status, tt.code, got, err)
+		}
+		server.Close()
+	}
+	b := open(t, s3blob.Config{Bucket: "b", Region: "eu-west-1"})
+	if err := b.Put(t.Context(), name, blob.Media{Type: "text/plain"}, strings.NewReader("x")); !errors.Is(err, blob.ErrNoCredentials) {
+		t.Errorf("without credentials: got %v", err)
+	}
+}
