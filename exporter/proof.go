@@ -15,6 +15,9 @@ import (
 // proofTries is how often a slice is read again when the server counts more than was met.
 const proofTries = 3
 
+// patientTries is how often a count is taken that is less than the history says, while nothing shows that waiting is in vain.
+const patientTries = 5
+
 // prove counts the slices of a type again and holds the counts against what was met, with the type's history between: a
 // row may have left its window since it was met, and one that was written before T may have shown only after its window
 // was read. It returns the history, in which everything stands that changed before it was read; nil where there is none, and
@@ -137,8 +140,13 @@ func (r *run) account(ctx context.Context, slice *state.Slice, h **changeLog, be
 }
 
 // balance holds the count of a slice against what was met and what the history says of it, before the count and after it. Among
-// many writes the three may miss each other, so they are taken again.
+// many writes the three may miss each other, and a history may show deletions late, of which no search tells. So they are taken
+// again, with growing pauses; patiently until that was in vain once, as it is where the server expunges.
 func (r *run) balance(ctx context.Context, slice *state.Slice, count int64, h **changeLog, before movement) (missing int64, err error) {
+	tries := patientTries
+	if r.unbalanced.Load() {
+		tries = proofTries
+	}
 	for try := 1; ; try++ {
 		slice.Verdict, slice.Left, slice.Expected = state.Proved, before.left, count+before.left
 		if count == slice.Met-before.left+before.came {
@@ -159,10 +167,11 @@ func (r *run) balance(ctx context.Context, slice *state.Slice, count int64, h **
 			return max(0, count-most), nil
 		}
 		slice.Verdict = state.Counted // more has left than the history says: it was expunged, or the count lags
-		if try == proofTries {
+		if try >= tries {
+			r.unbalanced.Store(true)
 			return max(0, count-most), nil
 		}
-		if err := sleep(ctx, time.Duration(try)*firstPause); err != nil {
+		if err := sleep(ctx, firstPause<<(try-1)); err != nil {
 			return 0, err
 		}
 		again, err := r.countSlice(ctx, slice)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -39,6 +40,8 @@ type run struct {
 	// lag is how much histories were seen to lag behind the searches, 0 where they do not. patience is for those that do.
 	lag      time.Duration
 	patience patience
+	// unbalanced tells that a count stayed less than the history says, however often both were asked.
+	unbalanced atomic.Bool
 	// pace is the budget for the upstream, bucketPace the one for the bucket.
 	pace, bucketPace *pace
 
