@@ -65,6 +65,7 @@ func (e *Exporter) work(ctx context.Context, id string) {
 	case err == nil:
 		e.Metrics.jobs.WithLabelValues(string(state.Completed)).Inc()
 		log.InfoContext(ctx, "export completed", e.account(ctx, id)...)
+		e.note(ctx, "completed", id)
 		return
 	case errors.Is(context.Cause(ctx), ErrCancelled), errors.Is(err, state.ErrFinal), errors.Is(err, state.ErrNotFound):
 		return
@@ -79,6 +80,7 @@ func (e *Exporter) work(ctx context.Context, id string) {
 	log.ErrorContext(ctx, "export failed", "error", err)
 	e.Metrics.jobs.WithLabelValues(string(state.Failed)).Inc()
 	e.fail(ctx, log, id, failureOf(err))
+	e.note(ctx, "failed", id)
 }
 
 // account is what a completed export handed out, in numbers that outlive its files in the log. It is empty where the job is

@@ -106,6 +106,11 @@ func (p *Proxy) asOwner(next func(w http.ResponseWriter, r *http.Request, job *s
 			p.refuse(w, r, err)
 			return
 		}
+		event := eventOf(r)
+		event.Job, event.Level, event.Client = job.ID, job.Kickoff.Level, job.Kickoff.Client
+		if event.Client == "" {
+			event.Client = who.id
+		}
 		next(w, r, job)
 	})
 }
@@ -122,6 +127,7 @@ func (p *Proxy) byLink(next func(w http.ResponseWriter, r *http.Request, job *st
 			p.refuse(w, r, err)
 			return
 		}
+		eventOf(r).Job, eventOf(r).Level = job.ID, job.Kickoff.Level
 		next(w, r, job)
 	}
 }

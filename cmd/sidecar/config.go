@@ -62,6 +62,7 @@ type config struct {
 	Attachments  exporter.Attachments `yaml:"attachments"`
 	Retention    time.Duration        `yaml:"retention"`
 
+	Audit        auditConfig   `yaml:"audit"`
 	Limits       limitsConfig  `yaml:"limits"`
 	MaxRunning   int           `yaml:"max_running"`
 	Workers      int           `yaml:"workers"`
@@ -132,6 +133,7 @@ func defaultConfig() *config {
 		LinkLifetime:  proxy.DefaultLinkLifetime,
 		Attachments:   exporter.SignedAttachments,
 		Retention:     exporter.DefaultRetention,
+		Audit:         auditConfig{To: "off"},
 		Limits:        limitsConfig{RequestsPerSecond: 1000, JobsPerClient: 1000},
 		MaxRunning:    exporter.DefaultMaxRunning,
 		Workers:       exporter.DefaultWorkers,
