@@ -43,9 +43,7 @@ type auditTrail struct {
 
 // open begins the trail. A file is appended to, so that what rotates it may truncate it.
 func (a *auditConfig) open(log *slog.Logger) (*auditTrail, error) {
-	trail := &auditTrail{log: log, failures: prometheus.NewCounter(prometheus.CounterOpts{
-		Namespace: "sidecar", Name: "audit_failures_total", Help: "Lines of the audit trail that could not be written.",
-	})}
+	trail := &auditTrail{log: log, failures: newAuditFailures()}
 	switch a.To {
 	case "stdout":
 		trail.out = os.Stdout
@@ -57,6 +55,12 @@ func (a *auditConfig) open(log *slog.Logger) (*auditTrail, error) {
 		trail.out, trail.file = file, file
 	}
 	return trail, nil
+}
+
+func newAuditFailures() prometheus.Counter {
+	return prometheus.NewCounter(prometheus.CounterOpts{
+		Namespace: "sidecar", Name: "audit_failures_total", Help: "Lines of the audit trail that could not be written.",
+	})
 }
 
 // Note writes a line. What was done is done: a line that cannot be written is logged and counted.
