@@ -30,7 +30,6 @@ const (
 var notMet = map[string]string{
 	"T-03": "the sidecar has no authorization of its own yet: an export without _type holds what its account may read",
 	"T-04": "the sidecar has no authorization of its own yet: who knows the address of a status may ask for it",
-	"S-04": "polls are not counted: they cost the sidecar little, and clients take a poll that is refused for the end of the export",
 	"S-1":  "the sidecar has no authorization of its own yet: the FHIR server judges the token of a kick-off, nobody that of a status",
 }
 

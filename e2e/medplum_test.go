@@ -25,18 +25,29 @@ func TestMedplumClient(t *testing.T) {
 		return output
 	}
 	run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
-	s := startSidecar(t, startSample(t, 30).base, nil)
-	const types = "Patient,Condition"
-	var got manifest
-	if err := json.Unmarshal(run("node", "export.mjs", s.base, types, sampleSince), &got); err != nil {
-		t.Fatalf("what the client returns: %v", err)
+	for name, test := range map[string]struct{ upstream, since string }{
+		"sample": {startSample(t, 30).base, sampleSince},
+		"HAPI":   {hapi(t).base, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := startSidecar(t, test.upstream, nil)
+			const types = "Patient,Condition"
+			var got manifest
+			if err := json.Unmarshal(run("node", "export.mjs", s.base, types, test.since), &got); err != nil {
+				t.Fatalf("what the client returns: %v", err)
+			}
+			if want := s.base + "/$export"; got.Request != want {
+				t.Errorf("request: got %q, want that of a POST, %q", got.Request, want)
+			}
+			query := "$export?_type=" + types
+			if test.since != "" {
+				query += "&_since=" + test.since
+			}
+			want := s.export(t, query)
+			if len(want.rows) == 0 {
+				t.Error("the export is empty")
+			}
+			equalRows(t, download(t, got), want.rows)
+		})
 	}
-	if want := s.base + "/$export"; got.Request != want {
-		t.Errorf("request: got %q, want that of a POST, %q", got.Request, want)
-	}
-	want := s.export(t, "$export?_type="+types+"&_since="+sampleSince)
-	if len(want.rows) == 0 {
-		t.Error("the export is empty")
-	}
-	equalRows(t, download(t, got), want.rows)
 }

@@ -50,6 +50,10 @@ type Config struct {
 	Traffic Traffic
 	// MaxRunning is the number of exports that may run at once.
 	MaxRunning int
+	// MaxJobsPerClient is the number of exports of one client that are kept, running or ended; 0 bounds nothing.
+	MaxJobsPerClient int
+	// MaxExportBytes is the size that the files of one export may have together, before any compression; 0 bounds nothing.
+	MaxExportBytes int64
 	// PageSize overrides the probed number of rows asked for in one page.
 	PageSize int
 	// Settle overrides the pause between the transaction time and the first read.
@@ -163,7 +167,8 @@ func setDefault[T comparable](value *T, byDefault T) {
 	}
 }
 
-// KickOff stores a new job and returns it. It fails with state.ErrBusy when as many exports run as may. The job is
+// KickOff stores a new job and returns it. It fails with state.ErrBusy when as many exports run as may, and with
+// state.ErrTooMany when as many of the client are kept as may be. The job is
 // durable and can be polled when KickOff returns.
 func (e *Exporter) KickOff(ctx context.Context, kickoff state.Kickoff) (*state.Job, error) {
 	if kickoff.Shape == "" { // what holds now: a job goes through with one shape, whatever a next start is configured to
@@ -175,6 +180,9 @@ func (e *Exporter) KickOff(ctx context.Context, kickoff state.Kickoff) (*state.J
 	job := &state.Job{
 		ID: id, Folder: now.Format("20060102T150405Z") + "_" + id, Status: state.Accepted, Accepted: now,
 		Kickoff: kickoff, Issues: kickoff.Ignored, AttachmentKey: e.attachmentKey(&kickoff),
+	}
+	if err := e.boundJobs(ctx, kickoff.Client); err != nil {
+		return nil, err
 	}
 	if err := e.Store.Create(ctx, job, e.MaxRunning); err != nil {
 		return nil, err

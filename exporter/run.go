@@ -144,6 +144,8 @@ func failureOf(err error) *state.Failure {
 		failure.Code = "timeout"
 	case errors.Is(err, errFilter), errors.Is(err, fhir.ErrNotApplied):
 		failure.Status, failure.Code = 400, "not-supported"
+	case errors.Is(err, errTooCostly):
+		failure.Status, failure.Code = 400, "too-costly"
 	case errors.Is(err, errUnknownPatient):
 		failure.Status, failure.Code = 400, "not-found"
 	case errors.Is(err, errNotMember):

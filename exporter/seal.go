@@ -62,6 +62,9 @@ func (r *run) finishFiles(ctx context.Context) error {
 
 // putContent puts the content of local files as one object and records it, together with the slices it was taken from.
 func (r *run) putContent(ctx context.Context, file state.File, contents []content, parts []state.Slice) error {
+	if err := r.boundBytes(ctx); err != nil {
+		return err
+	}
 	body, err := openMulti(contents)
 	if err != nil {
 		return err

@@ -71,8 +71,7 @@ func (e *Exporter) testBucket(ctx context.Context) {
 	}
 	if err != nil {
 		e.Metrics.bucketUp.Set(0)
-		e.Log.ErrorContext(ctx, "bucket does not work: exports are refused until it does; "+
-			"check its name, region, credentials and rights (put, get, delete), or run `sidecar check`", "error", err)
+		e.Log.ErrorContext(ctx, "bucket does not work: exports are refused until it does; `sidecar check` tests it too", "check", blob.Advice(err), "error", err)
 		return
 	}
 	e.Metrics.bucketUp.Set(1)

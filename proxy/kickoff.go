@@ -12,8 +12,12 @@ import (
 	"sidecar/state"
 )
 
-// maxKickoffBody bounds the body of a kick-off in bytes: some 50,000 references, which the job's record has to hold.
-const maxKickoffBody = 4 << 20
+const (
+	// maxKickoffBody bounds the body of a kick-off in bytes: some 12,000 references, which the job's record has to hold.
+	maxKickoffBody = 1 << 20
+	// maxKickoffValues bounds the values in the address of a kick-off.
+	maxKickoffValues = 1000
+)
 
 // kickOff answers a kick-off request: parse, check, store, 202. Nothing slow happens before the 202, and nothing fails
 // after the job is stored. An empty shape leaves the manifest's form to the configuration.
@@ -62,6 +66,9 @@ func (p *Proxy) parseKickoff(w http.ResponseWriter, r *http.Request, level state
 		}
 		kickoff.Group = id
 	}
+	if strings.Count(r.URL.RawQuery, "&") >= maxKickoffValues {
+		return nil, &refusal{http.StatusBadRequest, "too-costly", "the address of a kick-off may have 1,000 parameters at most: send more in the body of a POST"}
+	}
 	values, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return nil, &refusal{http.StatusBadRequest, "invalid", "the query cannot be read: check its percent signs and semicolons"}
@@ -88,7 +95,7 @@ func kickoffBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
-		return nil, &refusal{http.StatusRequestEntityTooLarge, "too-long", "the body of a kick-off may have 4 MiB at most"}
+		return nil, &refusal{http.StatusRequestEntityTooLarge, "too-long", "the body of a kick-off may have 1 MiB at most"}
 	case err != nil:
 		return nil, &refusal{http.StatusBadRequest, "incomplete", "the body of the request did not arrive whole"}
 	case len(body) > 0 && !isJSON(r.Header):

@@ -46,6 +46,8 @@ func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		known = &refusal{http.StatusNotFound, "not-found", "there is no such export, or it was deleted or has expired"}
 	case errors.Is(err, state.ErrBusy):
 		known = &refusal{http.StatusTooManyRequests, "throttled", "another export is running: try again when it has ended, or delete it"}
+	case errors.Is(err, state.ErrTooMany):
+		known = &refusal{http.StatusTooManyRequests, "throttled", "too many exports of this client are kept: delete those that are not needed any more"}
 	case state.DiskFull(err):
 		p.Log.WarnContext(r.Context(), "request refused: the disk is full", "error", err)
 		known = &refusal{http.StatusServiceUnavailable, "no-store", "the export sidecar's disk has no room now"}

@@ -67,6 +67,7 @@ var wrongQueries = map[string]string{
 	"Group of traits":         "/Group/by-trait/$export",
 	"Group of devices":        "/Group/devices/$export",
 	"Group that is not valid": "/Group/broken/$export",
+	"too many parameters":     "/$export?" + strings.Repeat("_type=Patient&", 1000) + "_type=Patient",
 	"size":                    "/$export?_minimumFileSize=0",
 	"size of no file":         "/$export?_minimumFileSize=1048576",
 	"sizes":                   "/$export?_minimumFileSize=2&_maximumFileSize=2",
@@ -81,7 +82,7 @@ var wrongBodies = map[string]string{
 	"body without value":    posted(`{"name":"_type"}`),
 	"body with two values":  posted(`{"name":"_type","valueString":"Patient","valueCode":"Patient"}`),
 	"body with an object":   posted(`{"name":"_type","valueQuantity":{}}`),
-	"body that is long":     `{"x":"` + strings.Repeat("x", 4<<20) + `"}`,
+	"body that is long":     `{"x":"` + strings.Repeat("x", 1<<20) + `"}`,
 	"patient form":          posted(`{"name":"patient","valueReference":{"reference":"Group/1"}}`),
 	"patient unknown":       posted(`{"name":"patient","valueReference":{"reference":"Patient/nobody"}}`),
 	"more faults than told": posted(slices.Repeat([]string{`{"name":"_type"}`}, 30)...),
@@ -123,6 +124,10 @@ func refusals(t *testing.T, into map[string]answer) {
 	into["token for less"] = tokens.ask(http.MethodGet, tokens.base+"/$export?_type=Observation", "Authorization", "Bearer narrow")
 	into["token for nothing here"] = tokens.ask(http.MethodGet, tokens.base+"/Patient/$export", "Authorization", "Bearer blind")
 	into["Group for others"] = tokens.ask(http.MethodGet, tokens.base+"/Group/forbidden-group/$export", "Authorization", "Bearer right")
+	hasty, _ := newFHIRHouse(t, func(c *proxy.Config) { c.RequestsPerSecond = 1 })
+	for range 6 {
+		into["too many requests"] = hasty.ask(http.MethodGet, hasty.base+"/$export-status/nobody")
+	}
 	mine := owned(t, judged)
 	into["status with a token for less"] = mine.ask(http.MethodGet, mine.base+"/$export-status/0b6a", "Authorization", "Bearer narrow")
 	mine = owned(t, nil)
@@ -149,6 +154,7 @@ func answers(t *testing.T, into map[string]answer) {
 	t.Helper()
 	for name, err := range map[string]error{
 		"another export":   state.ErrBusy,
+		"too many exports": state.ErrTooMany,
 		"disk full":        &fs.PathError{Op: "write", Path: "/secret", Err: syscall.ENOSPC},
 		"fault of ours":    errors.New("secret"),
 		"bucket not there": nil,

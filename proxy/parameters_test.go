@@ -105,7 +105,7 @@ func TestPostedKickoffRefusesWhatItCannotRead(t *testing.T) {
 		"two resources":       {"/$export", posted() + posted(), 400, []string{"structure"}},
 		"another resource":    {"/$export", `{"resourceType":"Patient"}`, 400, []string{"structure"}},
 		"an array":            {"/$export", `[]`, 400, []string{"structure"}},
-		"too large":           {"/$export", `{"resourceType":"Parameters","x":"` + strings.Repeat("x", 4<<20) + `"}`, 413, []string{"too-long"}},
+		"too large":           {"/$export", `{"resourceType":"Parameters","x":"` + strings.Repeat("x", 1<<20) + `"}`, 413, []string{"too-long"}},
 		"no name":             {"/$export", posted(`{"valueString":"x"}`, `{"name":7,"valueString":"x"}`, `null`), 400, []string{"structure", "structure", "structure"}},
 		"no value":            {"/$export", posted(`{"name":"_type"}`, `{"name":"_since","valueInstant":null}`), 400, []string{"structure", "structure"}},
 		"two values":          {"/$export", posted(`{"name":"_type","valueString":"Patient","valueCode":"Patient"}`), 400, []string{"structure"}},

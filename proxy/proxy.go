@@ -67,6 +67,8 @@ type Config struct {
 	Auth auth.Authorizer
 	// GroupRules say of which Groups a client may have exports, by the client's name; AnyClient has the rule for the others.
 	GroupRules map[string]GroupRule
+	// RequestsPerSecond is how many requests a second one client may send to our routes, in the long run; 0 bounds nothing.
+	RequestsPerSecond int
 	// Intercept false forwards everything, for a server that has $export itself.
 	Intercept bool
 
@@ -101,7 +103,9 @@ type Proxy struct {
 	Config
 	basePath string // of the upstream, decoded and without a slash at its end
 	verdicts verdicts
-	forward  http.Handler
+	// requests are those of clients on our routes, polls the status requests of jobs.
+	requests, polls throttle
+	forward         http.Handler
 }
 
 // New returns the handler for all requests of clients. It fails when a part of cfg is missing.

@@ -82,7 +82,11 @@ var errNoToken = &login{refusal{http.StatusUnauthorized, "login", "this export w
 // asKicker calls next with who sent the request, and refuses those who may not ask at all.
 func (p *Proxy) asKicker(next func(w http.ResponseWriter, r *http.Request, who *asker)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		who, err := p.who(r)
+		err := p.mayAsk(r)
+		var who *asker
+		if err == nil {
+			who, err = p.who(r)
+		}
 		if err != nil {
 			p.refuse(w, r, err)
 			return
@@ -121,7 +125,11 @@ func (p *Proxy) lend(r *http.Request, job *state.Job) {
 // byLink calls next with the job of the request's path: its address is the permission, and next looks at the rest of it.
 func (p *Proxy) byLink(next func(w http.ResponseWriter, r *http.Request, job *state.Job)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		job, err := p.job(r)
+		err := p.mayAsk(r)
+		var job *state.Job
+		if err == nil {
+			job, err = p.job(r)
+		}
 		if err != nil {
 			p.refuse(w, r, err)
 			return

@@ -28,6 +28,8 @@ var (
 	ErrFinal = errors.New("job has ended")
 	// ErrBusy is returned by Create when as many jobs run as may.
 	ErrBusy = errors.New("an export is running")
+	// ErrTooMany is what a kick-off fails with when as many exports of its client are kept as may be.
+	ErrTooMany = errors.New("too many exports of the client are kept")
 	// ErrLocked is returned by Open when another process has the file.
 	ErrLocked = errors.New("state file is in use by another process")
 	// ErrNewer is returned by Open when a newer binary wrote the file.

@@ -145,7 +145,7 @@ func checkBucket(ctx context.Context, c *config, r *report) {
 		return
 	}
 	if err := blob.Check(ctx, bucket, http.DefaultClient); err != nil {
-		r.fault("bucket (%s): %v: check its name, region, credentials and rights (put, get, delete)", c.Bucket.Kind, err)
+		r.fault("bucket (%s): %v: %s", c.Bucket.Kind, err, blob.Advice(err))
 		return
 	}
 	r.ok("bucket (%s): can be written, read and deleted", c.Bucket.Kind)

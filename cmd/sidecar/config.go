@@ -62,6 +62,7 @@ type config struct {
 	Attachments  exporter.Attachments `yaml:"attachments"`
 	Retention    time.Duration        `yaml:"retention"`
 
+	Limits       limitsConfig  `yaml:"limits"`
 	MaxRunning   int           `yaml:"max_running"`
 	Workers      int           `yaml:"workers"`
 	QuietHours   string        `yaml:"quiet_hours"`
@@ -83,6 +84,13 @@ type config struct {
 	Accounts []account `yaml:"accounts"`
 }
 
+// limitsConfig bounds what one client may ask for.
+type limitsConfig struct {
+	RequestsPerSecond int   `yaml:"requests_per_second"`
+	JobsPerClient     int   `yaml:"jobs_per_client"`
+	ExportBytes       int64 `yaml:"export_bytes"`
+}
+
 type bucketConfig struct {
 	Kind   string `yaml:"kind"`
 	Prefix string `yaml:"prefix"`
@@ -97,12 +105,15 @@ type bucketConfig struct {
 		AccessKeyID     string `yaml:"access_key_id"`
 		SecretAccessKey secret `yaml:"secret_access_key"`
 		SessionToken    secret `yaml:"session_token"`
+		SSE             string `yaml:"sse"`
+		KMSKey          string `yaml:"kms_key"`
 	} `yaml:"s3"`
 	GCS struct {
 		Bucket              string `yaml:"bucket"`
 		CredentialsFile     string `yaml:"credentials_file"`
 		ServiceAccountEmail string `yaml:"service_account_email"`
 		PrivateKey          secret `yaml:"private_key"`
+		KMSKey              string `yaml:"kms_key"`
 		Endpoint            string `yaml:"endpoint"`
 	} `yaml:"gcs"`
 }
@@ -122,6 +133,7 @@ func defaultConfig() *config {
 		LinkLifetime:  proxy.DefaultLinkLifetime,
 		Attachments:   exporter.SignedAttachments,
 		Retention:     exporter.DefaultRetention,
+		Limits:        limitsConfig{RequestsPerSecond: 1000, JobsPerClient: 1000},
 		MaxRunning:    exporter.DefaultMaxRunning,
 		Workers:       exporter.DefaultWorkers,
 		Strategy:      exporter.StrategyAuto,

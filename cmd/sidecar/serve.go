@@ -120,7 +120,7 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	}
 	s.exporter, err = exporter.New(exporter.Config{
 		Client: client, Store: s.store, Bucket: bucket, Spool: filepath.Join(c.Data, "spool"),
-		Workers: c.Workers, QuietHours: hours, Strategy: c.Strategy, MaxRunning: c.MaxRunning, PageSize: c.PageSize, Settle: c.Settle,
+		Workers: c.Workers, QuietHours: hours, Strategy: c.Strategy, MaxRunning: c.MaxRunning, MaxJobsPerClient: c.Limits.JobsPerClient, MaxExportBytes: c.Limits.ExportBytes, PageSize: c.PageSize, Settle: c.Settle,
 		MaxFileBytes: c.MaxFileBytes, PageRows: c.PageRows, Shape: c.Manifest, Gzip: c.Gzip, Attachments: c.attachments(), Retention: c.Retention, GiveUp: c.GiveUp, Log: log, Metrics: engineMetrics,
 		Writes: inFlight, WithoutReferenced: !c.Referenced, AllowPartial: c.AllowPartial, WithoutHistory: c.WithoutHistory, Ledger: ledger,
 	})
@@ -158,6 +158,7 @@ func newProxy(
 		Upstream: upstream, UpstreamHost: c.UpstreamHost, ForwardHeaders: c.ForwardHeaders, Intercept: c.Intercept,
 		Client: client, Exports: engine, Stages: engine, Jobs: store, Bucket: bucket, Links: c.Links, LinkLifetime: c.LinkLifetime, Writes: writes, Log: log, Metrics: metrics,
 		LinkKey: linkKey, TypesOf: c.typesOf, MaxFileBytes: c.MaxFileBytes, AuthMode: c.Auth.Mode, Auth: authorizer, GroupRules: c.Auth.groupRules(),
+		RequestsPerSecond: c.Limits.RequestsPerSecond,
 	}
 	if cfg.UpstreamTLS, err = c.UpstreamTLS.open(); err != nil {
 		return nil, fmt.Errorf("upstream_tls: %w", err)
@@ -194,12 +195,13 @@ func openBucket(ctx context.Context, c *config) (bucket blob.Bucket, err error) 
 		bucket, err = s3blob.New(ctx, s3blob.Config{
 			Bucket: b.Bucket, Region: b.Region, Endpoint: b.Endpoint, PathStyle: b.PathStyle,
 			AccessKeyID: b.AccessKeyID, SecretAccessKey: string(b.SecretAccessKey), SessionToken: string(b.SessionToken),
+			SSE: b.SSE, KMSKey: b.KMSKey,
 		})
 	case "gcs":
 		b := c.Bucket.GCS
 		bucket, err = gcsblob.New(ctx, gcsblob.Config{
 			Bucket: b.Bucket, CredentialsFile: b.CredentialsFile, ServiceAccountEmail: b.ServiceAccountEmail,
-			PrivateKey: string(b.PrivateKey), Endpoint: b.Endpoint,
+			PrivateKey: string(b.PrivateKey), KMSKey: b.KMSKey, Endpoint: b.Endpoint,
 		})
 	default:
 		bucket, err = blob.NewDir(c.filesFolder())

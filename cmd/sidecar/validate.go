@@ -77,6 +77,9 @@ func (c *config) validateNumbers(found *faultList) {
 		least, most int64
 	}{
 		{"max_running", int64(c.MaxRunning), 1, 100},
+		{"limits.requests_per_second", int64(c.Limits.RequestsPerSecond), 0, 100_000},
+		{"limits.jobs_per_client", int64(c.Limits.JobsPerClient), 0, 1_000_000},
+		{"limits.export_bytes", c.Limits.ExportBytes, 0, 1 << 60},
 		{"workers", int64(c.Workers), 1, 64},
 		{"page_size", int64(c.PageSize), 0, 10000},
 		{"max_file_bytes", c.MaxFileBytes, 1 << 10, 2 << 30},
@@ -158,6 +161,12 @@ func (c *config) validateBucket(found *faultList) {
 		}
 		if (b.S3.AccessKeyID == "") != (b.S3.SecretAccessKey == "") {
 			found.add("bucket.s3", " needs both access_key_id and secret_access_key, or neither for the SDK's own chain")
+		}
+		if b.S3.SSE != "" && b.S3.SSE != "AES256" && b.S3.SSE != "aws:kms" {
+			found.add("bucket.s3.sse", " must be AES256 or aws:kms, or empty")
+		}
+		if b.S3.KMSKey != "" && b.S3.SSE != "aws:kms" {
+			found.add("bucket.s3.kms_key", " needs sse: aws:kms")
 		}
 		if b.S3.Endpoint != "" {
 			if u, err := url.Parse(b.S3.Endpoint); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {

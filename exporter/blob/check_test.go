@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -120,3 +122,25 @@ type wordless struct{ cause error }
 func (w wordless) Error() string { return "" }
 
 func (w wordless) Unwrap() error { return w.cause }
+
+// Ensure an operator is told apart what does not answer, what does not let him in, and what is not there.
+func TestAdviceFitsTheError(t *testing.T) {
+	refused := &net.OpError{Op: "dial", Err: errors.New("connection refused")}
+	for _, test := range []struct {
+		err  error
+		want string
+	}{
+		{refused, "cannot be reached"},
+		{&net.DNSError{Err: "no such host"}, "cannot be reached"},
+		{context.DeadlineExceeded, "cannot be reached"},
+		{fmt.Errorf("%w: 403", blob.ErrRefused), "check its credentials"},
+		{fmt.Errorf("%w: %w", blob.ErrNoCredentials, refused), "give it credentials"}, // nobody was asked but the machine
+		{blob.ErrNoBucket, "check its name"},
+		{fs.ErrPermission, "the right to write there"},
+		{errors.New("something else"), "name, region, credentials and rights"},
+	} {
+		if got := blob.Advice(blob.HideURL(fmt.Errorf("check bucket: write: put x: %w", test.err))); !strings.Contains(got, test.want) {
+			t.Errorf("%v: got %q, want %q", test.err, got, test.want)
+		}
+	}
+}

@@ -1,9 +1,42 @@
 package blob
 
 import (
+	"context"
+	"errors"
+	"io/fs"
+	"net"
 	"regexp"
 	"strings"
 )
+
+var (
+	// ErrRefused is in the errors of a bucket whose store does not take the
+	// credentials, or gives them no right to what was asked.
+	ErrRefused = errors.New("the store refuses the credentials")
+	// ErrNoCredentials is in the errors of a bucket for which none were found.
+	ErrNoCredentials = errors.New("there are no credentials for the store")
+	// ErrNoBucket is in the errors of a bucket that the store does not have.
+	ErrNoBucket = errors.New("the store has no such bucket")
+)
+
+// Advice says what an operator looks at first after an error of a bucket.
+func Advice(err error) string {
+	_, dialled := errors.AsType[*net.OpError](err)
+	_, named := errors.AsType[*net.DNSError](err)
+	switch {
+	case errors.Is(err, ErrNoCredentials):
+		return "give it credentials, by the settings of the bucket or by the environment of the process"
+	case errors.Is(err, ErrRefused):
+		return "check its credentials, and that they may put, get and delete objects"
+	case errors.Is(err, ErrNoBucket):
+		return "check its name, region and account"
+	case dialled, named, errors.Is(err, context.DeadlineExceeded):
+		return "it cannot be reached: check its endpoint and region, name resolution, and what stands between"
+	case errors.Is(err, fs.ErrPermission):
+		return "give the process the right to write there"
+	}
+	return "check its name, region, credentials and rights (put, get, delete)"
+}
 
 // maxErrorText bounds what a store's answer may add to an error: a proxy in
 // front of it answers with a whole HTML page.

@@ -33,6 +33,9 @@ type Config struct {
 	// Endpoint is the base URL of an emulator, "http://localhost:4443". It is not
 	// asked with credentials, but links are still signed, so a key is needed.
 	Endpoint string
+	// KMSKey is the resource name of the key with which Cloud Storage encrypts, "projects/P/locations/L/keyRings/R/cryptoKeys/K".
+	// Empty: as the bucket is configured.
+	KMSKey string
 }
 
 func (c Config) validate() error {

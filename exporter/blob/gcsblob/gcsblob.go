@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"cloud.google.com/go/storage"
+	"google.golang.org/api/googleapi"
 	"google.golang.org/api/option"
 
 	"sidecar/exporter/blob"
@@ -59,6 +60,7 @@ const (
 // Bucket is a Google Cloud Storage bucket as a [blob.Bucket].
 type Bucket struct {
 	handle *storage.BucketHandle
+	kmsKey string // empty leaves it to the store
 	signer signer
 	host   string // of an emulator, else empty
 	plain  bool   // links of an emulator that speaks plain HTTP
@@ -79,7 +81,7 @@ func New(ctx context.Context, cfg Config) (*Bucket, error) {
 		return nil, fmt.Errorf("gcs bucket: %w", err)
 	}
 	options := account.options
-	b := &Bucket{signer: account.signer}
+	b := &Bucket{signer: account.signer, kmsKey: cfg.KMSKey}
 	if cfg.Endpoint != "" {
 		endpoint, err := url.Parse(cfg.Endpoint)
 		if err != nil {
@@ -113,7 +115,7 @@ func (b *Bucket) Put(ctx context.Context, name string, media blob.Media, body io
 		err = b.put(ctx, name, media, body)
 	}
 	if err != nil {
-		return fmt.Errorf("put %s: %w", name, blob.HideURL(err))
+		return fmt.Errorf("put %s: %w", name, explained(err))
 	}
 	return nil
 }
@@ -131,7 +133,7 @@ func (b *Bucket) put(ctx context.Context, name string, media blob.Media, body io
 		return storage.ShouldRetry(err) && retries.Add(1) < uploadAttempts
 	}))
 	w := object.NewWriter(uploadCtx)
-	w.ContentType = media.Type
+	w.ContentType, w.KMSKeyName = media.Type, b.kmsKey
 	if w.ContentEncoding = media.Encoding; media.Encoding != "" {
 		// Without it the store sends the content decompressed, and without its length,
 		// to those who do not say that they take gzip.
@@ -169,7 +171,7 @@ func (b *Bucket) Open(ctx context.Context, name string, offset int64) (io.ReadCl
 		return nil, fmt.Errorf("open %s: %w", name, blob.ErrNotExist)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", name, blob.HideURL(err))
+		return nil, fmt.Errorf("open %s: %w", name, explained(err))
 	}
 	return r, nil
 }
@@ -247,7 +249,7 @@ func (b *Bucket) Delete(ctx context.Context, name string) error {
 		err = b.handle.Object(name).Delete(ctx)
 	}
 	if err != nil && !isMissing(err) {
-		return fmt.Errorf("delete %s: %w", name, blob.HideURL(err))
+		return fmt.Errorf("delete %s: %w", name, explained(err))
 	}
 	return nil
 }
@@ -255,6 +257,19 @@ func (b *Bucket) Delete(ctx context.Context, name string) error {
 // isMissing says whether err means that the object is missing. The client says so
 // of a missing bucket too where the answer does not tell them apart.
 func isMissing(err error) bool { return errors.Is(err, storage.ErrObjectNotExist) }
+
+// explained is HideURL of an error of the store that says what kind it is of.
+func explained(err error) error {
+	hidden := blob.HideURL(err)
+	answer, answered := errors.AsType[*googleapi.Error](err)
+	switch {
+	case errors.Is(err, storage.ErrBucketNotExist), answered && answer.Code == http.StatusNotFound:
+		return fmt.Errorf("%w: %w", blob.ErrNoBucket, hidden)
+	case answered && (answer.Code == http.StatusForbidden || answer.Code == http.StatusUnauthorized):
+		return fmt.Errorf("%w: %w", blob.ErrRefused, hidden)
+	}
+	return hidden
+}
 
 // signer makes the signatures of links. Without a key the client's library finds
 // out the account and has Google sign.

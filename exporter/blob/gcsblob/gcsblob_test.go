@@ -322,4 +322,21 @@ func TestErrorsHoldNoLink(t *testing.T) {
 	if strings.Contains(err.Error(), "://") || !strings.Contains(err.Error(), "refused") {
 		t.Errorf("got %v, want the cause without an address", err)
 	}
+	if got := blob.Advice(err); !strings.Contains(got, "cannot be reached") {
+		t.Errorf("advice: got %q", got)
+	}
+}
+
+// Ensure an error says whether the store has refused the credentials, has no such bucket, or was not reached.
+func TestErrorsSayWhatKindTheyAreOf(t *testing.T) {
+	for status, want := range map[int]string{403: "credentials, and that they may", 404: "check its name, region and account", 400: "name, region, credentials and rights"} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }))
+		cfg := inline(t)
+		cfg.Endpoint = server.URL
+		err := open(t, cfg).Put(t.Context(), name, blob.Media{Type: "text/plain"}, strings.NewReader("x"))
+		if got := blob.Advice(err); err == nil || !strings.Contains(got, want) {
+			t.Errorf("%d: got %q for %v", status, got, err)
+		}
+		server.Close()
+	}
 }

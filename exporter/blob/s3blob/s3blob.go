@@ -64,6 +64,10 @@ type Config struct {
 	// SessionToken belongs to temporary keys. When those end is not known from it,
 	// so the default chain is the better way to use them.
 	SessionToken string
+	// SSE is how the store encrypts what it is given, "AES256" or "aws:kms". Empty: as the bucket is configured.
+	SSE string
+	// KMSKey is the id or ARN of the key that SSE "aws:kms" uses. Empty: the account's own key for S3.
+	KMSKey string
 }
 
 func (c Config) validate() error {
@@ -77,6 +81,14 @@ func (c Config) validate() error {
 	if c.SessionToken != "" && c.AccessKeyID == "" {
 		errs = append(errs, errors.New("session token without access key"))
 	}
+	switch types.ServerSideEncryption(c.SSE) {
+	case "", types.ServerSideEncryptionAes256, types.ServerSideEncryptionAwsKms:
+	default:
+		errs = append(errs, errors.New("sse is neither AES256 nor aws:kms"))
+	}
+	if c.KMSKey != "" && c.SSE != string(types.ServerSideEncryptionAwsKms) {
+		errs = append(errs, errors.New("a KMS key needs sse aws:kms"))
+	}
 	if c.Endpoint != "" {
 		u, err := url.Parse(c.Endpoint)
 		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil || u.RawQuery != "" {
@@ -89,6 +101,8 @@ func (c Config) validate() error {
 // Bucket is an S3 bucket as a [blob.Bucket].
 type Bucket struct {
 	name        string
+	sse         types.ServerSideEncryption
+	kmsKey      *string // nil leaves it to the store
 	client      *s3.Client
 	presign     *s3.PresignClient
 	credentials aws.CredentialsProvider
@@ -131,12 +145,17 @@ func New(ctx context.Context, cfg Config) (*Bucket, error) {
 		return nil, errors.New("s3 bucket: region is missing, and the environment names none")
 	}
 	client := s3.NewFromConfig(awsConfig, func(o *s3.Options) { adapt(o, cfg) })
-	return &Bucket{
+	b := &Bucket{
 		name:        cfg.Bucket,
+		sse:         types.ServerSideEncryption(cfg.SSE),
 		client:      client,
 		presign:     s3.NewPresignClient(client),
 		credentials: client.Options().Credentials,
-	}, nil
+	}
+	if cfg.KMSKey != "" {
+		b.kmsKey = &cfg.KMSKey
+	}
+	return b, nil
 }
 
 func adapt(o *s3.Options, cfg Config) {
@@ -161,14 +180,16 @@ func (b *Bucket) Put(ctx context.Context, name string, media blob.Media, body io
 		_, err = body.Seek(0, io.SeekStart)
 	}
 	if err == nil {
-		input := &s3.PutObjectInput{Bucket: &b.name, Key: &name, ContentType: &media.Type, Body: body}
+		input := &s3.PutObjectInput{
+			Bucket: &b.name, Key: &name, ContentType: &media.Type, Body: body, ServerSideEncryption: b.sse, SSEKMSKeyId: b.kmsKey,
+		}
 		if media.Encoding != "" {
 			input.ContentEncoding = &media.Encoding
 		}
 		_, err = b.client.PutObject(ctx, input)
 	}
 	if err != nil {
-		return fmt.Errorf("put %s: %w", name, blob.HideURL(err))
+		return fmt.Errorf("put %s: %w", name, explained(err))
 	}
 	return nil
 }
@@ -189,7 +210,7 @@ func (b *Bucket) Open(ctx context.Context, name string, offset int64) (io.ReadCl
 		return nil, fmt.Errorf("open %s: %w", name, blob.ErrNotExist)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", name, blob.HideURL(err))
+		return nil, fmt.Errorf("open %s: %w", name, explained(err))
 	}
 	return out.Body, nil
 }
@@ -201,7 +222,7 @@ func (b *Bucket) Open(ctx context.Context, name string, offset int64) (io.ReadCl
 func (b *Bucket) SignURL(ctx context.Context, name string, ttl time.Duration) (string, time.Time, error) {
 	link, expires, err := b.sign(ctx, name, ttl)
 	if err != nil {
-		return "", time.Time{}, fmt.Errorf("sign %s: %w", name, blob.HideURL(err))
+		return "", time.Time{}, fmt.Errorf("sign %s: %w", name, explained(err))
 	}
 	return link, expires, nil
 }
@@ -261,7 +282,7 @@ func (b *Bucket) Delete(ctx context.Context, name string) error {
 		_, err = b.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &b.name, Key: &name})
 	}
 	if err != nil && !isMissing(err) {
-		return fmt.Errorf("delete %s: %w", name, blob.HideURL(err))
+		return fmt.Errorf("delete %s: %w", name, explained(err))
 	}
 	return nil
 }
@@ -270,4 +291,20 @@ func (b *Bucket) Delete(ctx context.Context, name string) error {
 func isMissing(err error) bool {
 	_, ok := errors.AsType[*types.NoSuchKey](err)
 	return ok
+}
+
+// explained is HideURL of an error that says what kind it is of.
+func explained(err error) error {
+	hidden := blob.HideURL(err)
+	var said interface{ ErrorCode() string }
+	answer, answered := errors.AsType[*awshttp.ResponseError](err)
+	switch {
+	case errors.As(err, &said) && said.ErrorCode() == "NoSuchBucket":
+		return fmt.Errorf("%w: %w", blob.ErrNoBucket, hidden)
+	case answered && (answer.HTTPStatusCode() == http.StatusForbidden || answer.HTTPStatusCode() == http.StatusUnauthorized):
+		return fmt.Errorf("%w: %w", blob.ErrRefused, hidden)
+	case !answered && strings.Contains(err.Error(), "get credentials"): // the SDK has no type for it
+		return fmt.Errorf("%w: %w", blob.ErrNoCredentials, hidden)
+	}
+	return hidden
 }

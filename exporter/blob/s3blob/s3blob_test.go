@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -54,6 +55,8 @@ func TestNewRefusesIncompleteConfig(t *testing.T) {
 		{"id without secret", s3blob.Config{Bucket: "b", AccessKeyID: "id"}, "belong together"},
 		{"secret without id", s3blob.Config{Bucket: "b", SecretAccessKey: "hidden"}, "belong together"},
 		{"token without key", s3blob.Config{Bucket: "b", SessionToken: "hidden"}, "session token without access key"},
+		{"unknown encryption", s3blob.Config{Bucket: "b", SSE: "rot13"}, "sse is neither"},
+		{"KMS key without KMS", s3blob.Config{Bucket: "b", SSE: "AES256", KMSKey: "k"}, "needs sse aws:kms"},
 		{"endpoint without scheme", s3blob.Config{Bucket: "b", Endpoint: "minio:9000"}, "endpoint is not"},
 		{"endpoint with user", s3blob.Config{Bucket: "b", Endpoint: "http://user:hidden@minio:9000"}, "endpoint is not"},
 	} {
@@ -239,5 +242,64 @@ func TestMissingBucketIsAnError(t *testing.T) {
 	}
 	if err := b.Delete(t.Context(), name); err == nil {
 		t.Error("delete: got nil, want an error")
+	}
+}
+
+// Ensure the store is told how to encrypt, that this is signed, and that nothing is said where nothing is configured.
+func TestPutNamesTheKeyOfTheStore(t *testing.T) {
+	for _, tt := range []struct{ sse, key string }{{"", ""}, {"AES256", ""}, {"aws:kms", ""}, {"aws:kms", "arn:aws:kms:eu-central-1:1:key/k"}} {
+		s := &store{}
+		server := httptest.NewServer(s)
+		t.Cleanup(server.Close)
+		b := open(t, s3blob.Config{
+			Bucket: "b", Endpoint: server.URL, PathStyle: true, AccessKeyID: "id", SecretAccessKey: "secret", SSE: tt.sse, KMSKey: tt.key,
+		})
+		if err := b.Put(t.Context(), name, blob.Media{Type: "application/fhir+ndjson"}, strings.NewReader("line\n")); err != nil {
+			t.Fatal(err)
+		}
+		for header, want := range map[string]string{"x-amz-server-side-encryption": tt.sse, "x-amz-server-side-encryption-aws-kms-key-id": tt.key} {
+			got := s.headers[0].Values(header)
+			if strings.Join(got, ",") != want || len(got) > 0 && want == "" {
+				t.Errorf("%+v: %s: got %q, want %q", tt, header, got, want)
+			}
+			_, signed, _ := strings.Cut(s.headers[0].Get("Authorization"), "SignedHeaders=")
+			signed, _, _ = strings.Cut(signed, ",")
+			if want != "" && !slices.Contains(strings.Split(signed, ";"), header) {
+				t.Errorf("%+v: %s is not among the signed headers %s", tt, header, signed)
+			}
+		}
+	}
+}
+
+// Ensure an error says whether the store has refused the credentials, has no such bucket, or was not reached.
+func TestErrorsSayWhatKindTheyAreOf(t *testing.T) {
+	isolate(t)
+	for _, tt := range []struct {
+		status     int
+		code, want string
+	}{
+		{403, "AccessDenied", "credentials, and that they may"},
+		{403, "InvalidAccessKeyId", "credentials, and that they may"},
+		{404, "NoSuchBucket", "check its name, region and account"},
+		{400, "Odd", "name, region, credentials and rights"},
+		{0, "", "cannot be reached"},
+	} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(tt.status)
+			_, _ = io.WriteString(w, `<Error><Code>`+tt.code+`</Code><Message>no</Message></Error>`)
+		}))
+		if tt.status == 0 {
+			server.Close()
+		}
+		b := open(t, s3blob.Config{Bucket: "b", Endpoint: server.URL, PathStyle: true, AccessKeyID: "id", SecretAccessKey: "secret"})
+		err := b.Put(t.Context(), name, blob.Media{Type: "text/plain"}, strings.NewReader("x"))
+		if got := blob.Advice(err); err == nil || !strings.Contains(got, tt.want) {
+			t.Errorf("%d %s: got %q for %v", tt.status, tt.code, got, err)
+		}
+		server.Close()
+	}
+	b := open(t, s3blob.Config{Bucket: "b", Region: "eu-west-1"})
+	if err := b.Put(t.Context(), name, blob.Media{Type: "text/plain"}, strings.NewReader("x")); !errors.Is(err, blob.ErrNoCredentials) {
+		t.Errorf("without credentials: got %v", err)
 	}
 }
