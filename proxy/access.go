@@ -137,7 +137,7 @@ func (p *Proxy) askUpstream(ctx context.Context, kickoff *state.Kickoff, named, 
 	for i, typ := range rest {
 		group.Go(func() error {
 			said[i] = p.mayExport(checkCtx, typ, client)
-			if isDenial(said[i]) || checkCtx.Err() == nil && fhir.StatusOf(said[i]) != 0 {
+			if isDenial(said[i]) || isFinal(said[i]) {
 				return nil
 			}
 			return searchRefusal(said[i], typ)
@@ -212,10 +212,16 @@ func (p *Proxy) maySearch(ctx context.Context, typ string, client http.Header) e
 // included, says nothing of this client.
 func (p *Proxy) mayExport(ctx context.Context, typ string, client http.Header) error {
 	err := p.maySearch(ctx, typ, client)
-	if status := fhir.StatusOf(err); status != 0 && !isDenial(err) && (p.Client.Borrows() || fhir.StatusOf(p.Client.CanSearch(ctx, typ)) == status) {
+	if isFinal(err) && !isDenial(err) && (p.Client.Borrows() || fhir.StatusOf(p.Client.CanSearch(ctx, typ)) == fhir.StatusOf(err)) {
 		return nil
 	}
 	return err
+}
+
+// isFinal tells whether the server has answered, and would answer the same again.
+func isFinal(err error) bool {
+	var response *fhir.ResponseError
+	return errors.As(err, &response) && !response.Temporary()
 }
 
 // mayStillRead asks whether the server lets whoever sent these headers read what a job was asked for: what its kick-off

@@ -124,7 +124,7 @@ func newFHIRHouse(t *testing.T, edit func(*proxy.Config)) (*house, *fhirtest.Ser
 	t.Helper()
 	sample := fhirtest.New(fhirtest.Plain(), "/fhir")
 	for _, resource := range fhirtest.Generate(1, 3) {
-		if err := sample.Put(resource); err != nil {
+		if err := sample.PutAt(resource, time.Now().Add(-time.Hour)); err != nil {
 			t.Fatal(err)
 		}
 	}

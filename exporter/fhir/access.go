@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"reflect"
+	"time"
 )
 
 // MaySearch asks the upstream for one row of the type with the headers of a client instead of the sidecar's own. It
@@ -38,45 +39,80 @@ func (c *Client) CanSearch(ctx context.Context, typ string) error {
 	return c.maySearch(ctx, typ, c.own)
 }
 
-// countTries is how often the counts of a client and of the sidecar are compared: a write may have come between them.
-const countTries = 3
-
 // SeesAll tells whether the upstream counts as many rows of a type for a client as for the sidecar: one that answers each
 // user a part of what it has says so by no status. Where it does not count, it is taken to. It fails as MaySearch does.
+//
+// A write between the two counts must not look like a row that is hidden. So where the first two differ, only those count that
+// were written before this second, and if the client sees all of these, those that were written before the next one, once it
+// has come.
 func (c *Client) SeesAll(ctx context.Context, typ string, credentials http.Header) (bool, error) {
-	c.mu.Lock()
-	method := c.counting
-	c.mu.Unlock()
 	if c.Borrows() { // nobody sees more than the client does
 		return true, nil
 	}
-	own, static := c.own.(Static)
-	if method == CountNone || static && (len(own) == 0 && len(credentials) == 0 || reflect.DeepEqual(own, Static(credentials))) {
+	if own, static := c.own.(Static); static && (len(own) == 0 && len(credentials) == 0 || reflect.DeepEqual(own, Static(credentials))) {
 		return true, nil
 	}
-	for range countTries {
-		theirs, err := c.countAs(ctx, Query{Type: typ}, method, Static(credentials))
-		if err != nil {
-			if status := StatusOf(err); status == http.StatusUnauthorized || status == http.StatusForbidden {
-				return false, err
+	if all, err := c.countsAlike(ctx, Query{Type: typ}, credentials); all || err != nil {
+		return all, err
+	}
+	statement, err := c.Capabilities(ctx)
+	if err != nil {
+		return false, err
+	}
+	second := time.Now().Add(statement.Ahead).Truncate(time.Second)
+	for _, end := range []time.Time{second, second.Add(time.Second)} {
+		select {
+		case <-ctx.Done():
+			return false, ctx.Err()
+		case <-time.After(time.Until(end.Add(-statement.Ahead))):
+		}
+		all := false
+		for range countTries {
+			if all, err = c.countsAlike(ctx, Query{Type: typ, To: end}, credentials); all || err != nil {
+				break
 			}
 		}
-		ours, failed := c.countAs(ctx, Query{Type: typ}, method, c.own)
-		switch {
-		case err != nil && failed != nil && sameFailure(err, failed): // whoever asks, it does not count
-			return true, nil
-		case err != nil || failed != nil:
-			return false, cmp.Or(err, failed)
-		case theirs >= ours:
-			return true, nil
+		if !all {
+			return false, err
 		}
 	}
-	return false, nil
+	return true, nil
 }
 
-// sameFailure tells whether two answers failed in the same way.
-func sameFailure(a, b error) bool {
-	return StatusOf(a) == StatusOf(b) && (StatusOf(a) != 0 || errors.Is(a, ErrMalformed) && errors.Is(b, ErrMalformed))
+// countTries is how often the counts of one window are compared: a write that had begun in it may end between them.
+const countTries = 2
+
+// countsAlike tells whether a query has as many rows for a client as for the sidecar. The client's are counted first, so that
+// what leaves a window in between cannot be missing in its count alone.
+func (c *Client) countsAlike(ctx context.Context, q Query, credentials http.Header) (bool, error) {
+	c.mu.Lock()
+	method := c.counting
+	c.mu.Unlock()
+	if method == CountNone {
+		return true, nil
+	}
+	q = c.adapt(q)
+	theirs, err := c.countAs(ctx, q, method, Static(credentials))
+	if err != nil && !doesNotCount(err) {
+		return false, err
+	}
+	ours, failed := c.countAs(ctx, q, method, c.own)
+	if err != nil && failed != nil && doesNotCount(failed) { // whoever asks; of windows alone that says nothing
+		return q.To.IsZero(), nil
+	}
+	return theirs >= ours, cmp.Or(err, failed)
+}
+
+// doesNotCount tells whether a count failed for good, and not because of who asked.
+func doesNotCount(err error) bool {
+	switch status := StatusOf(err); status {
+	case 0:
+		return errors.Is(err, ErrMalformed)
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusRequestTimeout, http.StatusTooManyRequests:
+		return false
+	default:
+		return status < http.StatusInternalServerError || status == http.StatusNotImplemented
+	}
 }
 
 // MayRead reads a resource with the headers of a client instead of the sidecar's own. It fails as MaySearch does.

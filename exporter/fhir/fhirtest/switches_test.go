@@ -108,3 +108,38 @@ func TestChainsAndModifiers(t *testing.T) {
 		}
 	}
 }
+
+// Ensure that a gate lets a client read what it says: types by a status, rows without a word.
+func TestGate(t *testing.T) {
+	u := start(t, fhirtest.Plain())
+	u.put(patientP1, true)
+	u.put(`{"resourceType":"Patient","id":"p2"}`)
+	u.put(`{"resourceType":"Basic","id":"b1","code":{}}`)
+	access := &fhirtest.Access{}
+	u.Gate = func(*http.Request) *fhirtest.Access { return access }
+	for _, step := range []struct {
+		access *fhirtest.Access
+		path   string
+		status int
+		ids    string
+	}{
+		{&fhirtest.Access{}, "/Patient", 200, "p1 p2"},
+		{nil, "/Patient", 401, ""},
+		{nil, "/metadata", 200, ""},
+		{&fhirtest.Access{Types: []string{"Patient"}}, "/Patient", 200, "p1 p2"},
+		{&fhirtest.Access{Types: []string{"Patient"}}, "/Basic", 403, ""},
+		{&fhirtest.Access{Types: []string{"Patient"}}, "/Basic/b1", 403, ""},
+		{&fhirtest.Access{Sees: func(_, id string) bool { return id != "p1" }}, "/Patient", 200, "p2"},
+	} {
+		access = step.access
+		got := u.do("GET", step.path, "")
+		if got.status != step.status {
+			t.Errorf("%s: got %d, want %d", step.path, got.status, step.status)
+		}
+		if step.ids != "" {
+			if ids := u.get(step.path).ids(t); ids != step.ids {
+				t.Errorf("%s: got %q, want %q", step.path, ids, step.ids)
+			}
+		}
+	}
+}
