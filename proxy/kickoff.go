@@ -42,6 +42,7 @@ func (p *Proxy) kickOff(w http.ResponseWriter, r *http.Request, level state.Leve
 		p.refuse(w, r, err)
 		return
 	}
+	p.lend(r, job)
 	p.Metrics.kickOffs.WithLabelValues(string(level), "accepted").Inc()
 	event.Job, event.Group, event.Types = job.ID, state.GroupHash(kickoff.Group), kickoff.Types
 	w.Header().Set("Content-Location", statusAddress(kickoff.Base, job.ID))

@@ -111,8 +111,20 @@ func (p *Proxy) asOwner(next func(w http.ResponseWriter, r *http.Request, job *s
 		if event.Client == "" {
 			event.Client = who.id
 		}
+		if job.Running() {
+			p.lend(r, job)
+		}
 		next(w, r, job)
 	})
+}
+
+// lend hands the headers of a job's client to who reads for it. A job that was begun without any is read without any.
+func (p *Proxy) lend(r *http.Request, job *state.Job) {
+	headers := http.Header{}
+	if job.Kickoff.Guarded {
+		headers = p.clientHeaders(r)
+	}
+	p.Client.Lend(job.ID, headers)
 }
 
 // byLink calls next with the job of the request's path: its address is the permission, and next looks at the rest of it.
@@ -127,7 +139,7 @@ func (p *Proxy) byLink(next func(w http.ResponseWriter, r *http.Request, job *st
 			p.refuse(w, r, err)
 			return
 		}
-		eventOf(r).Job, eventOf(r).Level = job.ID, job.Kickoff.Level
+		eventOf(r).Level = job.Kickoff.Level
 		next(w, r, job)
 	}
 }
