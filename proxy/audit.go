@@ -21,16 +21,16 @@ func (p *Proxy) audited(what string, next http.HandlerFunc) http.HandlerFunc {
 		return next
 	}
 	return func(w http.ResponseWriter, r *http.Request) {
-		event := &state.Audit{What: what}
+		ctx, event := r.Context(), &state.Audit{What: what}
 		answer := &countedAnswer{ResponseWriter: w}
 		defer func() {
 			event.Status = answer.status
 			if sent := answer.status == http.StatusOK || answer.status == http.StatusPartialContent; sent && r.Method == http.MethodGet {
 				event.Bytes, event.Range = answer.bytes, answer.status == http.StatusPartialContent
 			}
-			p.Audit.Note(r.Context(), event)
+			p.Audit.Note(ctx, event)
 		}()
-		next(answer, r.WithContext(context.WithValue(r.Context(), auditKey{}, event)))
+		next(answer, r.WithContext(context.WithValue(ctx, auditKey{}, event)))
 	}
 }
 

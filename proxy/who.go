@@ -139,7 +139,7 @@ func (p *Proxy) byLink(next func(w http.ResponseWriter, r *http.Request, job *st
 			p.refuse(w, r, err)
 			return
 		}
-		eventOf(r).Level = job.Kickoff.Level
+		eventOf(r).Job, eventOf(r).Level = job.ID, job.Kickoff.Level
 		next(w, r, job)
 	}
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"errors"
-	"io"
 	"log/slog"
 	"net/http"
 	"os"
@@ -118,7 +117,7 @@ func (h *halfWriter) Write(b []byte) (int, error) {
 func TestAuditFailureIsCounted(t *testing.T) {
 	t.Parallel()
 	out := &halfWriter{}
-	a := &auditTrail{out: out, log: slog.New(slog.NewTextHandler(io.Discard, nil)), failures: newAuditFailures()}
+	a := &auditTrail{out: out, log: slog.New(slog.DiscardHandler), failures: newAuditFailures()}
 	a.Note(t.Context(), &state.Audit{What: "cancel"})
 	a.Note(t.Context(), &state.Audit{What: "expired"})
 	registry := prometheus.NewRegistry()
