@@ -15,9 +15,16 @@ const storeLinkKey = "a key of the links, 32 characters"
 // startStoreSidecar runs a sidecar whose files lie in a store with the habits of S3 that clients meet.
 func startStoreSidecar(t *testing.T, upstream string) *sidecar {
 	t.Helper()
-	store := httptest.NewServer(&signedStore{objects: map[string]storedObject{}})
+	return startBeforeStore(t, upstream, &signedStore{}, func(*config) {})
+}
+
+func startBeforeStore(t *testing.T, upstream string, handler *signedStore, edit func(*config)) *sidecar {
+	t.Helper()
+	handler.objects = map[string]storedObject{}
+	store := httptest.NewServer(handler)
 	t.Cleanup(store.Close)
 	return startSidecar(t, upstream, func(c *config) {
+		edit(c)
 		c.Bucket.Kind, c.LinkLifetime, c.LinkKey = "s3", 5*time.Minute, storeLinkKey
 		b := &c.Bucket.S3
 		b.Bucket, b.Region, b.Endpoint, b.PathStyle, b.AccessKeyID, b.SecretAccessKey = "exports", "us-east-1", store.URL, true, "id", "secret"
@@ -34,11 +41,13 @@ type storedObject struct {
 type signedStore struct {
 	mu      sync.Mutex
 	objects map[string]storedObject
+	headers []http.Header // of all requests
 }
 
 func (s *signedStore) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.headers = append(s.headers, r.Header.Clone())
 	signed, token := r.URL.Query().Has("X-Amz-Signature"), r.Header.Get("Authorization") != ""
 	object, found := s.objects[r.URL.Path]
 	switch {
