@@ -78,9 +78,13 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	status, held := http.StatusOK, (chan struct{})(nil)
 	if token == sidecarToken {
-		status, held = g.trouble(path[0])
-		// Exports begin with counts and a look at the clock; the rows are what is held.
-		if query := r.URL.Query(); query.Has("_summary") || query.Get("_count") == "1" && !query.Has("_lastUpdated") {
+		// A kick-off is checked by a search without a window and its count, and exports begin with a look at the clock: none of
+		// them is a read of an export. Counts are, but the rows are what is held.
+		query := r.URL.Query()
+		if query.Has("_lastUpdated") || !query.Has("_summary") && query.Get("_count") != "1" {
+			status, held = g.trouble(path[0])
+		}
+		if query.Has("_summary") {
 			held = nil
 		}
 	} else if path[0] != "metadata" {

@@ -45,6 +45,7 @@ type config struct {
 	Auth           authConfig         `yaml:"auth"`
 
 	Listen         string        `yaml:"listen"`
+	TLS            tlsConfig     `yaml:"tls"`
 	AdminListen    string        `yaml:"admin_listen"`
 	AdminToken     secret        `yaml:"admin_token"`
 	PublicURL      string        `yaml:"public_url"`

@@ -79,6 +79,7 @@ type server struct {
 	handler  http.Handler
 	// front and back are the listeners for clients and operators.
 	front, back net.Listener
+	certificate *frontCertificate // of front, nil for none
 }
 
 // newServer wires a sidecar and opens its ports. Nothing of it asks the upstream or the bucket.
@@ -93,6 +94,9 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 		}
 	}()
 	if s.store, err = state.Open(filepath.Join(c.Data, "state.db")); err != nil {
+		return nil, err
+	}
+	if s.certificate, err = c.TLS.open(log); err != nil {
 		return nil, err
 	}
 	bucket := &lateBucket{open: func(ctx context.Context) (blob.Bucket, error) { return openBucket(ctx, c) }}
@@ -246,6 +250,9 @@ func (s *server) run(ctx context.Context) error {
 		DisableGeneralOptionsHandler: true, // "OPTIONS *" is the upstream's to answer
 		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
+	if s.certificate != nil {
+		front.TLSConfig = s.certificate.config()
+	}
 	back := &http.Server{Handler: s.admin, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout}
 	s.log.InfoContext(ctx, "sidecar serves", "version", versionText(), "upstream", s.config.Upstream, "data", s.config.Data, "listen", s.front.Addr().String(),
 		"admin_listen", s.back.Addr().String(), "bucket", s.config.Bucket.Kind, "intercept", s.config.Intercept)
@@ -271,7 +278,11 @@ func (s *server) run(ctx context.Context) error {
 }
 
 func serveOn(server *http.Server, listener net.Listener) error {
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+	serve := server.Serve
+	if server.TLSConfig != nil {
+		serve = func(listener net.Listener) error { return server.ServeTLS(listener, "", "") }
+	}
+	if err := serve(listener); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil
