@@ -106,8 +106,20 @@ func (p *Proxy) asOwner(next func(w http.ResponseWriter, r *http.Request, job *s
 			p.refuse(w, r, err)
 			return
 		}
+		if job.Running() {
+			p.lend(r, job)
+		}
 		next(w, r, job)
 	})
+}
+
+// lend hands the headers of a job's client to who reads for it. A job that was begun without any is read without any.
+func (p *Proxy) lend(r *http.Request, job *state.Job) {
+	headers := http.Header{}
+	if job.Kickoff.Guarded {
+		headers = p.clientHeaders(r)
+	}
+	p.Client.Lend(job.ID, headers)
 }
 
 // byLink calls next with the job of the request's path: its address is the permission, and next looks at the rest of it.
