@@ -172,10 +172,12 @@ func (p *Proxy) mayTouch(r *http.Request, job *state.Job, who *asker) error {
 	if err != nil {
 		return tokenRefusal(err)
 	}
-	if kickoff.Client != "" && said.ID != kickoff.Client {
-		return state.ErrNotFound
+	err = p.mayStillRead(r.Context(), job, who.headers)
+	var known *refusal
+	if kickoff.Client != "" && said.ID != kickoff.Client && (err == nil || errors.As(err, &known) && known.status == http.StatusForbidden) {
+		return state.ErrNotFound // it is told so by a server that takes its credentials
 	}
-	return p.mayStillRead(r.Context(), job, who.headers)
+	return err
 }
 
 // errNarrow is told to the owner of a job with a token that is not enough for it.
