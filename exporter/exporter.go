@@ -360,6 +360,7 @@ func (e *Exporter) disown(id string, stop context.CancelCauseFunc) {
 	defer e.mu.Unlock()
 	delete(e.running, id)
 	e.stages.leave(id)
+	e.Client.Forget(id)
 }
 
 // remove deletes the objects, the spool and then the record of a cancelled job. The record goes last, so that a crash or

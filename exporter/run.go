@@ -160,10 +160,15 @@ func failureOf(err error) *state.Failure {
 
 // export takes a job through its stages. Each stage can be entered again after a crash.
 func (e *Exporter) export(ctx context.Context, id string) error {
+	ctx = fhir.OfJob(ctx, id)
 	r := &run{
 		Exporter: e, dir: filepath.Join(e.Spool, id), listing: make(chan struct{}, 1),
 	}
 	r.pace = &pace{giveUp: e.GiveUp, limiter: e.limiter, waiting: func(err error, wait time.Duration) {
+		if errors.Is(err, fhir.ErrNoLoan) {
+			e.stages.wait(id, "waiting for a token of its client", wait)
+			return // it is looked for often, and nothing is wrong
+		}
 		stage := "waiting for the FHIR server"
 		if errors.Is(err, fhir.ErrCredentials) {
 			stage = "waiting for an access token"

@@ -37,6 +37,7 @@ func (p *Proxy) kickOff(w http.ResponseWriter, r *http.Request, level state.Leve
 		p.refuse(w, r, err)
 		return
 	}
+	p.lend(r, job)
 	p.Metrics.kickOffs.WithLabelValues(string(level), "accepted").Inc()
 	w.Header().Set("Content-Location", statusAddress(kickoff.Base, job.ID))
 	if applied := prefer.applied(); applied != "" {

@@ -40,6 +40,7 @@ type config struct {
 	UpstreamHost   string             `yaml:"upstream_host"`
 	UpstreamAuth   upstreamAuthConfig `yaml:"upstream_auth"`
 	UpstreamTLS    upstreamTLSConfig  `yaml:"upstream_tls"`
+	CrawlAs        crawlAs            `yaml:"crawl_as"`
 	ForwardHeaders []string           `yaml:"forward_headers"`
 	Intercept      bool               `yaml:"intercept"`
 	Auth           authConfig         `yaml:"auth"`
@@ -121,6 +122,7 @@ type bucketConfig struct {
 // defaultConfig is what holds where nothing is said.
 func defaultConfig() *config {
 	c := &config{
+		CrawlAs:       asSidecar,
 		Intercept:     true,
 		Listen:        ":8000",
 		AdminListen:   ":8001",

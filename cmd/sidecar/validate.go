@@ -50,6 +50,7 @@ func (c *config) validate(found *faultList) {
 	}
 	c.Auth.validate(found)
 	c.UpstreamAuth.validate(found)
+	c.validateCrawlAs(found)
 	c.UpstreamTLS.validate(found, c.Upstream)
 	c.TLS.validate(found)
 	c.validateNumbers(found)
