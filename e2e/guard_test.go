@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -36,11 +37,14 @@ func newGuard(next http.Handler, base, denied string) *guard {
 	}
 }
 
-// token gives out a new token.
+// token gives out a new token. It says of which client it is, as those of many authorization servers do, and only the guard can
+// tell whether it holds.
 func (g *guard) token(grant conformance.Grant) string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	token := fmt.Sprintf("token-%d", len(g.grants)+1)
+	client := map[bool]string{false: "first", true: "second"}[grant.Other]
+	part := func(text string) string { return base64.RawURLEncoding.EncodeToString([]byte(text)) }
+	token := part(`{"alg":"RS256"}`) + "." + part(fmt.Sprintf(`{"client_id":%q,"jti":"%d"}`, client, len(g.grants)+1)) + "." + part("by the guard")
 	g.grants[token] = grant
 	return token
 }

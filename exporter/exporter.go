@@ -87,6 +87,8 @@ type Config struct {
 	LinkClient *http.Client
 	Log        *slog.Logger
 	Metrics    *Metrics
+	// Audit keeps the audit trail of how jobs end; nil means that there is none.
+	Audit auditor
 }
 
 // Writes knows the writes that are under way at the server.
@@ -308,6 +310,7 @@ func (e *Exporter) sweep(ctx context.Context, work *errgroup.Group) error {
 				continue
 			}
 			e.Log.InfoContext(ctx, "export expired", "job", job.ID)
+			e.note(ctx, "expired", job.ID)
 			job.Status = state.Cancelled
 		}
 		switch {
@@ -360,6 +363,7 @@ func (e *Exporter) disown(id string, stop context.CancelCauseFunc) {
 	defer e.mu.Unlock()
 	delete(e.running, id)
 	e.stages.leave(id)
+	e.Client.Forget(id)
 }
 
 // remove deletes the objects, the spool and then the record of a cancelled job. The record goes last, so that a crash or

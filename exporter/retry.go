@@ -23,6 +23,8 @@ const (
 	maxPause   = 5 * time.Minute
 	// unclearTries is how often an answer is asked for that may be damaged for good: 500, a cut body, a login page.
 	unclearTries = 4
+	// loanPause is how often it is looked whether a client has brought other credentials, which costs nothing.
+	loanPause = time.Second
 )
 
 // pace is the budget of one job for trouble with the upstream or the bucket: it repeats what may succeed later, with
@@ -170,6 +172,9 @@ func classify(err error) verdict {
 
 // pause is how long to wait before the next try: a little longer than the server asks for, else exponential with jitter.
 func (p *pace) pause(try int, err error) time.Duration {
+	if errors.Is(err, fhir.ErrNoLoan) {
+		return loanPause
+	}
 	if wait := p.asked(err); wait > 0 {
 		return jittered(wait)
 	}

@@ -68,6 +68,7 @@ func (e *Exporter) work(ctx context.Context, id string) {
 	case err == nil:
 		e.Metrics.jobs.WithLabelValues(string(state.Completed)).Inc()
 		log.InfoContext(ctx, "export completed", e.account(ctx, id)...)
+		e.note(ctx, "completed", id)
 		return
 	case errors.Is(context.Cause(ctx), ErrCancelled), errors.Is(err, state.ErrFinal), errors.Is(err, state.ErrNotFound):
 		return
@@ -82,6 +83,7 @@ func (e *Exporter) work(ctx context.Context, id string) {
 	log.ErrorContext(ctx, "export failed", "error", err)
 	e.Metrics.jobs.WithLabelValues(string(state.Failed)).Inc()
 	e.fail(ctx, log, id, failureOf(err))
+	e.note(ctx, "failed", id)
 }
 
 // account is what a completed export handed out, in numbers that outlive its files in the log. It is empty where the job is
@@ -163,10 +165,15 @@ func failureOf(err error) *state.Failure {
 
 // export takes a job through its stages. Each stage can be entered again after a crash.
 func (e *Exporter) export(ctx context.Context, id string) error {
+	ctx = fhir.OfJob(ctx, id)
 	r := &run{
 		Exporter: e, dir: filepath.Join(e.Spool, id), listing: make(chan struct{}, 1),
 	}
 	r.pace = &pace{giveUp: e.GiveUp, limiter: e.limiter, waiting: func(err error, wait time.Duration) {
+		if errors.Is(err, fhir.ErrNoLoan) {
+			e.stages.wait(id, "waiting for a token of its client", wait)
+			return // it is looked for often, and nothing is wrong
+		}
 		stage := "waiting for the FHIR server"
 		if errors.Is(err, fhir.ErrCredentials) {
 			stage = "waiting for an access token"

@@ -28,6 +28,11 @@ func (p *Proxy) kickOff(w http.ResponseWriter, r *http.Request, level state.Leve
 		kickoff.Shape = shape
 		err = p.mayKickOff(r, kickoff, prefer, who)
 	}
+	event := eventOf(r)
+	event.Client = who.id
+	if kickoff != nil && kickoff.Client != "" {
+		event.Client = kickoff.Client
+	}
 	var job *state.Job
 	if err == nil {
 		job, err = p.Exports.KickOff(r.Context(), *kickoff)
@@ -37,7 +42,9 @@ func (p *Proxy) kickOff(w http.ResponseWriter, r *http.Request, level state.Leve
 		p.refuse(w, r, err)
 		return
 	}
+	p.lend(r, job)
 	p.Metrics.kickOffs.WithLabelValues(string(level), "accepted").Inc()
+	event.Job, event.Group, event.Types = job.ID, state.GroupHash(kickoff.Group), kickoff.Types
 	w.Header().Set("Content-Location", statusAddress(kickoff.Base, job.ID))
 	if applied := prefer.applied(); applied != "" {
 		w.Header().Set("Preference-Applied", applied)

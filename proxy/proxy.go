@@ -96,6 +96,8 @@ type Config struct {
 	Transport http.RoundTripper
 	Log       *slog.Logger
 	Metrics   *Metrics
+	// Audit keeps the audit trail of our routes; nil means that there is none.
+	Audit auditor
 }
 
 // Proxy answers clients.
@@ -165,7 +167,10 @@ func (p *Proxy) routes() http.Handler {
 	}
 	kickOff := func(level state.Level, below string) {
 		as := func(shape state.Shape) http.HandlerFunc {
-			return p.asKicker(func(w http.ResponseWriter, r *http.Request, who *asker) { p.kickOff(w, r, level, shape, who) })
+			return p.audited("kick-off", p.asKicker(func(w http.ResponseWriter, r *http.Request, who *asker) {
+				eventOf(r).Level = level
+				p.kickOff(w, r, level, shape, who)
+			}))
 		}
 		ours(below+export, map[string]http.HandlerFunc{http.MethodGet: as(""), http.MethodPost: as("")})
 		ours(below+exportV4, map[string]http.HandlerFunc{http.MethodPost: as(state.Shape4)}) // that version forbids GET
@@ -175,15 +180,15 @@ func (p *Proxy) routes() http.Handler {
 	kickOff(state.Group, "/Group/{group:[^/]+}/")
 	ours("/"+exportStatus+"/{job:[^/]+}{slash:/?}", map[string]http.HandlerFunc{
 		http.MethodGet:    p.asOwner(p.status),
-		http.MethodDelete: p.asOwner(p.cancel),
+		http.MethodDelete: p.audited("cancel", p.asOwner(p.cancel)),
 	})
 	ours("/"+exportFile+"/{job:[^/]+}/{name:[^/]+}", map[string]http.HandlerFunc{
-		http.MethodGet:  p.byLink(p.file),
-		http.MethodHead: p.byLink(p.file),
+		http.MethodGet:  p.audited("download", p.byLink(p.file)),
+		http.MethodHead: p.audited("download", p.byLink(p.file)),
 	})
 	ours("/"+exportAttach+"/{job:[^/]+}/{mac:[^/]+}/{path:.+}", map[string]http.HandlerFunc{
-		http.MethodGet:  p.byLink(p.attachment),
-		http.MethodHead: p.byLink(p.attachment),
+		http.MethodGet:  p.audited("attachment", p.byLink(p.attachment)),
+		http.MethodHead: p.audited("attachment", p.byLink(p.attachment)),
 	})
 	router.Path(p.basePath+"/metadata").Methods(http.MethodGet, http.MethodHead).Handler(p.newStatementForwarder())
 	router.NotFoundHandler, router.MethodNotAllowedHandler = p.forward, p.forward

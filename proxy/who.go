@@ -106,8 +106,25 @@ func (p *Proxy) asOwner(next func(w http.ResponseWriter, r *http.Request, job *s
 			p.refuse(w, r, err)
 			return
 		}
+		event := eventOf(r)
+		event.Job, event.Level, event.Client = job.ID, job.Kickoff.Level, job.Kickoff.Client
+		if event.Client == "" {
+			event.Client = who.id
+		}
+		if job.Running() {
+			p.lend(r, job)
+		}
 		next(w, r, job)
 	})
+}
+
+// lend hands the headers of a job's client to who reads for it. A job that was begun without any is read without any.
+func (p *Proxy) lend(r *http.Request, job *state.Job) {
+	headers := http.Header{}
+	if job.Kickoff.Guarded {
+		headers = p.clientHeaders(r)
+	}
+	p.Client.Lend(job.ID, headers)
 }
 
 // byLink calls next with the job of the request's path: its address is the permission, and next looks at the rest of it.
@@ -122,6 +139,7 @@ func (p *Proxy) byLink(next func(w http.ResponseWriter, r *http.Request, job *st
 			p.refuse(w, r, err)
 			return
 		}
+		eventOf(r).Job, eventOf(r).Level = job.ID, job.Kickoff.Level
 		next(w, r, job)
 	}
 }
@@ -154,10 +172,12 @@ func (p *Proxy) mayTouch(r *http.Request, job *state.Job, who *asker) error {
 	if err != nil {
 		return tokenRefusal(err)
 	}
-	if kickoff.Client != "" && said.ID != kickoff.Client {
-		return state.ErrNotFound
+	err = p.mayStillRead(r.Context(), job, who.headers)
+	var known *refusal
+	if kickoff.Client != "" && said.ID != kickoff.Client && (err == nil || errors.As(err, &known) && known.status == http.StatusForbidden) {
+		return state.ErrNotFound // it is told so by a server that takes its credentials
 	}
-	return p.mayStillRead(r.Context(), job, who.headers)
+	return err
 }
 
 // errNarrow is told to the owner of a job with a token that is not enough for it.

@@ -147,7 +147,7 @@ func TestJobBelongsToItsClient(t *testing.T) {
 			"": 401, "Bearer": 401, "Bearer nobody": 401, "Bearer other": 404, "Bearer narrow": 403, "Bearer right": 200,
 		}},
 		"upstream": {nil, map[string]int{
-			"": 401, "Bearer": 401, "Bearer nobody": 404, bearer("client-1", "forged"): 401, bearer("client-2", "right"): 404,
+			"": 401, "Bearer": 401, "Bearer nobody": 401, "Bearer opaque": 404, bearer("client-1", "forged"): 401, bearer("client-2", "right"): 404,
 			bearer("client-1", "narrow"): 403, bearer("client-1", "part"): 403, bearer("client-1", "right"): 200, bearer("client-1", "user"): 403,
 		}},
 	}

@@ -40,6 +40,7 @@ type config struct {
 	UpstreamHost   string             `yaml:"upstream_host"`
 	UpstreamAuth   upstreamAuthConfig `yaml:"upstream_auth"`
 	UpstreamTLS    upstreamTLSConfig  `yaml:"upstream_tls"`
+	CrawlAs        crawlAs            `yaml:"crawl_as"`
 	ForwardHeaders []string           `yaml:"forward_headers"`
 	Intercept      bool               `yaml:"intercept"`
 	Auth           authConfig         `yaml:"auth"`
@@ -62,6 +63,7 @@ type config struct {
 	Attachments  exporter.Attachments `yaml:"attachments"`
 	Retention    time.Duration        `yaml:"retention"`
 
+	Audit        auditConfig   `yaml:"audit"`
 	Limits       limitsConfig  `yaml:"limits"`
 	MaxRunning   int           `yaml:"max_running"`
 	Workers      int           `yaml:"workers"`
@@ -121,6 +123,7 @@ type bucketConfig struct {
 // defaultConfig is what holds where nothing is said.
 func defaultConfig() *config {
 	c := &config{
+		CrawlAs:       asSidecar,
 		Intercept:     true,
 		Listen:        ":8000",
 		AdminListen:   ":8001",
@@ -132,6 +135,7 @@ func defaultConfig() *config {
 		LinkLifetime:  proxy.DefaultLinkLifetime,
 		Attachments:   exporter.SignedAttachments,
 		Retention:     exporter.DefaultRetention,
+		Audit:         auditConfig{To: "off"},
 		Limits:        limitsConfig{RequestsPerSecond: 1000, JobsPerClient: 1000},
 		MaxRunning:    exporter.DefaultMaxRunning,
 		Workers:       exporter.DefaultWorkers,

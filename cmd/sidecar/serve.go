@@ -80,6 +80,7 @@ type server struct {
 	// front and back are the listeners for clients and operators.
 	front, back net.Listener
 	certificate *frontCertificate // of front, nil for none
+	audit       *auditTrail
 }
 
 // newServer wires a sidecar and opens its ports. Nothing of it asks the upstream or the bucket.
@@ -97,6 +98,9 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 		return nil, err
 	}
 	if s.certificate, err = c.TLS.open(log); err != nil {
+		return nil, err
+	}
+	if s.audit, err = c.Audit.open(log); err != nil {
 		return nil, err
 	}
 	bucket := &lateBucket{open: func(ctx context.Context) (blob.Bucket, error) { return openBucket(ctx, c) }}
@@ -122,27 +126,31 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 		}
 		ledger = ""
 	}
-	s.exporter, err = exporter.New(exporter.Config{
+	engine := exporter.Config{
 		Client: client, Store: s.store, Bucket: bucket, Spool: filepath.Join(c.Data, "spool"),
 		Workers: c.Workers, QuietHours: hours, Strategy: c.Strategy, MaxRunning: c.MaxRunning, MaxJobsPerClient: c.Limits.JobsPerClient, MaxExportBytes: c.Limits.ExportBytes, PageSize: c.PageSize, Settle: c.Settle,
-		MaxFileBytes: c.MaxFileBytes, PageRows: c.PageRows, Shape: c.Manifest, Gzip: c.Gzip, Attachments: c.Attachments, Retention: c.Retention, GiveUp: c.GiveUp, Log: log, Metrics: engineMetrics,
+		MaxFileBytes: c.MaxFileBytes, PageRows: c.PageRows, Shape: c.Manifest, Gzip: c.Gzip, Attachments: c.attachments(), Retention: c.Retention, GiveUp: c.GiveUp, Log: log, Metrics: engineMetrics,
 		Writes: inFlight, WithoutReferenced: !c.Referenced, AllowPartial: c.AllowPartial, WithoutHistory: c.WithoutHistory, Ledger: ledger,
-	})
-	if err != nil {
+	}
+	if s.audit.out != nil {
+		engine.Audit = s.audit
+	}
+	if s.exporter, err = exporter.New(engine); err != nil {
 		return nil, err
 	}
-	if s.handler, err = newProxy(ctx, c, client, s.exporter, s.store, bucket, writes, log, frontMetrics); err != nil {
+	if s.handler, err = newProxy(ctx, c, client, s.exporter, s.store, bucket, writes, s.audit, log, frontMetrics); err != nil {
 		return nil, err
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry.MustRegister(s.audit.failures)
 	registry.MustRegister(append(engineMetrics.Collectors(), frontMetrics.Collectors()...)...)
 	s.admin = admin.New(admin.Config{Metrics: registry, Server: s.exporter, Exports: s.store, Work: s.exporter, Token: string(c.AdminToken)})
 	return s, s.listen(ctx)
 }
 
 func newProxy(
-	ctx context.Context, c *config, client *fhir.Client, engine *exporter.Exporter, store *state.Store, bucket blob.Bucket, writes *proxy.Writes, log *slog.Logger, metrics *proxy.Metrics,
+	ctx context.Context, c *config, client *fhir.Client, engine *exporter.Exporter, store *state.Store, bucket blob.Bucket, writes *proxy.Writes, audit *auditTrail, log *slog.Logger, metrics *proxy.Metrics,
 ) (http.Handler, error) {
 	upstream, err := fhir.ParseBase(c.Upstream)
 	if err != nil {
@@ -163,6 +171,9 @@ func newProxy(
 		Client: client, Exports: engine, Stages: engine, Jobs: store, Bucket: bucket, Links: c.Links, LinkLifetime: c.LinkLifetime, Writes: writes, Log: log, Metrics: metrics,
 		LinkKey: linkKey, TypesOf: c.typesOf, MaxFileBytes: c.MaxFileBytes, AuthMode: c.Auth.Mode, Auth: authorizer, GroupRules: c.Auth.groupRules(),
 		RequestsPerSecond: c.Limits.RequestsPerSecond,
+	}
+	if audit.out != nil {
+		cfg.Audit = audit
 	}
 	if cfg.UpstreamTLS, err = c.UpstreamTLS.open(); err != nil {
 		return nil, fmt.Errorf("upstream_tls: %w", err)
@@ -236,6 +247,7 @@ func (s *server) close() error {
 			errs = append(errs, listener.Close())
 		}
 	}
+	errs = append(errs, s.audit.close())
 	if s.store != nil {
 		errs = append(errs, s.store.Close())
 	}

@@ -8,7 +8,9 @@ import (
 	"path/filepath"
 	"strings"
 
+	"sidecar/exporter"
 	"sidecar/exporter/fhir"
+	"sidecar/proxy/auth"
 )
 
 // upstreamAuthConfig are the credentials that the sidecar has of its own.
@@ -131,6 +133,36 @@ func (t *upstreamTLSConfig) validate(found *faultList, upstream string) {
 	}
 }
 
+// crawlAs says with whose credentials exports are read.
+type crawlAs string
+
+const (
+	// asSidecar reads with those of upstream_auth.
+	asSidecar crawlAs = "sidecar"
+	// asClient reads with those of the client whose export it is.
+	asClient crawlAs = "client"
+)
+
+func (c *config) validateCrawlAs(found *faultList) {
+	switch {
+	case c.CrawlAs == asSidecar:
+	case c.CrawlAs != asClient:
+		found.add("crawl_as", " must be sidecar or client")
+	case c.Auth.Mode == auth.None:
+		found.add("crawl_as", ": client needs clients that are known, so another auth.mode than none")
+	case c.Ledger:
+		found.add("crawl_as", ": client and ledger exclude each other, since a ledger is of what all clients see alike")
+	}
+}
+
+// attachments says how Binary resources are read. Only with credentials of its own the sidecar can read them by a link.
+func (c *config) attachments() exporter.Attachments {
+	if c.CrawlAs == asClient {
+		return exporter.ServerAttachments
+	}
+	return c.Attachments
+}
+
 // open reads the certificates, nil where there are none.
 func (t *upstreamTLSConfig) open() (*fhir.TLS, error) {
 	if *t == (upstreamTLSConfig{}) {
@@ -170,6 +202,9 @@ func newClient(c *config, observe func(int)) (*fhir.Client, error) {
 	credentials, err := c.UpstreamAuth.credentials(certificates)
 	if err != nil {
 		return nil, err
+	}
+	if c.CrawlAs == asClient {
+		credentials = fhir.NewLoans(credentials)
 	}
 	return fhir.NewClient(fhir.Config{
 		BaseURL: c.Upstream, PublicBase: c.PublicURL, Host: c.UpstreamHost, Credentials: credentials, TLS: certificates, Observe: observe,

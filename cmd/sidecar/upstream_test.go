@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -24,6 +25,7 @@ import (
 	"time"
 
 	"sidecar/exporter/fhir/fhirtest"
+	"sidecar/state"
 )
 
 // Ensure faults of the sidecar's own credentials and certificates are said with their lines, and without their values.
@@ -53,6 +55,15 @@ func TestUpstreamFaultsAreSaid(t *testing.T) {
 		_, err := load(t, "upstream: https://a/fhir\n"+text+"\n")
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hunter") {
 			t.Errorf("%s:\n%v\nwant %q", text, err, want)
+		}
+	}
+	for text, want := range map[string]string{
+		"crawl_as: nobody":                     "crawl_as must be sidecar or client",
+		"crawl_as: client\nledger: true":       "client and ledger exclude each other",
+		"crawl_as: client\nauth: {mode: none}": "client needs clients that are known",
+	} {
+		if _, err := load(t, "upstream: https://a/fhir\n"+text+"\n"); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", text, err, want)
 		}
 	}
 	if _, err := load(t, "upstream: http://a/fhir\nupstream_tls: {ca_file: "+key+"}\n"); err == nil || !strings.Contains(err.Error(), "begins with http:") {
@@ -255,5 +266,43 @@ func copyFile(t *testing.T, from, to string) {
 	}
 	if err := os.WriteFile(to, raw, 0o600); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Ensure an export that is read as its client waits for a token of it, also behind a restart, and takes none from others.
+func TestServeReadsAsTheClient(t *testing.T) {
+	sample, upstream := newSample(t, fhirtest.Plain(), 3)
+	var good atomic.Pointer[string]
+	one, two := "Bearer one", "Bearer two"
+	good.Store(&one)
+	var asked atomic.Int64
+	sample.Gate = func(r *http.Request) *fhirtest.Access {
+		if asked.Add(1) == 40 { // in the middle
+			good.Store(&two)
+		}
+		if r.Header.Get("Authorization") != *good.Load() {
+			return nil
+		}
+		return &fhirtest.Access{}
+	}
+	s := startSidecar(t, upstream, func(c *config) { c.CrawlAs = asClient })
+	status := s.begin("/$export?_type=Patient", "Authorization", one).header.Get("Content-Location")
+	until(t, "the export waits", func() bool {
+		got := ask(t, http.MethodGet, status, "Authorization", one)
+		return strings.Contains(got.header.Get("X-Progress"), "waiting for a token of its client")
+	})
+	s.stop()
+	s.start()
+	for _, other := range []string{"", "Bearer other"} {
+		if got := ask(t, http.MethodGet, status, "Authorization", other); got.status != http.StatusUnauthorized {
+			t.Errorf("%q: status %d", other, got.status)
+		}
+	}
+	var manifest state.Manifest
+	if got := s.finish(status, "Authorization", two); got.status != http.StatusOK || json.Unmarshal([]byte(got.body), &manifest) != nil {
+		t.Fatalf("export: %d %s", got.status, got.body)
+	}
+	if len(manifest.Output) != 1 || manifest.Output[0].Count != 3 {
+		t.Errorf("files: %+v", manifest.Output)
 	}
 }

@@ -50,8 +50,10 @@ func (c *config) validate(found *faultList) {
 	}
 	c.Auth.validate(found)
 	c.UpstreamAuth.validate(found)
+	c.validateCrawlAs(found)
 	c.UpstreamTLS.validate(found, c.Upstream)
 	c.TLS.validate(found)
+	c.Audit.validate(found)
 	c.validateNumbers(found)
 	c.validateChoices(found)
 	c.validateBucket(found)

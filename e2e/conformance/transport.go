@@ -89,7 +89,7 @@ func scoped(c *check) {
 }
 
 func protected(c *check) {
-	e := c.patients()
+	e := c.export(kickoff{path: "Patient/$export", query: "_type=Patient,Condition"})
 	for what, token := range map[string]string{"without a token": noToken, "with a narrower token": c.narrow()} {
 		c.refusedWith("a status request "+what, c.send(request{url: e.status, token: token}), 401, 403, 404)
 		if e.manifest.RequiresAccessToken {

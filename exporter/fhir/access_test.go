@@ -47,7 +47,10 @@ func TestSeesAllTellsHiddenRowsFromWrites(t *testing.T) {
 		window int // the status of counts with a window alone
 		want   bool
 		fails  bool
+		own    int // the status of the sidecar's counts
 	}{
+		"the sidecar may not count":   {hidden: "old", own: 403, want: true},
+		"the sidecar cannot now":      {hidden: "old", own: 503, fails: true},
 		"quiet":                       {want: true},
 		"busy":                        {busy: true, want: true},
 		"hidden":                      {hidden: "old"},
@@ -87,6 +90,11 @@ func TestSeesAllTellsHiddenRowsFromWrites(t *testing.T) {
 				}
 				fault(row.status, false)
 				fault(row.window, true)
+				if row.own > 0 {
+					sample.Fail(fhirtest.Fault{Times: -1, Status: row.own, Match: func(r *http.Request) bool {
+						return r.Header.Get("Authorization") == sidecarAuth
+					}})
+				}
 				server := &counted{Handler: sample}
 				server.before = func(sidecar bool) {
 					if row.busy && sidecar {

@@ -308,10 +308,10 @@ func (c *Client) send(ctx context.Context, r request) (io.ReadCloser, http.Heade
 	return body, response.Header(), nil
 }
 
-// execute sends one request with the credentials of who asks, and once more where the upstream does not accept them any
+// execute sends one request with the credentials of who asks, and again where the upstream does not accept them any
 // longer and there are newer ones. The answer may have any status, and its body has to be closed.
 func (c *Client) execute(ctx context.Context, r request) (*resty.Response, error) {
-	for again := false; ; again = true {
+	for refused := 0; ; refused++ {
 		credentials, err := r.as.Header(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", r.op, err)
@@ -332,7 +332,7 @@ func (c *Client) execute(ctx context.Context, r request) (*resty.Response, error
 		if err != nil {
 			return nil, unreachable(r.op, err)
 		}
-		if response.StatusCode() != http.StatusUnauthorized || again || !r.as.Refused(credentials) {
+		if response.StatusCode() != http.StatusUnauthorized || !r.as.Refused(ctx, credentials, refused) {
 			return response, nil
 		}
 		c.observe(response.StatusCode())

@@ -16,8 +16,9 @@ type Credentials interface {
 	// Header returns the headers of one request. It may ask an identity server, in bounded time, and fails with
 	// ErrCredentials. The caller does not change them.
 	Header(ctx context.Context) (http.Header, error)
-	// Refused is told that the upstream has answered these headers with 401, and tells whether Header may have others now.
-	Refused(header http.Header) bool
+	// Refused is told that the upstream has answered these headers with 401, and how many before them in the same request; it
+	// tells whether to ask again with what Header has now.
+	Refused(ctx context.Context, header http.Header, before int) bool
 }
 
 // Static are credentials that stay as they are; the zero value is none.
@@ -27,7 +28,7 @@ type Static http.Header
 func (s Static) Header(context.Context) (http.Header, error) { return http.Header(s), nil }
 
 // Refused says that there are no others.
-func (Static) Refused(http.Header) bool { return false }
+func (Static) Refused(context.Context, http.Header, int) bool { return false }
 
 // Basic returns the header of HTTP basic authentication (RFC 7617).
 func Basic(username, password string) http.Header {

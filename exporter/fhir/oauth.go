@@ -127,14 +127,14 @@ func (o *OAuth) Header(ctx context.Context) (http.Header, error) {
 	}
 }
 
-// Refused forgets the token, if it is still that one.
-func (o *OAuth) Refused(header http.Header) bool {
+// Refused forgets the token, if it is still that one. A second one that is refused says that no token helps.
+func (o *OAuth) Refused(_ context.Context, header http.Header, before int) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.header != nil && o.header.Get("Authorization") == header.Get("Authorization") {
 		o.header = nil
 	}
-	return true
+	return before == 0
 }
 
 // renew gets a token and keeps it.

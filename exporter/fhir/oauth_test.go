@@ -183,7 +183,7 @@ func TestTokenEndpointIsToldWhoAsks(t *testing.T) {
 				if err != nil || got.Get("Authorization") != issuer.newest() || got.Get("X-Api-Key") != "k" || issuer.count() != want+1 {
 					t.Fatalf("%v, %v after %d tokens", got, err, issuer.count())
 				}
-				if !credentials.Refused(got) {
+				if !credentials.Refused(t.Context(), got, 0) {
 					t.Error("there is no other token")
 				}
 			}
