@@ -224,26 +224,13 @@ func isFinal(err error) bool {
 	return errors.As(err, &response) && !response.Temporary()
 }
 
-// mayStillRead asks whether the server lets whoever sent these headers read what a job was asked for: what its kick-off
-// named, else one type that it holds.
+// mayStillRead asks whether the server lets whoever sent these headers read what a job was asked for, and what it shows.
 func (p *Proxy) mayStillRead(ctx context.Context, job *state.Job, client http.Header) error {
 	all, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	types := job.Kickoff.Types
-	if len(types) == 0 {
-		statement, err := p.Client.Capabilities(all)
-		if err != nil {
-			return &refusal{http.StatusServiceUnavailable, "transient", "the FHIR server's CapabilityStatement cannot be read now"}
-		}
-		_, rest, err := p.typesAsked(&job.Kickoff, statement)
-		if err != nil {
-			return err
-		}
-		rest = slices.DeleteFunc(rest, func(typ string) bool { return slices.Contains(job.Kickoff.Withheld, typ) })
-		if i := slices.Index(rest, "Patient"); i > 0 {
-			rest = rest[i:]
-		}
-		types = rest[:min(1, len(rest))]
+	types, err := p.typesShown(all, job)
+	if err != nil {
+		return err
 	}
 	group, checkCtx := errgroup.WithContext(all)
 	group.SetLimit(checksAtOnce)
@@ -251,4 +238,41 @@ func (p *Proxy) mayStillRead(ctx context.Context, job *state.Job, client http.He
 		group.Go(func() error { return searchRefusal(p.mayExport(checkCtx, typ, client), typ) })
 	}
 	return orTimeout(all, group.Wait())
+}
+
+// typesShown are the types that a job's kick-off named, else those of the files that its manifest shows, else one that it may
+// hold: as long as there is nothing to read, one will do.
+func (p *Proxy) typesShown(ctx context.Context, job *state.Job) ([]string, error) {
+	if len(job.Kickoff.Types) > 0 {
+		return job.Kickoff.Types, nil
+	}
+	files, err := p.Jobs.Files(ctx, job.ID)
+	if err != nil {
+		return nil, err
+	}
+	var types []string
+	for _, file := range files {
+		if file.Kind == state.Output && job.Shows(file) {
+			types = append(types, file.Type)
+		}
+	}
+	if len(types) > 0 && job.Kickoff.OrganizeBy != "" { // its files hold all types
+		types = slices.Concat(job.Types, job.Referenced)
+	}
+	if slices.Sort(types); len(types) > 0 {
+		return slices.Compact(types), nil
+	}
+	statement, err := p.Client.Capabilities(ctx)
+	if err != nil {
+		return nil, &refusal{http.StatusServiceUnavailable, "transient", "the FHIR server's CapabilityStatement cannot be read now"}
+	}
+	_, rest, err := p.typesAsked(&job.Kickoff, statement)
+	if err != nil {
+		return nil, err
+	}
+	rest = slices.DeleteFunc(rest, func(typ string) bool { return slices.Contains(job.Kickoff.Withheld, typ) })
+	if i := slices.Index(rest, "Patient"); i > 0 {
+		rest = rest[i:]
+	}
+	return rest[:min(1, len(rest))], nil
 }

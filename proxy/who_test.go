@@ -181,6 +181,35 @@ func TestJobBelongsToItsClient(t *testing.T) {
 	}
 }
 
+// Ensure that the status of an export without _type is for a token that may read all that the export shows; while it shows
+// nothing, for one that may read something of it.
+func TestStatusNeedsWhatTheExportShows(t *testing.T) {
+	h, sample := newFHIRHouse(t, asSidecar(t))
+	sample.Gate = gate
+	job := completed()
+	job.Kickoff.Client, job.Kickoff.Guarded = "client-1", true
+	h.addJob(job, twoFiles)
+	organized := job
+	organized.ID, organized.Folder, organized.Kickoff.OrganizeBy = "organized", "organized", "Patient"
+	organized.Types = []string{"Observation", "Patient"}
+	h.addJob(organized, map[string]string{"Patient": "{}\n"})
+	running := job
+	running.ID, running.Folder, running.Status = "running", "running", state.InProgress
+	h.addJob(running, nil)
+	for _, row := range []struct {
+		job, kind string
+		want      int
+	}{
+		{job.ID, "right", 200}, {job.ID, "narrow", 403}, {job.ID, "part", 403},
+		{organized.ID, "right", 200}, {organized.ID, "narrow", 403},
+		{running.ID, "right", 202}, {running.ID, "narrow", 202}, {running.ID, "forged", 401},
+	} {
+		if got := h.ask(http.MethodGet, h.base+"/$export-status/"+row.job, "Authorization", bearer("client-1", row.kind)); got.status != row.want {
+			t.Errorf("status of %s with %s: got %d, want %d: %s", row.job, row.kind, got.status, row.want, got.body)
+		}
+	}
+}
+
 // bearer is a token that names its client and is not signed: what it is worth is the server's to say.
 func bearer(client, kind string) string {
 	scope := "system/*.rs"
