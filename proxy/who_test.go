@@ -200,9 +200,14 @@ func TestStatusNeedsWhatTheExportShows(t *testing.T) {
 		job, kind string
 		want      int
 	}{
-		{job.ID, "right", 200}, {job.ID, "narrow", 403}, {job.ID, "part", 403},
-		{organized.ID, "right", 200}, {organized.ID, "narrow", 403},
-		{running.ID, "right", 202}, {running.ID, "narrow", 202}, {running.ID, "forged", 401},
+		{job.ID, "right", 200},
+		{job.ID, "narrow", 403},
+		{job.ID, "part", 403},
+		{organized.ID, "right", 200},
+		{organized.ID, "narrow", 403},
+		{running.ID, "right", 202},
+		{running.ID, "narrow", 202},
+		{running.ID, "forged", 401},
 	} {
 		if got := h.ask(http.MethodGet, h.base+"/$export-status/"+row.job, "Authorization", bearer("client-1", row.kind)); got.status != row.want {
 			t.Errorf("status of %s with %s: got %d, want %d: %s", row.job, row.kind, got.status, row.want, got.body)
