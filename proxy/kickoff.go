@@ -5,7 +5,9 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
+	"time"
 
 	"github.com/gorilla/mux"
 
@@ -15,6 +17,8 @@ import (
 const (
 	// maxKickoffBody bounds the body of a kick-off in bytes: some 12,000 references, which the job's record has to hold.
 	maxKickoffBody = 1 << 20
+	// kickoffBodyTimeout is how long it may take to arrive.
+	kickoffBodyTimeout = 30 * time.Second
 	// maxKickoffValues bounds the values in the address of a kick-off.
 	maxKickoffValues = 1000
 )
@@ -97,9 +101,13 @@ func (p *Proxy) parseKickoff(w http.ResponseWriter, r *http.Request, level state
 
 // kickoffBody reads the body of a POST, which may be empty.
 func kickoffBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	// net/http sets the deadline anew behind each request. Where none can be set, in tests, the body is here already.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(kickoffBodyTimeout))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxKickoffBody))
 	var tooLarge *http.MaxBytesError
 	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, &refusal{http.StatusRequestTimeout, "timeout", "the body of the request did not arrive within 30 seconds"}
 	case errors.As(err, &tooLarge):
 		return nil, &refusal{http.StatusRequestEntityTooLarge, "too-long", "the body of a kick-off may have 1 MiB at most"}
 	case err != nil:

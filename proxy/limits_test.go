@@ -1,6 +1,10 @@
 package proxy_test
 
 import (
+	"bufio"
+	"errors"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -111,6 +115,60 @@ func TestRequestsOfEachClientAreBounded(t *testing.T) {
 			if got == http.StatusTooManyRequests {
 				t.Errorf("%s: got %d", name, got)
 			}
+		}
+	})
+}
+
+// piped is a listener for connections in memory.
+type piped chan net.Conn
+
+func (p piped) Accept() (net.Conn, error) {
+	conn, ok := <-p
+	if !ok {
+		return nil, net.ErrClosed
+	}
+	return conn, nil
+}
+
+func (p piped) Close() error   { return nil }
+func (p piped) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "unix"} }
+
+// Ensure that a body that comes byte by byte keeps a kick-off for half a minute and no longer.
+func TestBodyThatComesTooSlowly(t *testing.T) {
+	h, _ := newFHIRHouse(t, nil)
+	synctest.Test(t, func(t *testing.T) {
+		connections := make(piped)
+		server := &http.Server{Handler: h.handler}
+		ended := make(chan error, 1)
+		go func() { ended <- server.Serve(connections) }()
+		ours, theirs := net.Pipe()
+		connections <- theirs
+		began := time.Now()
+		go func() {
+			_, err := io.WriteString(ours, "POST /fhir/$export HTTP/1.1\r\nHost: h\r\nContent-Type: application/fhir+json\r\nContent-Length: 1000\r\n\r\n{")
+			for err == nil { // until the server has had enough
+				time.Sleep(time.Second)
+				_, err = io.WriteString(ours, " ")
+			}
+		}()
+		response, err := http.ReadResponse(bufio.NewReader(ours), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(response.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkOutcome(t, answer{response.StatusCode, response.Header, string(body)}, http.StatusRequestTimeout, "timeout")
+		if took := time.Since(began); took != 30*time.Second {
+			t.Errorf("took %s", took)
+		}
+		close(connections)
+		if err := <-ended; !errors.Is(err, net.ErrClosed) {
+			t.Error(err)
+		}
+		if err := errors.Join(ours.Close(), response.Body.Close(), server.Close()); err != nil {
+			t.Error(err)
 		}
 	})
 }

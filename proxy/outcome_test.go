@@ -254,8 +254,9 @@ func diagnostics(t *testing.T, all map[string]shown) string {
 
 // unshown are the refusals that no row can have.
 var unshown = map[string]string{
-	"the request was cancelled":                  "its client has left",
-	"the FHIR server did not answer the checks ": "it takes ten seconds: TestHangingServerIsGivenUpOn has it",
+	"the request was cancelled":                   "its client has left",
+	"the FHIR server did not answer the checks ":  "it takes ten seconds: TestHangingServerIsGivenUpOn has it",
+	"the body of the request did not arrive with": "it takes half a minute: TestBodyThatComesTooSlowly has it",
 }
 
 // sayings finds in the source where refusals and faults are made, with a pattern of the literal parts of their texts.
