@@ -65,6 +65,7 @@ type sidecar struct {
 	base   string
 	cancel context.CancelFunc
 	ended  chan error
+	log    *slog.Logger
 }
 
 // startSidecar runs a sidecar on free ports with a data folder of its own; edit may change its configuration.
@@ -77,7 +78,7 @@ func startSidecar(t *testing.T, upstream string, edit func(*config)) *sidecar {
 	if edit != nil {
 		edit(c)
 	}
-	s := &sidecar{t: t, config: c}
+	s := &sidecar{t: t, config: c, log: slog.New(slog.DiscardHandler)}
 	s.start()
 	t.Cleanup(s.stop)
 	return s
@@ -86,7 +87,7 @@ func startSidecar(t *testing.T, upstream string, edit func(*config)) *sidecar {
 func (s *sidecar) start() {
 	s.t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(s.t.Context())) // the cleanup stops it, after the test's context has ended
-	server, err := newServer(ctx, s.config, slog.New(slog.DiscardHandler))
+	server, err := newServer(ctx, s.config, s.log)
 	if err != nil {
 		cancel()
 		s.t.Fatal(err)
@@ -416,8 +417,7 @@ func TestServeCommandRunsUntilItIsStopped(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	var out log
-	ended := make(chan error, 1)
-	args := []string{"serve", "-config", file, "-upstream", upstream, "-listen", "127.0.0.1:0", "-data", filepath.Join(t.TempDir(), "d")}
+	ended, args := make(chan error, 1), []string{"serve", "-config", file, "-upstream", upstream, "-listen", "127.0.0.1:0", "-data", filepath.Join(t.TempDir(), "d")}
 	go func() { ended <- run(ctx, args, io.Discard, &out) }()
 	var line struct {
 		Listen string `json:"listen"`
