@@ -289,7 +289,7 @@ func TestServeReadsAsTheClient(t *testing.T) {
 	status := s.begin("/$export?_type=Patient", "Authorization", one).header.Get("Content-Location")
 	until(t, "the export waits", func() bool {
 		got := ask(t, http.MethodGet, status, "Authorization", one)
-		return strings.Contains(got.header.Get("X-Progress"), "waiting for a token of its client")
+		return good.Load() == &two && strings.Contains(got.header.Get("X-Progress"), "waiting for a token of its client")
 	})
 	s.stop()
 	s.start()
