@@ -240,24 +240,21 @@ func (p *Proxy) mayStillRead(ctx context.Context, job *state.Job, client http.He
 	return orTimeout(all, group.Wait())
 }
 
-// typesShown are the types that a job's kick-off named, else those of the files that its manifest shows, else one that it may
-// hold: as long as there is nothing to read, one will do.
+// typesShown are the types that a job's kick-off named and those of the files that its manifest shows, or where there are
+// none one that it may hold: as long as there is nothing to read, one will do.
 func (p *Proxy) typesShown(ctx context.Context, job *state.Job) ([]string, error) {
-	if len(job.Kickoff.Types) > 0 {
-		return job.Kickoff.Types, nil
-	}
 	files, err := p.Jobs.Files(ctx, job.ID)
 	if err != nil {
 		return nil, err
 	}
-	var types []string
+	types := slices.Clone(job.Kickoff.Types)
 	for _, file := range files {
 		if file.Kind == state.Output && job.Shows(file) {
 			types = append(types, file.Type)
 		}
 	}
-	if len(types) > 0 && job.Kickoff.OrganizeBy != "" { // its files hold all types
-		types = slices.Concat(job.Types, job.Referenced)
+	if job.Kickoff.OrganizeBy != "" && job.Status == state.Completed { // its files hold all types
+		types = append(types, slices.Concat(job.Types, job.Referenced)...)
 	}
 	if slices.Sort(types); len(types) > 0 {
 		return slices.Compact(types), nil

@@ -179,7 +179,7 @@ func (p *Proxy) clientHeaders(r *http.Request) http.Header {
 // orTimeout replaces the error of a check that was cut off.
 func orTimeout(ctx context.Context, err error) error {
 	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return &refusal{http.StatusServiceUnavailable, "timeout", "the FHIR server did not answer the checks of this kick-off within 10 seconds"}
+		return &refusal{http.StatusServiceUnavailable, "timeout", "the FHIR server did not answer the checks of this request within 10 seconds"}
 	}
 	return err
 }

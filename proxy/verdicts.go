@@ -43,9 +43,10 @@ func (v *verdicts) of(ctx context.Context, client http.Header, typ string, ask f
 	answer := v.flights.DoChan(key, func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*checkTimeout)
 		defer cancel()
+		asked := time.Now()
 		err := ask(ctx)
 		if err == nil {
-			v.keep(key)
+			v.keep(key, asked)
 		}
 		return nil, err
 	})
@@ -57,7 +58,7 @@ func (v *verdicts) of(ctx context.Context, client http.Header, typ string, ask f
 	}
 }
 
-func (v *verdicts) keep(key string) {
+func (v *verdicts) keep(key string, asked time.Time) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	now := time.Now()
@@ -67,7 +68,7 @@ func (v *verdicts) keep(key string) {
 	if v.until == nil || len(v.until) >= maxVerdicts { // too many that hold: they are asked again
 		v.until = map[string]time.Time{}
 	}
-	v.until[key] = now.Add(verdictLifetime)
+	v.until[key] = asked.Add(verdictLifetime)
 }
 
 // verdictKey tells apart clients and types. No name or value can be taken for a part of another, since each has its length in

@@ -99,17 +99,18 @@ func (p *Proxy) asKicker(next func(w http.ResponseWriter, r *http.Request, who *
 func (p *Proxy) asOwner(next func(w http.ResponseWriter, r *http.Request, job *state.Job)) http.HandlerFunc {
 	return p.asKicker(func(w http.ResponseWriter, r *http.Request, who *asker) {
 		job, err := p.job(r)
+		event := eventOf(r)
+		event.Client = who.id // also of an attempt that is refused
 		if err == nil {
+			event.Job, event.Level = job.ID, job.Kickoff.Level
 			err = p.mayTouch(r, job, who)
 		}
 		if err != nil {
 			p.refuse(w, r, err)
 			return
 		}
-		event := eventOf(r)
-		event.Job, event.Level, event.Client = job.ID, job.Kickoff.Level, job.Kickoff.Client
-		if event.Client == "" {
-			event.Client = who.id
+		if job.Kickoff.Client != "" {
+			event.Client = job.Kickoff.Client
 		}
 		if job.Running() {
 			p.lend(r, job)
@@ -152,7 +153,7 @@ func (p *Proxy) mayTouch(r *http.Request, job *state.Job, who *asker) error {
 	case auth.None:
 		return nil
 	case auth.JWT, auth.Introspection:
-		if kickoff.Client != "" && who.id != kickoff.Client {
+		if who.id != kickoff.Client { // one without a client was begun in another mode
 			return state.ErrNotFound
 		}
 		for _, typ := range holds(job) {
@@ -177,7 +178,10 @@ func (p *Proxy) mayTouch(r *http.Request, job *state.Job, who *asker) error {
 	if kickoff.Client != "" && said.ID != kickoff.Client && (err == nil || errors.As(err, &known) && known.status == http.StatusForbidden) {
 		return state.ErrNotFound // it is told so by a server that takes its credentials
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return p.mayExportGroup(kickoff, said.ID)
 }
 
 // errNarrow is told to the owner of a job with a token that is not enough for it.
@@ -186,6 +190,9 @@ var errNarrow = &refusal{http.StatusForbidden, "forbidden", "the access token is
 // holds are the types of which a job may have files; before its plan those that it was asked for.
 func holds(job *state.Job) []string {
 	types := slices.Concat(job.Kickoff.Types, job.Types, job.Referenced)
+	if job.Kickoff.Level == state.Group {
+		types = append(types, "Group")
+	}
 	slices.Sort(types)
 	return slices.Compact(types)
 }

@@ -184,7 +184,10 @@ func TestJobBelongsToItsClient(t *testing.T) {
 // Ensure that the status of an export without _type is for a token that may read all that the export shows; while it shows
 // nothing, for one that may read something of it.
 func TestStatusNeedsWhatTheExportShows(t *testing.T) {
-	h, sample := newFHIRHouse(t, asSidecar(t))
+	h, sample := newFHIRHouse(t, func(c *proxy.Config) {
+		asSidecar(t)(c)
+		c.GroupRules = map[string]proxy.GroupRule{"client-1": {Deny: []string{"closed"}}} // since the kick-off
+	})
 	sample.Gate = gate
 	job := completed()
 	job.Kickoff.Client, job.Kickoff.Guarded = "client-1", true
@@ -193,6 +196,12 @@ func TestStatusNeedsWhatTheExportShows(t *testing.T) {
 	organized.ID, organized.Folder, organized.Kickoff.OrganizeBy = "organized", "organized", "Patient"
 	organized.Types = []string{"Observation", "Patient"}
 	h.addJob(organized, map[string]string{"Patient": "{}\n"})
+	beside := job // what it shows besides what was named came by includeAssociatedData
+	beside.ID, beside.Folder, beside.Kickoff.Types = "beside", "beside", []string{"Patient"}
+	h.addJob(beside, twoFiles)
+	group := job
+	group.ID, group.Folder, group.Kickoff.Level, group.Kickoff.Group = "group", "group", state.Group, "closed"
+	h.addJob(group, twoFiles)
 	running := job
 	running.ID, running.Folder, running.Status = "running", "running", state.InProgress
 	h.addJob(running, nil)
@@ -203,6 +212,9 @@ func TestStatusNeedsWhatTheExportShows(t *testing.T) {
 		{job.ID, "right", 200},
 		{job.ID, "narrow", 403},
 		{job.ID, "part", 403},
+		{beside.ID, "right", 200},
+		{beside.ID, "narrow", 403},
+		{group.ID, "right", 403},
 		{organized.ID, "right", 200},
 		{organized.ID, "narrow", 403},
 		{running.ID, "right", 202},

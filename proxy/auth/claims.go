@@ -109,24 +109,31 @@ func (i *identity) exporting() (*Client, error) {
 	return client, nil
 }
 
+// isObject tells whether a part of a token is a JSON object, as the header of a JWT is.
+func isObject(part string) bool {
+	raw, err := base64.RawURLEncoding.DecodeString(part)
+	return err == nil && json.Unmarshal(raw, &map[string]json.RawMessage{}) == nil
+}
+
 // Accepted reads who sent a request from a token that the FHIR server has accepted; nothing of it is checked here. Where it
 // says nothing, because there is none or it is not a JWT, the client has no ID. What the client may read is the server's to
 // say: Scopes is nil. It fails with a *Refusal where the token is for a patient or a user.
 func Accepted(header http.Header) (*Client, error) {
 	token, err := bearer(header)
-	if err != nil { // the server has accepted something else
+	var refused *Refusal
+	if errors.As(err, &refused) && refused.Challenge == challenge { // there is none: the server has accepted something else
 		return &Client{}, nil
 	}
+	if err != nil { // which of two headers it has looked at, nobody knows
+		return nil, err
+	}
 	parts := strings.Split(token, ".")
-	if len(parts) != 3 {
+	if len(parts) != 3 || !isObject(parts[0]) {
 		return &Client{}, nil
 	}
 	raw, err := base64.RawURLEncoding.DecodeString(parts[1])
-	if err != nil || json.Unmarshal(raw, &map[string]json.RawMessage{}) != nil {
-		return &Client{}, nil
-	}
 	var said identity
-	if err := json.Unmarshal(raw, &said); err != nil {
+	if err != nil || json.Unmarshal(raw, &said) != nil {
 		return nil, forbidden("what the access token says of its client and its scopes cannot be read")
 	}
 	client, err := said.client()

@@ -19,7 +19,8 @@ func TestAcceptedReadsATokenThatTheServerHasChecked(t *testing.T) {
 		token(`{"azp":"b","sub":"c"}`):                             "b",
 		token(`{"sub":"c","scope":"system/*.rs"}`):                 "c",
 		token(`{"SUB":"c"}`):                                       "",
-		token(`[1]`):                                               "",
+		token(`[1]`):                                               "403",
+		token(`{"sub":"c","sub":"d"}`):                             "403",
 		token(`{"sub":"c","exp":"whatever the server takes"}`):     "c",
 		token(`{"sub":"c","scope":"user/*.rs"}`):                   "403",
 		token(`{"sub":"c","scp":["patient/*.rs"]}`):                "403",
@@ -37,5 +38,10 @@ func TestAcceptedReadsATokenThatTheServerHasChecked(t *testing.T) {
 		case err != nil || client.ID != want || client.Scopes != nil:
 			t.Errorf("%q: got %+v, %v, want %q", authorization, client, err, want)
 		}
+	}
+	var refusal *auth.Refusal
+	_, err := auth.Accepted(http.Header{"Authorization": {token(`{"sub":"c","scope":"user/*.rs"}`), "Bearer opaque"}})
+	if !errors.As(err, &refusal) || refusal.Status != http.StatusUnauthorized {
+		t.Errorf("two tokens: %v", err)
 	}
 }
