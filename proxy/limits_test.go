@@ -143,8 +143,9 @@ func TestBodyThatComesTooSlowly(t *testing.T) {
 		go func() { ended <- server.Serve(connections) }()
 		ours, theirs := net.Pipe()
 		connections <- theirs
-		began := time.Now()
+		began, gaveUp := time.Now(), make(chan struct{})
 		go func() {
+			defer close(gaveUp)
 			_, err := io.WriteString(ours, "POST /fhir/$export HTTP/1.1\r\nHost: h\r\nContent-Type: application/fhir+json\r\nContent-Length: 1000\r\n\r\n{")
 			for err == nil { // until the server has had enough
 				time.Sleep(time.Second)
@@ -170,5 +171,6 @@ func TestBodyThatComesTooSlowly(t *testing.T) {
 		if err := errors.Join(ours.Close(), response.Body.Close(), server.Close()); err != nil {
 			t.Error(err)
 		}
+		<-gaveUp
 	})
 }
