@@ -85,7 +85,7 @@ func TestSearchSendsTheSidecarsOwnHeaders(t *testing.T) {
 
 // Ensure a check in a client's name carries that client's credentials, and never the sidecar's.
 func TestAccessIsAskedWithTheClientsCredentialsAlone(t *testing.T) {
-	mock, last := recorded(`{"resourceType":"Bundle"}`)
+	mock, last := recorded(`{"resourceType":"Bundle","type":"searchset"}`)
 	client := mockClient(t, mock)
 	for _, test := range []struct {
 		header http.Header

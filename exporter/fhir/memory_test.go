@@ -95,6 +95,19 @@ func TestPageTakesTheSameMemoryWhateverItsSize(t *testing.T) {
 	}
 }
 
+// Ensure that asking whether a client may search Binaries does not hold the one that is shown.
+func TestAccessHoldsNoRow(t *testing.T) {
+	const head = `{"resourceType":"Bundle","type":"searchset","entry":[{"resource":{"resourceType":"Binary","id":"b","data":"`
+	probe := &heapProbe{Reader: repeated(head, "QUJD", "", 30<<18, `"}}]}`)}
+	client, before := streaming(t, probe), heapInUse()
+	if err := client.MaySearch(t.Context(), "Binary", nil); err != nil {
+		t.Fatal(err)
+	}
+	if limit := uint64(4 << 20); probe.read < 30<<20 || probe.peak > before+limit {
+		t.Errorf("the heap grew by %d bytes over %d bytes of answer, want at most %d", probe.peak-before, probe.read, limit)
+	}
+}
+
 // Ensure that a resource is one allocation, its text; references are another, where somebody asks for them.
 func TestPageAllocatesOncePerResource(t *testing.T) {
 	const rows = 1000
