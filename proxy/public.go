@@ -31,7 +31,7 @@ func (p *Proxy) publicBase(r *http.Request) string {
 	if proto = strings.ToLower(proto); proto != "https" {
 		proto = "http"
 	}
-	if !hostForm.MatchString(host) { // none was forwarded, or what was makes no address
+	if !isHost(host) { // none was forwarded, or what was makes no address
 		host = r.Host
 	}
 	if !prefixForm.MatchString(prefix) {
@@ -43,8 +43,21 @@ func (p *Proxy) publicBase(r *http.Request) string {
 // hostForm and prefixForm are what may become part of our links.
 var (
 	hostForm   = regexp.MustCompile(`^([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?$`)
-	prefixForm = regexp.MustCompile(`^(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+$`)
+	prefixForm = regexp.MustCompile(`^(/([A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)+$`)
 )
+
+// isHost tells whether an address can be made with a host, which may have a port.
+func isHost(host string) bool {
+	if !hostForm.MatchString(host) {
+		return false
+	}
+	literal, _, bracketed := strings.Cut(strings.TrimPrefix(host, "["), "]")
+	if !bracketed {
+		return true
+	}
+	address, err := netip.ParseAddr(literal)
+	return err == nil && address.Is6()
+}
 
 // hasPort looks behind the last bracket, because the colons of an IPv6 address stand within.
 func hasPort(host string) bool {
