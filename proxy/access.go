@@ -20,7 +20,10 @@ func (p *Proxy) narrow(
 	ctx context.Context, header http.Header, kickoff *state.Kickoff, statement *fhir.CapabilityStatement, who *asker,
 ) error {
 	if p.AuthMode == auth.None {
-		return p.mayExportGroup(kickoff, "")
+		if err := p.mayExportGroup(kickoff, ""); err != nil {
+			return err
+		}
+		return p.findNamed(ctx, kickoff, who)
 	}
 	kickoff.Client, kickoff.Guarded = who.id, who.guarded
 	named, rest, err := p.typesAsked(kickoff, statement)
@@ -28,7 +31,7 @@ func (p *Proxy) narrow(
 		return err
 	}
 	if p.AuthMode == auth.Upstream {
-		if err := p.askUpstream(ctx, kickoff, named, rest, who.headers); err != nil {
+		if err := p.askUpstream(ctx, kickoff, named, rest, who); err != nil {
 			return err
 		}
 		client, err := auth.Accepted(header)
@@ -41,6 +44,12 @@ func (p *Proxy) narrow(
 			named = append(named, "Group")
 		}
 		if err := narrowByScopes(kickoff, named, rest, who.scopes); err != nil {
+			return err
+		}
+		if err := p.mayExportGroup(kickoff, who.id); err != nil {
+			return err // before it is told whether there is such a Group
+		}
+		if err := p.findNamed(ctx, kickoff, who); err != nil {
 			return err
 		}
 	}
@@ -116,23 +125,14 @@ func narrowByScopes(kickoff *state.Kickoff, named, rest []string, scopes auth.Sc
 }
 
 // askUpstream narrows a kick-off by what the FHIR server lets its client read.
-func (p *Proxy) askUpstream(ctx context.Context, kickoff *state.Kickoff, named, rest []string, client http.Header) error {
+func (p *Proxy) askUpstream(ctx context.Context, kickoff *state.Kickoff, named, rest []string, who *asker) error {
 	group, checkCtx := errgroup.WithContext(ctx)
 	group.SetLimit(checksAtOnce)
-	if kickoff.Level == state.Group {
-		group.Go(func() error { return p.checkGroup(checkCtx, kickoff.Group, client) })
-	}
+	client := who.headers
 	for _, typ := range named {
 		group.Go(func() error { return searchRefusal(p.maySearch(checkCtx, typ, client), typ) })
 	}
-	if len(kickoff.Patients) <= maxPatientReads {
-		for _, id := range kickoff.Patients {
-			group.Go(func() error {
-				_, err := p.Client.MayRead(checkCtx, "Patient", id, client)
-				return refused(err, "a Patient that is named in patient")
-			})
-		}
-	}
+	p.askNamed(checkCtx, group, kickoff, who)
 	said := make([]error, len(rest))
 	for i, typ := range rest {
 		group.Go(func() error {
@@ -147,6 +147,43 @@ func (p *Proxy) askUpstream(ctx context.Context, kickoff *state.Kickoff, named, 
 		return orTimeout(ctx, err)
 	}
 	return withhold(kickoff, len(named) > 0, rest, said)
+}
+
+// findNamed asks whether the Group and the Patients that a kick-off names are there: the export would only find it out later.
+func (p *Proxy) findNamed(ctx context.Context, kickoff *state.Kickoff, who *asker) error {
+	group, checkCtx := errgroup.WithContext(ctx)
+	group.SetLimit(checksAtOnce)
+	p.askNamed(checkCtx, group, kickoff, who)
+	return orTimeout(ctx, group.Wait())
+}
+
+// askNamed adds the questions of findNamed to those of a group.
+func (p *Proxy) askNamed(ctx context.Context, group *errgroup.Group, kickoff *state.Kickoff, who *asker) {
+	if kickoff.Level == state.Group {
+		group.Go(func() error { return CheckGroup(p.read(ctx, "Group", kickoff.Group, who)) })
+	}
+	if len(kickoff.Patients) > maxPatientReads {
+		return
+	}
+	for _, id := range kickoff.Patients {
+		group.Go(func() error {
+			_, err := p.read(ctx, "Patient", id, who)
+			return refused(err, "a Patient that is named in patient")
+		})
+	}
+}
+
+// read reads a resource as the client where the server judges clients, or exports are read as them; else as the sidecar,
+// whose own credentials are none of the client's business.
+func (p *Proxy) read(ctx context.Context, typ, id string, who *asker) ([]byte, error) {
+	if p.AuthMode == auth.Upstream || p.Client.Borrows() {
+		return p.Client.MayRead(ctx, typ, id, who.headers)
+	}
+	raw, err := p.Client.Read(ctx, typ, id)
+	if isDenial(err) {
+		err = &refusal{http.StatusForbidden, "forbidden", "the FHIR server does not let the export sidecar read this " + typ}
+	}
+	return raw, err
 }
 
 // withhold takes out of a kick-off the types of which the server does not let its client read all. Where nothing is left the

@@ -57,7 +57,7 @@ func (p *Proxy) who(r *http.Request) (*asker, error) {
 		if err != nil {
 			return nil, tokenRefusal(err)
 		}
-		return &asker{id: client.ID, guarded: true, scopes: client.Scopes}, nil
+		return &asker{id: client.ID, guarded: true, scopes: client.Scopes, headers: p.clientHeaders(r)}, nil
 	}
 	headers := p.clientHeaders(r)
 	return &asker{guarded: len(headers) > 0, headers: headers}, nil
