@@ -103,6 +103,9 @@ func (p *Proxy) asOwner(next func(w http.ResponseWriter, r *http.Request, job *s
 		event.Client = who.id // also of an attempt that is refused
 		if err == nil {
 			event.Job, event.Level = job.ID, job.Kickoff.Level
+			err = p.mayPoll(r, job) // before the server is asked for it
+		}
+		if err == nil {
 			err = p.mayTouch(r, job, who)
 		}
 		if err != nil {
