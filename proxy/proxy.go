@@ -167,10 +167,10 @@ func (p *Proxy) routes() http.Handler {
 	}
 	kickOff := func(level state.Level, below string) {
 		as := func(shape state.Shape) http.HandlerFunc {
-			return p.audited("kick-off", p.asKicker(func(w http.ResponseWriter, r *http.Request, who *asker) {
+			return p.audited("kick-off", func(w http.ResponseWriter, r *http.Request) {
 				eventOf(r).Level = level
-				p.kickOff(w, r, level, shape, who)
-			}))
+				p.asKicker(func(w http.ResponseWriter, r *http.Request, who *asker) { p.kickOff(w, r, level, shape, who) })(w, r)
+			})
 		}
 		ours(below+export, map[string]http.HandlerFunc{http.MethodGet: as(""), http.MethodPost: as("")})
 		ours(below+exportV4, map[string]http.HandlerFunc{http.MethodPost: as(state.Shape4)}) // that version forbids GET
