@@ -89,9 +89,7 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	if err := os.MkdirAll(c.Data, 0o700); err != nil {
 		return nil, fmt.Errorf("make data folder: %w", err)
 	}
-	if err := tighten(filepath.Join(c.Data, "state.db"), filepath.Join(c.Data, "spool"), filepath.Join(c.Data, "ledger")); err != nil {
-		return nil, err
-	}
+	tighten(ctx, log, filepath.Join(c.Data, "state.db"), filepath.Join(c.Data, "spool"), filepath.Join(c.Data, "ledger"))
 	s := &server{config: c, log: log}
 	defer func() {
 		if err != nil {
@@ -157,8 +155,8 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 const othersMay = 0o077
 
 // tighten takes from others what they may do with files and folders of ours that are there: they are made for their owner alone,
-// but a copy that was brought back may not be.
-func tighten(paths ...string) error {
+// but a copy that was brought back, or a volume that is mounted for a group, may have changed that.
+func tighten(ctx context.Context, log *slog.Logger, paths ...string) {
 	for _, path := range paths {
 		info, err := os.Stat(path)
 		if errors.Is(err, fs.ErrNotExist) || err == nil && info.Mode()&othersMay == 0 {
@@ -167,11 +165,10 @@ func tighten(paths ...string) error {
 		if err == nil {
 			err = os.Chmod(path, info.Mode()&^othersMay)
 		}
-		if err != nil {
-			return fmt.Errorf("keep the data folder to its owner: %w", err)
+		if err != nil { // it is another owner's, and may be used all the same
+			log.WarnContext(ctx, "health data can be read by others than the sidecar", "error", err)
 		}
 	}
-	return nil
 }
 
 func newProxy(
