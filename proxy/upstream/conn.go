@@ -53,7 +53,7 @@ func (c *conn) begin(ctx context.Context) {
 
 // await waits for the first bytes of the answer.
 func (c *conn) await() error {
-	n, err := c.Conn.Read(c.first[:])
+	n, err := c.Read(c.first[:])
 	if n == 0 && err != nil {
 		return err
 	}

@@ -32,7 +32,7 @@ func newProbe(conn net.Conn) *probe {
 	p := &probe{raw: raw}
 	p.look = func(fd uintptr) bool {
 		_, _, err := syscall.Recvfrom(int(fd), p.one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		p.quiet = err == syscall.EAGAIN || err == syscall.EINTR //nolint:errorlint // a system call returns the number itself
+		p.quiet = err == syscall.EAGAIN || err == syscall.EINTR
 		return true
 	}
 	return p

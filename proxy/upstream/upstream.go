@@ -79,7 +79,7 @@ func safe(method string) bool {
 // exchange sends a request over a connection and reads the head of the answer.
 func (c *Client) exchange(ctx context.Context, conn *conn, r *http.Request, wire []byte, interim func(*http.Response)) (*Answer, error) {
 	conn.begin(ctx)
-	response, err := conn.roundTrip(r, wire, interim)
+	response, err := conn.roundTrip(r, wire, interim) //nolint:bodyclose // Answer.Done ends it, by its connection
 	if err != nil {
 		conn.abort()
 		if ctx.Err() != nil {
