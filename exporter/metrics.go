@@ -71,9 +71,9 @@ func NewMetrics() *Metrics {
 			Namespace: "sidecar", Name: "upstream_request_seconds", Help: "Time to the first byte of the FHIR server's answers to the exporter, by what was asked.",
 			Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120},
 		}, []string{"request"}),
-		proofs:    counter("export_types_total", "Types of completed exports by the verdict of their proof.", "verdict"),
-		departed:  counter("export_departed_resources_total", "Resources that left a Patient's or Group's increments by an edit.", "type"),
-		missing:   counter("export_missing_resources_total", "Resources that the server counted and that could not be read.", "type"),
+		proofs:   counter("export_types_total", "Types of completed exports by the verdict of their proof.", "verdict"),
+		departed: counter("export_departed_resources_total", "Resources that left a Patient's or Group's increments by an edit.", "type"),
+		missing:  counter("export_missing_resources_total", "Resources that the server counted and that could not be read.", "type"),
 		repaired: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: "sidecar", Name: "export_repaired_resources_total",
 			Help: "Resources that changed before they were read and were taken from the history.",
