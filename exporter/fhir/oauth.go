@@ -93,7 +93,7 @@ func newTokenTransport(certificates *TLS) *http.Transport {
 		Proxy: http.ProxyFromEnvironment, MaxIdleConnsPerHost: 1, IdleConnTimeout: 90 * time.Second, MaxResponseHeaderBytes: 64 << 10,
 	}
 	if certificates != nil {
-		certificates.apply(transport, false)
+		certificates.ApplyTrust(transport)
 	}
 	return transport
 }
