@@ -141,7 +141,7 @@ func searchOne(ctx context.Context, client *fhir.Client) error {
 }
 
 func readStatement(ctx context.Context, client *fhir.Client) error {
-	_, err := client.Capabilities(noContext)
+	_, err := client.Capabilities(ctx)
 	return err
 }
 
@@ -185,11 +185,14 @@ func TestNamesOfTheServerStayInTheirPlace(t *testing.T) {
 			do   func() error
 			path string
 		}{
-			"read":         {func() error { _, err := client.Read(t.Context(), "Patient", id); return err }, "/fhir/Patient/" + path},
-			"row":          {func() error { _, err := client.ReadEntry(t.Context(), "Patient", id); return err }, "/fhir/Patient/" + path},
-			"version":      {func() error { _, err := client.VRead(t.Context(), "Patient", "1", id); return err }, "/fhir/Patient/1/_history/" + path},
-			"history":      {func() error { _, err := client.History(t.Context(), "Patient", id, when, 1); return err }, "/fhir/Patient/" + path + "/_history"},
-			"compartment":  {func() error { _, err := client.Search(t.Context(), fhir.Query{Type: "Condition", Patient: id}); return err }, "/fhir/Patient/" + path + "/Condition"},
+			"read":    {func() error { _, err := client.Read(t.Context(), "Patient", id); return err }, "/fhir/Patient/" + path},
+			"row":     {func() error { _, err := client.ReadEntry(t.Context(), "Patient", id); return err }, "/fhir/Patient/" + path},
+			"version": {func() error { _, err := client.VRead(t.Context(), "Patient", "1", id); return err }, "/fhir/Patient/1/_history/" + path},
+			"history": {func() error { _, err := client.History(t.Context(), "Patient", id, when, 1); return err }, "/fhir/Patient/" + path + "/_history"},
+			"compartment": {func() error {
+				_, err := client.Search(t.Context(), fhir.Query{Type: "Condition", Patient: id})
+				return err
+			}, "/fhir/Patient/" + path + "/Condition"},
 			"as a client":  {func() error { _, err := client.MayRead(t.Context(), "Patient", id, nil); return err }, "/fhir/Patient/" + path},
 			"with a value": {func() error { return valueOf(t, client, id) }, "/fhir/Patient"},
 		} {
