@@ -42,9 +42,12 @@ const conformanceHead = `# Conformance
 What the Bulk Data Export guide asks of a server, requirement by requirement, and what the sidecar does. The page is written by
 the tests in e2e/conformance: the built sidecar stands in front of the in-memory sample server and of a HAPI FHIR server, both of
 which ask their clients for tokens, and a test fails where the page does not say what was found. What is met of tokens and scopes is met
-because the sidecar asks the server with the token of the client before it begins an export and when its status is asked for.
+because the sidecar asks the server with the token of the client before it begins an export and when its status is asked for. The rows on
+TLS, and on files that need a token, were tried with a second sidecar over the same data that has the settings ` + "`tls`" + ` and ` + "`links: stream`" + `, and
+those on what expires with a third one of a short ` + "`retention`" + `.
 
-"Not offered" is what a server may do without. The same tests can be pointed at any other server:
+"Not offered" is what a server may do without, and a row is "met" only where there was something to see. The same tests can be pointed at
+any other server:
 
 ` + "```" + `
 cd e2e && CONFORMANCE_URL=https://fhir.example.org/fhir go test -count=1 -v -run TestConformance ./conformance
