@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
 	"sidecar/exporter/blob"
@@ -87,6 +88,8 @@ type Config struct {
 	LinkClient *http.Client
 	Log        *slog.Logger
 	Metrics    *Metrics
+	// Tracer begins the spans of exports; nil means that nobody traces.
+	Tracer trace.Tracer
 	// Audit keeps the audit trail of how jobs end; nil means that there is none.
 	Audit auditor
 }

@@ -3,7 +3,6 @@ package proxy
 import (
 	"io"
 	"net/http"
-	"strconv"
 
 	"github.com/gorilla/mux"
 
@@ -29,24 +28,27 @@ func (p *Proxy) attachment(w http.ResponseWriter, r *http.Request, job *state.Jo
 		p.refuse(w, r, &refusal{http.StatusNotFound, "not-found", "this export has no such attachment"})
 		return
 	}
+	x, whole := p.begin(r), false
+	defer func() { x.end(whole) }()
 	asks := http.Header{}
 	passHeaders(asks, r.Header, attachmentAsks)
 	answer, err := p.Client.OpenBinary(r.Context(), r.Method, vars["path"], asks)
 	if err != nil {
-		p.upstreamFailed(w, r, err)
+		p.upstreamFailed(w, r, x, err)
 		return
 	}
 	defer func() { _ = answer.Body.Close() }() // an answer that was not read whole ends the request below
 	if err := passAttachment(w, answer); err != nil {
-		p.Metrics.requests.WithLabelValues(strconv.Itoa(err.status)).Inc()
+		x.answered(err.status, false)
 		p.refuse(w, r, err)
 		return
 	}
-	p.Metrics.requests.WithLabelValues(strconv.Itoa(answer.StatusCode)).Inc()
+	x.answered(answer.StatusCode, true)
 	if _, err := io.Copy(w, answer.Body); err != nil {
 		p.Log.DebugContext(r.Context(), "attachment not delivered", "job", job.ID, "error", fhir.Cause(err))
 		panic(http.ErrAbortHandler) // the client shall not take a part for the whole
 	}
+	whole = true
 }
 
 // passAttachment begins to answer as the server does, up to the body. What it cannot pass on is refused.

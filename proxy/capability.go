@@ -155,7 +155,7 @@ func insert(document []byte, insertions []insertion) []byte {
 // newStatementForwarder forwards GET and HEAD of metadata and completes the answer, so that clients discover the operations.
 // The answer to HEAD needs the completed statement, too: it has its length.
 func (p *Proxy) newStatementForwarder() http.Handler {
-	forward := p.newForwarder()
+	forward := p.newLongWay()
 	forward.Rewrite = func(r *httputil.ProxyRequest) {
 		p.rewrite(r)
 		r.Out.Method = http.MethodGet
@@ -164,16 +164,18 @@ func (p *Proxy) newStatementForwarder() http.Handler {
 		r.Out.Header.Del("If-None-Match")
 		r.Out.Header.Del("If-Modified-Since")
 	}
-	return verbatim(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return p.exchanged(func(w http.ResponseWriter, r *http.Request, x *exchange) {
 		to := *forward
+		to.ErrorHandler = func(w http.ResponseWriter, r *http.Request, err error) { p.upstreamFailed(w, r, x, err) }
 		to.ModifyResponse = func(response *http.Response) error {
 			if err := p.completeStatement(response, r); err != nil {
 				return err
 			}
-			return p.seen(response)
+			x.answered(response.StatusCode, true)
+			return nil
 		}
-		to.ServeHTTP(w, r)
-	}))
+		verbatim(&to).ServeHTTP(w, r)
+	})
 }
 
 // completeStatement completes the answer to a client's request.

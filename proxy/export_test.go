@@ -1,6 +1,14 @@
 package proxy
 
-import "time"
+import (
+	"net/http"
+	"time"
+
+	"github.com/gorilla/mux"
+)
+
+// Routes are those of a handler that New returned.
+func Routes(handler http.Handler) *mux.Router { return handler.(*front).routes }
 
 // RetryAfter is the pause until the next poll of a job that has come this far in that time.
 func RetryAfter(elapsed time.Duration, percent int64) int { return retryAfter(elapsed, percent) }

@@ -3,167 +3,38 @@ package proxy
 import (
 	"context"
 	"errors"
-	"io"
-	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httputil"
-	"net/url"
-	"strconv"
-	"strings"
-	"sync"
-	"time"
 
 	"sidecar/exporter/fhir"
 )
 
-const (
-	// bufferSize is the size in bytes of the copy buffers; searches come chunked, and larger reads save system calls.
-	bufferSize = 64 << 10
-	// flushPause is how long a part of an answer of known length may wait for the next one before the client gets it.
-	// Answers of unknown length are never held back.
-	flushPause = 5 * time.Millisecond
-)
-
-// newForwarder returns the handler that passes a request on as it is.
-func (p *Proxy) newForwarder() *httputil.ReverseProxy {
-	return &httputil.ReverseProxy{
-		Rewrite:        p.rewrite,
-		Transport:      p.Transport,
-		FlushInterval:  flushPause,
-		BufferPool:     &bufferPool{},
-		ErrorHandler:   p.upstreamFailed,
-		ModifyResponse: p.seen,
-		ErrorLog:       slog.NewLogLogger(quietHandler{p.Log.Handler()}, slog.LevelDebug),
-	}
-}
-
-// verbatim switches off what net/http would add of its own: guessing the Content-Type of an answer that comes without
-// one.
-func verbatim(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { next.ServeHTTP(unguessed{w}, r) })
-}
-
-// unguessed is a writer whose answers have a Content-Type only where the server gave one. It decides with each status,
-// because ReverseProxy empties the header behind an interim answer.
-type unguessed struct{ http.ResponseWriter }
-
-// WriteHeader sends the header as it is.
-func (u unguessed) WriteHeader(status int) {
-	if header := u.Header(); header["Content-Type"] == nil {
-		header["Content-Type"] = nil
-	}
-	u.ResponseWriter.WriteHeader(status)
-}
-
-// Unwrap lets flushes and upgrades through.
-func (u unguessed) Unwrap() http.ResponseWriter { return u.ResponseWriter }
-
-// newTransport makes the transport of forwarded requests.
-func newTransport(certificates *fhir.TLS) *http.Transport {
-	transport := &http.Transport{
-		DialContext:         (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-		TLSHandshakeTimeout: 10 * time.Second,
-		// The default of two idle connections a host would mean to dial for nearly every request.
-		MaxIdleConnsPerHost: 4096,
-		IdleConnTimeout:     90 * time.Second,
-		ReadBufferSize:      16 << 10,
-		WriteBufferSize:     8 << 10,
-		// The body must arrive as the server encoded it.
-		DisableCompression: true,
-	}
-	if certificates != nil {
-		certificates.Apply(transport)
-	}
-	return transport
-}
-
-// rewrite sends the request to the upstream's host and leaves the rest alone.
-func (p *Proxy) rewrite(r *httputil.ProxyRequest) {
-	out := r.Out
-	out.URL.Scheme, out.URL.Host = p.Upstream.Scheme, p.Upstream.Host
-	// ReverseProxy drops parameters that it cannot parse; the server shall see them.
-	out.URL.RawQuery, out.URL.ForceQuery = r.In.URL.RawQuery, r.In.URL.ForceQuery
-	verbatimPath(out.URL, r.In.RequestURI)
-	// net/http fills the client's map at the end of the body; the copy would stay empty.
-	out.Trailer = r.In.Trailer
-	if out.Body != nil {
-		out.Body = &endedBody{ReadCloser: out.Body}
-	}
-	out.Host = r.In.Host
-	if p.UpstreamHost != "" {
-		out.Host = p.UpstreamHost
-	}
-	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
-		if values, ok := r.In.Header[name]; ok { // Rewrite is handed the request without them
-			out.Header[name] = values
+// newForwarder returns the handler that passes a request on as it is: the short way if it can go there, else the long one.
+func (p *Proxy) newForwarder() http.Handler {
+	long := verbatim(p.newLongWay())
+	return p.exchanged(func(w http.ResponseWriter, r *http.Request, x *exchange) {
+		if p.short != nil && p.short.takes(r) {
+			p.short.serve(w, r, x)
+			return
 		}
-	}
-	appendForwardedFor(out.Header, r.In.RemoteAddr)
-	setIfAbsent(out.Header, "X-Forwarded-Host", r.In.Host)
-	setIfAbsent(out.Header, "X-Forwarded-Proto", scheme(r.In))
+		long.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x)))
+	})
 }
 
-// verbatimPath keeps a path byte for byte that Go would escape anew, such as one with a raw "|".
-func verbatimPath(u *url.URL, requestURI string) {
-	path, _, _ := strings.Cut(requestURI, "?")
-	if path != u.EscapedPath() && strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "//") {
-		u.Opaque = path
-	}
-}
-
-// endedBody remembers the end of a request's body. The transport asks once more behind the last byte; if a quick answer
-// has made the server close the body by then, that read would fail and cut the answer short (golang/go#40747).
-type endedBody struct {
-	io.ReadCloser
-	ended bool
-}
-
-// Read reads until the first end.
-func (b *endedBody) Read(p []byte) (int, error) {
-	if b.ended {
-		return 0, io.EOF
-	}
-	n, err := b.ReadCloser.Read(p)
-	b.ended = errors.Is(err, io.EOF)
-	return n, err
-}
-
-func appendForwardedFor(header http.Header, remote string) {
-	client, _, err := net.SplitHostPort(remote)
-	if err != nil {
-		return
-	}
-	if before := header["X-Forwarded-For"]; len(before) > 0 {
-		client = strings.Join(before, ", ") + ", " + client
-	}
-	header.Set("X-Forwarded-For", client)
-}
-
-func setIfAbsent(header http.Header, name, value string) {
-	if _, ok := header[name]; !ok {
-		header.Set(name, value)
-	}
-}
-
-func scheme(r *http.Request) string {
-	if r.TLS != nil {
-		return "https"
-	}
-	return "http"
-}
-
-// seen counts an answer that is passed on.
-func (p *Proxy) seen(response *http.Response) error {
-	p.Metrics.requests.WithLabelValues(strconv.Itoa(response.StatusCode)).Inc()
-	answeredWrite(response)
-	return nil
+// exchanged frames what forwards a request.
+func (p *Proxy) exchanged(forward func(http.ResponseWriter, *http.Request, *exchange)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		x, whole := p.begin(r), false
+		defer func() { x.end(whole) }() // also when the answer is cut off by a panic
+		forward(w, r, x)
+		whole = r.Context().Err() == nil
+	})
 }
 
 // upstreamFailed answers for a server that did not.
-func (p *Proxy) upstreamFailed(w http.ResponseWriter, r *http.Request, err error) {
-	if r.Context().Err() != nil { // the client has left
-		p.Metrics.requests.WithLabelValues("499").Inc()
+func (p *Proxy) upstreamFailed(w http.ResponseWriter, r *http.Request, x *exchange, err error) {
+	if r.Context().Err() != nil || errors.Is(err, errClientLeft) {
+		x.answered(statusClientLeft, false)
 		panic(http.ErrAbortHandler)
 	}
 	failure := &refusal{http.StatusBadGateway, "transient", "the FHIR server cannot be reached"}
@@ -171,30 +42,7 @@ func (p *Proxy) upstreamFailed(w http.ResponseWriter, r *http.Request, err error
 	if errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout() {
 		failure = &refusal{http.StatusGatewayTimeout, "timeout", "the FHIR server did not answer in time"}
 	}
-	p.Metrics.requests.WithLabelValues(strconv.Itoa(failure.status)).Inc()
+	x.answered(failure.status, false)
 	p.Log.WarnContext(r.Context(), "request not forwarded", "error", fhir.Cause(err))
 	p.refuse(w, r, failure)
 }
-
-// bufferPool lends copy buffers to ReverseProxy.
-type bufferPool struct{ pool sync.Pool }
-
-// Get lends a buffer.
-func (b *bufferPool) Get() []byte {
-	if buffer, ok := b.pool.Get().(*[]byte); ok {
-		return *buffer
-	}
-	return make([]byte, bufferSize)
-}
-
-// Put takes it back.
-func (b *bufferPool) Put(buffer []byte) { b.pool.Put(&buffer) }
-
-// quietHandler keeps ReverseProxy's own lines, which may hold addresses, out of the log; what matters is logged by
-// upstreamFailed.
-type quietHandler struct{ slog.Handler }
-
-// Enabled says no.
-func (quietHandler) Enabled(context.Context, slog.Level) bool { return false }
-
-var _ httputil.BufferPool = (*bufferPool)(nil)

@@ -154,7 +154,7 @@ func TestMatrixOfWhoMayDoWhat(t *testing.T) {
 				}
 			}
 			if mode != auth.None {
-				checkEachRouteHasARow(t, h.handler.(*mux.Router), rows)
+				checkEachRouteHasARow(t, proxy.Routes(h.handler), rows)
 			}
 		})
 	}

@@ -1,6 +1,9 @@
 package proxy
 
 import (
+	"strconv"
+	"sync/atomic"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"sidecar/state"
@@ -9,6 +12,8 @@ import (
 // Metrics are the counters of the front door. No label holds a path.
 type Metrics struct {
 	requests *prometheus.CounterVec
+	// byStatus are the counters of requests that have been used, so that a request looks no label up.
+	byStatus [1000]atomic.Pointer[prometheus.Counter]
 	kickOffs *prometheus.CounterVec
 }
 
@@ -29,6 +34,21 @@ func NewMetrics() *Metrics {
 		}
 	}
 	return m
+}
+
+// requested counts a forwarded request.
+func (m *Metrics) requested(status int) {
+	if status < 0 || status >= len(m.byStatus) {
+		m.requests.WithLabelValues(strconv.Itoa(status)).Inc()
+		return
+	}
+	counter := m.byStatus[status].Load()
+	if counter == nil {
+		made := m.requests.WithLabelValues(strconv.Itoa(status))
+		counter = &made
+		m.byStatus[status].Store(counter)
+	}
+	(*counter).Inc()
 }
 
 // Collectors returns what has to be registered.

@@ -92,7 +92,7 @@ type Config struct {
 	Writes *Writes
 	// UpstreamTLS are the certificates for the proxy's own transport, nil for the system's and none.
 	UpstreamTLS *fhir.TLS
-	// Transport forwards; nil means one of the proxy's own.
+	// Transport forwards everything; nil means the proxy's own means, which are faster.
 	Transport http.RoundTripper
 	Log       *slog.Logger
 	Metrics   *Metrics
@@ -108,6 +108,7 @@ type Proxy struct {
 	// requests are those of clients on our routes, polls the status requests of jobs.
 	requests, polls throttle
 	forward         http.Handler
+	short           *shortWay // nil where everything goes the long way
 }
 
 // New returns the handler for all requests of clients. It fails when a part of cfg is missing.
@@ -130,21 +131,39 @@ func New(cfg Config) (http.Handler, error) {
 	if cfg.Links == "" {
 		cfg.Links = Signed
 	}
-	if cfg.Transport == nil {
-		cfg.Transport = newTransport(cfg.UpstreamTLS)
-	}
 	if cfg.Metrics == nil {
 		cfg.Metrics = NewMetrics()
 	}
 	p := &Proxy{Config: cfg, basePath: strings.TrimRight(cfg.Upstream.EscapedPath(), "/")}
-	p.forward = verbatim(p.newForwarder())
-	if cfg.Writes != nil {
-		p.forward = cfg.Writes.watched(p.forward)
+	if p.Transport == nil {
+		transport := newTransport(p.UpstreamTLS)
+		p.Transport, p.short = transport, p.newShortWay(transport)
 	}
+	p.forward = p.newForwarder()
 	if !cfg.Intercept {
 		return p.forward, nil
 	}
-	return p.routes(), nil
+	return &front{routes: p.routes(), forward: p.forward}, nil
+}
+
+// front answers what the routes decide, and forwards the rest.
+type front struct {
+	routes  *mux.Router
+	forward http.Handler
+}
+
+// ServeHTTP asks the router only about paths that may be ours: to ask costs more than the test.
+func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if mayBeOurs(r.URL.Path) {
+		f.routes.ServeHTTP(w, r)
+		return
+	}
+	f.forward.ServeHTTP(w, r)
+}
+
+// mayBeOurs tells whether a path can be one of routes: all of them have one of these marks.
+func mayBeOurs(path string) bool {
+	return strings.Contains(path, "$") || strings.HasSuffix(path, "/metadata")
 }
 
 // exportV4Name is the operation whose manifest has the form of the guide's version 4.
@@ -160,17 +179,17 @@ const (
 )
 
 // routes decides what is ours. Paths are matched in their raw form, so that a "%2F" never becomes a separator.
-func (p *Proxy) routes() http.Handler {
+func (p *Proxy) routes() *mux.Router {
 	router := mux.NewRouter().SkipClean(true).UseEncodedPath()
 	ours := func(path string, methods map[string]http.HandlerFunc) {
 		router.Path(p.basePath + path).Handler(p.methods(methods))
 	}
 	kickOff := func(level state.Level, below string) {
 		as := func(shape state.Shape) http.HandlerFunc {
-			return p.audited("kick-off", p.asKicker(func(w http.ResponseWriter, r *http.Request, who *asker) {
+			return p.audited("kick-off", func(w http.ResponseWriter, r *http.Request) {
 				eventOf(r).Level = level
-				p.kickOff(w, r, level, shape, who)
-			}))
+				p.asKicker(func(w http.ResponseWriter, r *http.Request, who *asker) { p.kickOff(w, r, level, shape, who) })(w, r)
+			})
 		}
 		ours(below+export, map[string]http.HandlerFunc{http.MethodGet: as(""), http.MethodPost: as("")})
 		ours(below+exportV4, map[string]http.HandlerFunc{http.MethodPost: as(state.Shape4)}) // that version forbids GET

@@ -106,27 +106,3 @@ func isWrite(r *http.Request) bool {
 	}
 	return true
 }
-
-type writeKey struct{}
-
-// watched notes the writes among forwarded requests.
-func (w *Writes) watched(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		if !isWrite(r) {
-			next.ServeHTTP(rw, r)
-			return
-		}
-		open := w.begin()
-		whole := false
-		defer func() { w.end(open, whole) }() // also when the answer is cut off by a panic
-		next.ServeHTTP(rw, r.WithContext(context.WithValue(r.Context(), writeKey{}, open)))
-		whole = r.Context().Err() == nil
-	})
-}
-
-// answeredWrite notes the server's status, if the request was a write. 202 and 504 say that it goes on.
-func answeredWrite(response *http.Response) {
-	if open, ok := response.Request.Context().Value(writeKey{}).(*write); ok {
-		open.answered = response.StatusCode != http.StatusAccepted && response.StatusCode != http.StatusGatewayTimeout
-	}
-}

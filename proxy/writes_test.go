@@ -3,10 +3,9 @@ package proxy
 import (
 	"context"
 	"io"
-	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
 	"net/url"
 	"strings"
 	"testing"
@@ -60,12 +59,10 @@ func TestWaitForWritesInFlight(t *testing.T) {
 					}
 					return &http.Response{StatusCode: test.status, Header: http.Header{}, Body: io.NopCloser(body), Request: r}, nil
 				})
-				forward := &httputil.ReverseProxy{
-					Transport: transport, Rewrite: func(p *httputil.ProxyRequest) { p.SetURL(&url.URL{Scheme: "http", Host: "fhir"}) },
-					ModifyResponse: func(r *http.Response) error { answeredWrite(r); return nil },
-					ErrorLog:       log.New(io.Discard, "", 0),
-					ErrorHandler:   func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
-				}
+				p := &Proxy{Config: Config{
+					Upstream: &url.URL{Scheme: "http", Host: "fhir"}, Transport: transport, Writes: writes, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(),
+				}}
+				forward := p.newForwarder()
 				at := time.Now().Add(2 * time.Second) // T
 				// ReverseProxy aborts a cut answer only below a server.
 				ctx, leave := context.WithCancel(context.WithValue(t.Context(), http.ServerContextKey, &http.Server{}))
@@ -77,7 +74,7 @@ func TestWaitForWritesInFlight(t *testing.T) {
 						time.AfterFunc(test.leaves, leave)
 					}
 					r := httptest.NewRequestWithContext(ctx, test.method, "/Patient/1"+test.path, strings.NewReader("{}"))
-					writes.watched(forward).ServeHTTP(httptest.NewRecorder(), r)
+					forward.ServeHTTP(httptest.NewRecorder(), r)
 				}()
 				<-time.After(time.Until(at))
 				synctest.Wait()

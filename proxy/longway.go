@@ -1,0 +1,178 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"time"
+
+	"sidecar/exporter/fhir"
+)
+
+const (
+	// bufferSize is the size in bytes of the copy buffers; searches come chunked, and larger reads save system calls.
+	bufferSize = 64 << 10
+	// flushPause is how long a part of an answer of known length may wait for the next one before the client gets it.
+	// Answers of unknown length are never held back.
+	flushPause = 5 * time.Millisecond
+	// dialTimeout bounds the making of a connection, its handshake included.
+	dialTimeout = 10 * time.Second
+)
+
+// newLongWay returns the forwarder for what the short way does not take: upgrades, requests that wait for a 100, large bodies and
+// those of unknown length, and servers that speak another version of HTTP.
+func (p *Proxy) newLongWay() *httputil.ReverseProxy {
+	return &httputil.ReverseProxy{
+		Rewrite:       p.rewrite,
+		Transport:     p.Transport,
+		FlushInterval: flushPause,
+		BufferPool:    bufferPool{},
+		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			p.upstreamFailed(w, r, exchangeOf(r.Context()), err)
+		},
+		ModifyResponse: func(response *http.Response) error {
+			exchangeOf(response.Request.Context()).answered(response.StatusCode, true)
+			return nil
+		},
+		ErrorLog: slog.NewLogLogger(quietHandler{p.Log.Handler()}, slog.LevelDebug),
+	}
+}
+
+// verbatim switches off what net/http would add of its own: guessing the Content-Type of an answer that comes without
+// one.
+func verbatim(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { next.ServeHTTP(unguessed{w}, r) })
+}
+
+// unguessed is a writer whose answers have a Content-Type only where the server gave one. It decides with each status,
+// because ReverseProxy empties the header behind an interim answer.
+type unguessed struct{ http.ResponseWriter }
+
+// WriteHeader sends the header as it is.
+func (u unguessed) WriteHeader(status int) {
+	noGuess(u.Header())
+	u.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap lets flushes and upgrades through.
+func (u unguessed) Unwrap() http.ResponseWriter { return u.ResponseWriter }
+
+// newTransport makes the transport of forwarded requests.
+func newTransport(certificates *fhir.TLS) *http.Transport {
+	transport := &http.Transport{
+		DialContext:         newDialer().DialContext,
+		TLSHandshakeTimeout: dialTimeout,
+		// The default of two idle connections a host would mean to dial for nearly every request.
+		MaxIdleConnsPerHost: 4096,
+		IdleConnTimeout:     90 * time.Second,
+		ReadBufferSize:      16 << 10,
+		WriteBufferSize:     8 << 10,
+		// The body must arrive as the server encoded it.
+		DisableCompression: true,
+	}
+	if certificates != nil {
+		certificates.Apply(transport)
+	}
+	return transport
+}
+
+func newDialer() *net.Dialer { return &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second} }
+
+// rewrite sends the request to the upstream's host and leaves the rest alone.
+func (p *Proxy) rewrite(r *httputil.ProxyRequest) {
+	out := r.Out
+	out.URL.Scheme, out.URL.Host = p.Upstream.Scheme, p.Upstream.Host
+	// ReverseProxy drops parameters that it cannot parse; the server shall see them.
+	out.URL.RawQuery, out.URL.ForceQuery = r.In.URL.RawQuery, r.In.URL.ForceQuery
+	verbatimPath(out.URL, r.In.RequestURI)
+	// net/http fills the client's map at the end of the body; the copy would stay empty.
+	out.Trailer = r.In.Trailer
+	if out.Body != nil {
+		out.Body = &endedBody{ReadCloser: out.Body}
+	}
+	out.Host = r.In.Host
+	if p.UpstreamHost != "" {
+		out.Host = p.UpstreamHost
+	}
+	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
+		if values, ok := r.In.Header[name]; ok { // Rewrite is handed the request without them
+			out.Header[name] = values
+		}
+	}
+	appendForwardedFor(out.Header, r.In.RemoteAddr)
+	setIfAbsent(out.Header, "X-Forwarded-Host", r.In.Host)
+	setIfAbsent(out.Header, "X-Forwarded-Proto", scheme(r.In))
+}
+
+// verbatimPath keeps a path byte for byte that Go would escape anew, such as one with a raw "|".
+func verbatimPath(u *url.URL, requestURI string) {
+	path, _, _ := strings.Cut(requestURI, "?")
+	if path != u.EscapedPath() && strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "//") {
+		u.Opaque = path
+	}
+}
+
+// endedBody remembers the end of a request's body. The transport asks once more behind the last byte; if a quick answer
+// has made the server close the body by then, that read would fail and cut the answer short (golang/go#40747).
+type endedBody struct {
+	io.ReadCloser
+	ended bool
+}
+
+// Read reads until the first end.
+func (b *endedBody) Read(p []byte) (int, error) {
+	if b.ended {
+		return 0, io.EOF
+	}
+	n, err := b.ReadCloser.Read(p)
+	b.ended = errors.Is(err, io.EOF)
+	return n, err
+}
+
+func appendForwardedFor(header http.Header, remote string) {
+	client, _, err := net.SplitHostPort(remote)
+	if err != nil {
+		return
+	}
+	if before := header["X-Forwarded-For"]; len(before) > 0 {
+		client = strings.Join(before, ", ") + ", " + client
+	}
+	header.Set("X-Forwarded-For", client)
+}
+
+func setIfAbsent(header http.Header, name, value string) {
+	if _, ok := header[name]; !ok {
+		header.Set(name, value)
+	}
+}
+
+func scheme(r *http.Request) string {
+	if r.TLS != nil {
+		return "https"
+	}
+	return "http"
+}
+
+// bufferPool lends copy buffers to ReverseProxy.
+type bufferPool struct{}
+
+// Get lends a buffer.
+func (bufferPool) Get() []byte { return buffers.Get().(*[bufferSize]byte)[:] }
+
+// Put takes it back.
+func (bufferPool) Put(buffer []byte) { buffers.Put((*[bufferSize]byte)(buffer)) }
+
+// quietHandler keeps ReverseProxy's own lines, which may hold addresses, out of the log; what matters is logged by
+// upstreamFailed.
+type quietHandler struct{ slog.Handler }
+
+// Enabled says no.
+func (quietHandler) Enabled(context.Context, slog.Level) bool { return false }
+
+var _ httputil.BufferPool = (*bufferPool)(nil)

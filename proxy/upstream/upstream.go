@@ -1,0 +1,213 @@
+// Package upstream is the short way to the FHIR server: an HTTP/1.1 client that sends a request and reads its answer in the
+// goroutine that asks. net/http's Transport hands each request to two goroutines and back, which costs a proxy more than all the
+// rest of its work; for what it can do besides (HTTP/2, upgrades, bodies of unknown length) the proxy goes on using it.
+//
+// Promises: an answer belongs to its request, or the connection is not used again; a request that is not safe is sent once; no
+// answer is cut short without an error; a caller whose context ends gets back at once, and the server sees the connection close;
+// nothing is kept per waiting request but one small buffer. Answers are parsed by net/http.
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+const (
+	// idleTimeout is how long a connection is kept for the next request, maxIdle how many of them.
+	idleTimeout = 90 * time.Second
+	maxIdle     = 4096
+	// maxInterim is how many interim answers (1xx) may come before the final one.
+	maxInterim = 10
+)
+
+// Client keeps connections to one server. Its methods may be called from any goroutine.
+type Client struct {
+	// Dial opens a connection, with TLS where the server has it.
+	Dial func(ctx context.Context) (net.Conn, error)
+
+	mu sync.Mutex
+	// idle are the connections without a request, the one used last at the end.
+	idle []*conn
+	// reaper closes what has been idle for too long; nil while nothing is idle.
+	reaper *time.Timer
+}
+
+// Answer is the server's final answer to a request. Done must be called.
+type Answer struct {
+	*http.Response
+
+	client *Client
+	conn   *conn
+}
+
+// Send sends a request and returns the final answer, of which the head has been read. wire holds the request as it goes over the
+// line, body included; r is the request that it was made of. Interim answers are handed to interim. When a connection that was
+// kept turns out to be dead before it brought a byte of an answer, a safe request is sent again over a new one.
+//
+// The error is that of the connection, or of an answer that is not HTTP.
+func (c *Client) Send(r *http.Request, wire []byte, interim func(*http.Response)) (*Answer, error) {
+	ctx := r.Context()
+	if kept := c.take(); kept != nil {
+		answer, err := c.exchange(ctx, kept, r, wire, interim)
+		if err == nil || kept.answered || !safe(r.Method) || ctx.Err() != nil {
+			return answer, err
+		}
+	}
+	raw, err := c.Dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return c.exchange(ctx, newConn(raw), r, wire, interim)
+}
+
+// safe tells whether nothing is changed by a method (RFC 9110, section 9.2.1). A PUT or DELETE that is sent twice has the same
+// effect, but may leave one version more.
+func safe(method string) bool {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
+		return true
+	}
+	return false
+}
+
+// exchange sends a request over a connection and reads the head of the answer.
+func (c *Client) exchange(ctx context.Context, conn *conn, r *http.Request, wire []byte, interim func(*http.Response)) (*Answer, error) {
+	conn.begin(ctx)
+	response, err := conn.roundTrip(r, wire, interim) //nolint:bodyclose // Answer.Done ends it, by its connection
+	if err != nil {
+		conn.abort()
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		return nil, err
+	}
+	return &Answer{Response: response, client: c, conn: conn}, nil
+}
+
+// Paused tells whether the server has sent nothing yet beyond what was read.
+func (a *Answer) Paused() bool { return a.conn.buffered() == 0 }
+
+// Done ends an answer. Its connection is kept for the next request if whole tells that the body was read to its end; if not, it
+// is closed, so that the server sees that nobody reads on.
+func (a *Answer) Done(whole bool) {
+	if whole && a.conn.end() && !a.Close && a.StatusCode != http.StatusSwitchingProtocols {
+		a.client.keep(a.conn)
+		return
+	}
+	a.conn.abort()
+}
+
+// take returns a connection that is still good, nil for none.
+func (c *Client) take() *conn {
+	for {
+		c.mu.Lock()
+		last := len(c.idle) - 1
+		if last < 0 {
+			c.mu.Unlock()
+			return nil
+		}
+		conn := c.idle[last]
+		c.idle[last], c.idle = nil, c.idle[:last]
+		c.mu.Unlock()
+		if conn.quiet() {
+			return conn
+		}
+		conn.abort()
+	}
+}
+
+// keep puts a connection behind the others.
+func (c *Client) keep(conn *conn) {
+	conn.idleSince = time.Now()
+	c.mu.Lock()
+	if len(c.idle) < maxIdle {
+		c.idle = append(c.idle, conn)
+		if c.reaper == nil {
+			c.reaper = time.AfterFunc(idleTimeout, c.reap)
+		}
+		conn = nil
+	}
+	c.mu.Unlock()
+	if conn != nil {
+		conn.abort()
+	}
+}
+
+// reap closes the connections that nobody has used for idleTimeout.
+func (c *Client) reap() {
+	c.mu.Lock()
+	old := 0
+	for old < len(c.idle) && time.Since(c.idle[old].idleSince) >= idleTimeout {
+		old++
+	}
+	dead := append([]*conn(nil), c.idle[:old]...)
+	c.idle = append(c.idle[:0], c.idle[old:]...)
+	clear(c.idle[len(c.idle) : len(c.idle)+old])
+	c.reaper = nil
+	if len(c.idle) > 0 {
+		c.reaper = time.AfterFunc(time.Until(c.idle[0].idleSince.Add(idleTimeout)), c.reap)
+	}
+	c.mu.Unlock()
+	for _, conn := range dead {
+		conn.abort()
+	}
+}
+
+// CloseIdle closes the connections without a request.
+func (c *Client) CloseIdle() {
+	c.mu.Lock()
+	dead := c.idle
+	c.idle = nil
+	c.mu.Unlock()
+	for _, conn := range dead {
+		conn.abort()
+	}
+}
+
+var (
+	errInterim  = errors.New("upstream: too many interim answers")
+	errSwitched = errors.New("upstream: another protocol that nobody asked for")
+	errHead     = errors.New("upstream: the head of the answer is too large")
+)
+
+// roundTrip writes the request and reads answers up to the final one.
+func (c *conn) roundTrip(r *http.Request, wire []byte, interim func(*http.Response)) (*http.Response, error) {
+	if _, err := c.Write(wire); err != nil {
+		// The server may have answered and closed without reading on.
+		if response, readErr := c.readAnswer(r, interim); readErr == nil {
+			response.Close = true
+			return response, nil
+		}
+		return nil, fmt.Errorf("upstream: send request: %w", err)
+	}
+	return c.readAnswer(r, interim)
+}
+
+func (c *conn) readAnswer(r *http.Request, interim func(*http.Response)) (*http.Response, error) {
+	if err := c.await(); err != nil {
+		return nil, fmt.Errorf("upstream: await answer: %w", err)
+	}
+	for range maxInterim {
+		c.headLeft = maxHead
+		response, err := http.ReadResponse(c.reader, r)
+		c.headLeft = -1
+		switch {
+		case err != nil && errors.Is(err, io.EOF):
+			return nil, fmt.Errorf("upstream: read answer: %w", io.ErrUnexpectedEOF)
+		case err != nil:
+			return nil, fmt.Errorf("upstream: read answer: %w", err)
+		case response.StatusCode == http.StatusSwitchingProtocols:
+			return nil, errSwitched
+		case response.StatusCode >= http.StatusOK:
+			return response, nil
+		}
+		interim(response)
+	}
+	return nil, errInterim
+}
