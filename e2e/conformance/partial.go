@@ -49,11 +49,8 @@ const earlyPolls = 6
 // was seen. Then it lets the export end, or fail.
 func (c *check) partialExport(fail bool) *partialRun {
 	run := &partialRun{}
-	release := func() {}
-	if c.Hold != nil {
-		release = c.Hold("Patient")
-		defer func() { release() }()
-	}
+	release := c.hold("Patient")
+	defer release()
 	e, err := c.begin(c.ctx, kickoff{path: "Patient/$export", query: "_type=Condition,Immunization,Observation,Patient&allowPartialManifests=true"})
 	if err == nil && e.accepted.status != http.StatusAccepted {
 		err = &refusal{e.accepted}

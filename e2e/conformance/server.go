@@ -24,8 +24,8 @@ type Server struct {
 	// Fail makes the FHIR server behind refuse what exports read of a type with a status until it is mended. An empty
 	// type means whatever it is asked, by clients too. Nil where the suite cannot do that.
 	Fail func(typ string, status int) (mend func())
-	// Hold makes the FHIR server behind answer exports' reads of a type only when it is let go. Nil where the suite
-	// cannot do that.
+	// Hold makes the FHIR server behind answer exports' reads of a type only when it is let go by all who hold it; release
+	// may be called again. Nil where the suite cannot do that.
 	Hold func(typ string) (release func())
 	// TokenFiles is the FHIR base of an installation over the same data whose files need a token, as the status does; empty
 	// where there is none, or where those at Base do.
