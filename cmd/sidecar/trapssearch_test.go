@@ -248,7 +248,10 @@ func trapRestartBetweenPages(t *testing.T) {
 		},
 		Hang: true, Times: -1,
 	})
-	s := startSidecar(t, upstream, func(c *config) { c.PageRows, c.WritesPassHere = 1, true })
+	s := startSidecar(t, upstream, func(c *config) {
+		c.PageRows, c.WritesPassHere = 1, true
+		c.Settle = time.Microsecond // what is read within it is not shown at once
+	})
 	status := s.kickOff("/$export?_type=Observation,Patient&allowPartialManifests=true")
 	var first reply
 	until(t, "first page", func() bool {
