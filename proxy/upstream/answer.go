@@ -61,7 +61,7 @@ func (c *conn) readAnswer(r *http.Request, header http.Header, interim func(stat
 	reader := c.lend()
 	for range maxInterim {
 		c.headLeft = maxHead
-		response, err := http.ReadResponse(reader, r)
+		response, err := http.ReadResponse(reader, r) //nolint:bodyclose // Answer.Done ends it, by its connection
 		c.headLeft = -1
 		switch {
 		case err != nil && errors.Is(err, io.EOF):

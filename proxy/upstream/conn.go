@@ -86,10 +86,10 @@ func (c *conn) watch() {
 
 // read reads from the connection.
 func (c *conn) read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
+	n, err := c.Read(p)
 	if n == 0 && c.unwatch == nil && errors.Is(err, os.ErrDeadlineExceeded) {
 		c.watch()
-		return c.Conn.Read(p)
+		return c.Read(p)
 	}
 	return n, err
 }
