@@ -14,7 +14,7 @@ const (
 	maxPasses = 5
 	// slackRows and slackTimes say how many more rows pages may hold than the server counted: those that were written meanwhile,
 	// or twice as many, as by a count that is old. A server whose pages go on behind that makes them up.
-	slackRows, slackTimes = 10_000, 2
+	slackRows, slackTimes = 1000, 2
 )
 
 // errExpired tells that the server forgot the search behind a next link. The rows are read again from the start.
@@ -220,10 +220,8 @@ func (w *walk) pass(ctx context.Context, q fhir.Query, take func(*fhir.Entry) er
 		if next == "" {
 			return int64(len(ids.seen)), nil
 		}
-		if w.most > 0 && int64(len(ids.seen)) > w.most {
-			return 0, fmt.Errorf("the server's pages hold far more rows than it counts: %w", errIncomplete)
-		}
-		if !links.goesOn(next, len(ids.seen) > known) {
+		tooMany := w.most > 0 && int64(len(ids.seen)) > w.most
+		if tooMany || !links.goesOn(next, len(ids.seen) > known) {
 			if w.profile.Counts { // the count tells whether all rows were met by then
 				return int64(len(ids.seen)), nil
 			}

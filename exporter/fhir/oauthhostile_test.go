@@ -30,7 +30,7 @@ func TestHostileTokenEndpoint(t *testing.T) {
 		},
 		"headers without end": func(w http.ResponseWriter, _ *http.Request) {
 			conn := hijack(t, w)
-			defer conn.Close()
+			defer func() { _ = conn.Close() }()
 			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\n")
 			flood(conn, "X-Marked: marked\r\n", 64<<20)
 		},

@@ -53,19 +53,19 @@ func (t *TLS) Apply(transport *http.Transport) { t.apply(transport, true) }
 // net/http makes the connections itself: a renewal of ca is seen there after a restart.
 func (t *TLS) ApplyTrust(transport *http.Transport) {
 	t.apply(transport, false)
-	transport.TLSClientConfig = t.config(context.Background(), false)
+	transport.TLSClientConfig = t.config(false)
 }
 
 func (t *TLS) apply(transport *http.Transport, own bool) {
 	transport.DialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {
-		dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}, Config: t.config(ctx, own)}
+		dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}, Config: t.config(own)}
 		return dialer.DialContext(ctx, network, address)
 	}
 }
 
 // config is what holds now for one connection to a server, with or without the sidecar's own certificate.
-func (t *TLS) config(ctx context.Context, own bool) *tls.Config {
-	config := t.current(ctx).Clone()
+func (t *TLS) config(own bool) *tls.Config {
+	config := t.current().Clone()
 	if !own {
 		config.Certificates = nil
 	}
@@ -74,18 +74,18 @@ func (t *TLS) config(ctx context.Context, own bool) *tls.Config {
 
 // Server is how a port that shows the certificates speaks TLS, with HTTP/2 for those who know it.
 func (t *TLS) Server() *tls.Config {
-	return &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-		return &t.current(hello.Context()).Certificates[0], nil
+	return &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		return &t.current().Certificates[0], nil
 	}}
 }
 
 // current is what holds now. It is not to be changed.
-func (t *TLS) current(ctx context.Context) *tls.Config {
+func (t *TLS) current() *tls.Config {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	err := t.load() // an error may be half of a renewal: the next connection looks again
 	if err != nil && !t.complains {
-		t.log.ErrorContext(ctx, "certificates cannot be renewed: those before go on being used", "error", err)
+		t.log.Error("certificates cannot be renewed: those before go on being used", "error", err)
 	}
 	t.complains = err != nil
 	return t.parsed
