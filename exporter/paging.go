@@ -12,9 +12,6 @@ import (
 const (
 	// maxPasses is how often the server's pages are read until two counts agree with what they held.
 	maxPasses = 5
-	// slackRows and slackTimes say how many more rows pages may hold than the server counted: those that were written meanwhile,
-	// or twice as many, as by a count that is old. A server whose pages go on behind that makes them up.
-	slackRows, slackTimes = 1000, 2
 )
 
 // errExpired tells that the server forgot the search behind a next link. The rows are read again from the start.
@@ -148,9 +145,6 @@ func (w *walk) verified(ctx context.Context, q fhir.Query, pass func(fhir.Query)
 		if before, err = w.countRows(ctx, q); err != nil {
 			return err
 		}
-		if w.most = 0; w.profile.Counts {
-			w.most = slackTimes*before + slackRows
-		}
 		unique, err = pass(q)
 		if errors.Is(err, errExpired) {
 			continue
@@ -220,8 +214,7 @@ func (w *walk) pass(ctx context.Context, q fhir.Query, take func(*fhir.Entry) er
 		if next == "" {
 			return int64(len(ids.seen)), nil
 		}
-		tooMany := w.most > 0 && int64(len(ids.seen)) > w.most
-		if tooMany || !links.goesOn(next, len(ids.seen) > known) {
+		if !links.goesOn(next, len(ids.seen) > known) {
 			if w.profile.Counts { // the count tells whether all rows were met by then
 				return int64(len(ids.seen)), nil
 			}

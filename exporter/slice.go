@@ -47,8 +47,6 @@ type walk struct {
 	// read without a guess at the next one.
 	ahead  *pending
 	unsure int
-	// most is how many rows a pass over server pages may meet, 0 for any number.
-	most int64
 	// linked tells that the last pass over server pages had more than one.
 	linked bool
 	// passed are the ids that the last such pass met, first is the one that it met first.
