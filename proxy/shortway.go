@@ -94,7 +94,7 @@ func (s *shortWay) serve(w http.ResponseWriter, r *http.Request, x *exchange) {
 	if answer.ContentLength < 0 && r.ProtoMajor == 1 {
 		header["Transfer-Encoding"] = chunked // or net/http would count a short body and give its length
 	}
-	noGuess(header)
+	asGiven(header, answer.StatusCode)
 	w.WriteHeader(answer.StatusCode)
 	if err := pass(w, answer); err != nil {
 		panic(http.ErrAbortHandler)
@@ -126,7 +126,7 @@ func (s *shortWay) send(w http.ResponseWriter, r *http.Request) (*upstream.Answe
 	return s.client.Send(r, wire, func(interim *http.Response) {
 		header := w.Header()
 		passHeader(header, interim.Header)
-		noGuess(header)
+		asGiven(header, interim.StatusCode)
 		w.WriteHeader(interim.StatusCode)
 		clear(header)
 	})
@@ -221,10 +221,20 @@ func passHeader(to, from http.Header) {
 	}
 }
 
-// noGuess keeps net/http from guessing a Content-Type that the server did not give.
-func noGuess(header http.Header) {
+// asGiven keeps net/http from guessing a Content-Type that the server did not give, and from leaving out of a 304 what it did: it
+// looks for the names as it writes them itself.
+func asGiven(header http.Header, status int) {
 	if header["Content-Type"] == nil {
 		header["Content-Type"] = nil
+	}
+	if status != http.StatusNotModified {
+		return
+	}
+	for _, name := range []string{"Content-Type", "Content-Length"} {
+		if values := header[name]; values != nil {
+			header[strings.ToLower(name)] = values
+			delete(header, name)
+		}
 	}
 }
 

@@ -10,9 +10,8 @@ type answered struct{ name, nginx, method, answer, arrives string }
 
 // reasons why nginx differs.
 const (
-	noHints         = "it drops interim answers"
+	noHints         = "its release takes an interim answer for the final one"
 	noAnswerTrailer = "its release drops the trailer of an answer"
-	ownBody         = "it takes what follows for the next answer"
 )
 
 func answers() []answered {

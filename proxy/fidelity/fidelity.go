@@ -3,6 +3,7 @@ package fidelity
 import (
 	"slices"
 	"testing"
+	"time"
 )
 
 // Subject is a proxy under test.
@@ -31,7 +32,11 @@ func Run(t *testing.T, subject Subject) {
 	address := subject.Open(t, server.listener.Addr().String())
 	for _, e := range slices.Concat(requestEntries(), answerEntries(), brokenEntries(), stepEntries()) {
 		t.Run(e.name, func(t *testing.T) {
-			wrong := (&script{address: address, server: server}).run(e.play)
+			s := &script{address: address, server: server, patience: patience}
+			if subject.Nginx && e.nginx != "" { // what does not come is what the case says
+				s.patience = time.Second
+			}
+			wrong := s.run(e.play)
 			switch {
 			case !subject.Nginx || e.nginx == "":
 				if wrong != "" {

@@ -10,15 +10,16 @@ import (
 	"time"
 )
 
-// patience bounds every wait.
+// patience bounds every wait of most scripts.
 const patience = 10 * time.Second
 
 // script is one case while it runs: what a client and a server do, step by step, in one goroutine.
 type script struct {
-	address string // of the proxy
-	server  *server
-	client  *client // the one that the steps without another use
-	ended   []func()
+	address  string // of the proxy
+	server   *server
+	patience time.Duration
+	client   *client // the one that the steps use
+	ended    []func()
 }
 
 // failure ends a script.
@@ -59,9 +60,9 @@ func (s *script) run(play func(*script)) (wrong string) {
 
 // connect makes a new client the one of the script.
 func (s *script) connect() *client {
-	conn, err := (&net.Dialer{Timeout: patience}).DialContext(context.Background(), "tcp", s.address)
+	conn, err := (&net.Dialer{Timeout: s.patience}).DialContext(context.Background(), "tcp", s.address)
 	s.check(err, "connect to the proxy")
-	s.check(conn.SetDeadline(time.Now().Add(patience)), "set a deadline")
+	s.check(conn.SetDeadline(time.Now().Add(s.patience)), "set a deadline")
 	s.ended = append(s.ended, func() { _ = conn.Close() }) // some scripts close it themselves
 	s.client = &client{script: s, conn: conn.(*net.TCPConn), reader: bufio.NewReader(conn)}
 	return s.client
@@ -89,9 +90,9 @@ func (s *script) next() *request {
 	case r := <-s.server.arrived:
 		s.ended = append(s.ended, func() { r.end(false) })
 		r.script = s
-		s.check(r.conn.SetDeadline(time.Now().Add(patience)), "set a deadline")
+		s.check(r.conn.SetDeadline(time.Now().Add(s.patience)), "set a deadline")
 		return r
-	case <-time.After(patience):
+	case <-time.After(s.patience):
 		s.failf("no request arrives at the server")
 		return nil
 	}
@@ -159,25 +160,14 @@ func (c *client) final() *message {
 
 // answer reads an answer to its end.
 func (c *client) answer(method string) *message {
-	head, err := c.try(method)
-	c.script.check(err, "read an answer")
-	return head
-}
-
-// try is answer for one that may be broken off.
-func (c *client) try(method string) (*message, error) {
 	head := c.final()
 	body, err := head.bodyOf(c.reader, method)
 	c.script.check(err, "body of the answer")
-	if body == c.reader {
-		c.closing = true
-	}
+	c.closing = c.closing || body == c.reader
 	all, err := io.ReadAll(body)
+	c.script.check(err, "read an answer")
 	head.body = string(all)
-	if err != nil {
-		c.closing = true
-	}
-	return head, err
+	return head
 }
 
 // close leaves.

@@ -39,7 +39,7 @@ func stepEntries() []entry {
 		{"steps/server leaves without an answer", "", noAnswer},
 	}
 	for name, head := range map[string]string{"length": "Content-Length: 6\n\nabc", "chunks": "Transfer-Encoding: chunked\n\n3\r\nabc\r\n", "open chunk": "Transfer-Encoding: chunked\n\n6\r\nabc"} {
-		entries = append(entries, entry{"steps/server leaves in the answer, " + name, "", serverLeaves(head)}, entry{"steps/client leaves in the answer, " + name, "", clientLeaves(head)})
+		entries = append(entries, entry{"steps/server leaves in the answer, " + name, "", serverLeaves(head)}, entry{"steps/client leaves in the answer, " + name, "", clientLeaves(head, name == "open chunk")})
 	}
 	for name, head := range map[string]string{
 		"nothing": "\n", "short": "Content-Length: 6\n\n", "length": "Content-Length: 1000000\n\nabc", "chunks": "Transfer-Encoding: chunked\n\n3\r\nabc\r\n", "open chunk": "Transfer-Encoding: chunked\n\n6\r\nabc",
@@ -292,8 +292,8 @@ func noAnswer(s *script) {
 func serverLeaves(head string) func(*script) {
 	return func(s *script) {
 		s.ask("GET").write(wire("HTTP/1.1 200 OK\n" + head)).end(false)
-		got, err := s.client.try("GET")
-		if err == nil {
+		got, err := readMessage(s.client.reader, "GET")
+		if err == nil && got.status() != 502 {
 			s.failf("half an answer looks whole: %q %q", got.first, got.body)
 		}
 		s.client.close()
@@ -302,11 +302,13 @@ func serverLeaves(head string) func(*script) {
 }
 
 // clientLeaves goes in the midst of an answer.
-func clientLeaves(head string) func(*script) {
+func clientLeaves(head string, open bool) func(*script) {
 	return func(s *script) {
 		request := s.ask("GET")
 		request.write(wire("HTTP/1.1 200 OK\n" + head))
-		s.client.final()
+		if !open { // net/http gives a chunk on when it is whole
+			s.client.final()
+		}
 		s.client.close()
 		request.checkGone()
 		s.connect()
