@@ -97,7 +97,7 @@ func startNginx(t *testing.T, server string) string {
 	go func() { ended <- command.Wait() }()
 	t.Cleanup(func() {
 		cancel()
-		<-ended
+		_ = <-ended // it was killed
 	})
 	for deadline := time.Now().Add(20 * time.Second); ; {
 		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)

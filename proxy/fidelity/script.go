@@ -243,12 +243,6 @@ func (r *request) abort() {
 	r.end(false)
 }
 
-// method is that of the request.
-func (r *request) method() string {
-	method, _, _ := strings.Cut(r.head.first, " ")
-	return method
-}
-
 // rest reads the body of the request.
 func (r *request) rest() *request {
 	body, err := r.head.bodyOf(r.reader, "")
