@@ -1,7 +1,7 @@
 # Everyday commands. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos e2e check bench bench-code bench-hapi image lint fmt
+.PHONY: help demo test chaos fuzz e2e check bench bench-code bench-hapi image lint fmt
 
 # What `sidecar version` says in an image: the nearest tag, else the commit.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -21,6 +21,11 @@ test: ## the tests that need nothing but Go
 
 chaos: ## 2,000 random exports beside random writes, on a virtual clock (CHAOS_SEED=n CHAOS_RUNS=1 repeats one)
 	CHAOS_RUNS=$${CHAOS_RUNS:-2000} go test -count=1 -timeout 30m -run 'TestChaos|TestChain' ./exporter
+
+fuzz: ## new inputs for what reads requests, a minute each (FUZZTIME=10m for longer)
+	for name in $$(go test -list '^Fuzz' ./proxy | grep ^Fuzz); do \
+		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $${FUZZTIME:-1m} ./proxy || exit 1; \
+	done
 
 e2e: ## the built binary against HAPI FHIR, S3, GCS and identity servers (needs Java 17, Maven and npm)
 	cd e2e && go test -count=1 -timeout 25m ./...

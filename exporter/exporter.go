@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
 	"sidecar/exporter/blob"
@@ -87,6 +88,8 @@ type Config struct {
 	LinkClient *http.Client
 	Log        *slog.Logger
 	Metrics    *Metrics
+	// Tracer begins the spans of exports; nil means that nobody traces.
+	Tracer trace.Tracer
 	// Audit keeps the audit trail of how jobs end; nil means that there is none.
 	Audit auditor
 }
@@ -120,6 +123,8 @@ type Exporter struct {
 	tested  chan struct{} // closed behind the first test of the bucket
 	limiter *limiter
 	stages  stages
+	// admitting is held by the one kick-off that is being stored.
+	admitting sync.Mutex
 
 	mu      sync.Mutex
 	running map[string]context.CancelCauseFunc
@@ -183,10 +188,7 @@ func (e *Exporter) KickOff(ctx context.Context, kickoff state.Kickoff) (*state.J
 		ID: id, Folder: now.Format("20060102T150405Z") + "_" + id, Status: state.Accepted, Accepted: now,
 		Kickoff: kickoff, Issues: kickoff.Ignored, AttachmentKey: e.attachmentKey(&kickoff),
 	}
-	if err := e.boundJobs(ctx, kickoff.Client); err != nil {
-		return nil, err
-	}
-	if err := e.Store.Create(ctx, job, e.MaxRunning); err != nil {
+	if err := e.admit(ctx, job); err != nil {
 		return nil, err
 	}
 	e.Metrics.jobs.WithLabelValues(string(state.Accepted)).Inc()

@@ -1,6 +1,7 @@
 package exporter
 
 import (
+	"context"
 	"errors"
 	"time"
 
@@ -99,4 +100,37 @@ func (f *filter) anyTarget(row *fhir.Entry) (found bool, err error) {
 		return !found && failed == nil
 	})
 	return found, errors.Join(err, failed)
+}
+
+// filter returns the filter for the rows of a type.
+func (r *run) filter(typ string) *filter {
+	return &filter{
+		typ:         typ,
+		since:       r.job.Kickoff.Since,
+		until:       r.job.TransactionTime,
+		before:      r.job.Kickoff.Until,
+		level:       r.job.Kickoff.Level,
+		compartment: r.compartment,
+		cohort:      r.cohort,
+		bases:       append(r.Client.Bases(), r.job.Kickoff.Base),
+	}
+}
+
+// filterIn is filter for a type whose membership may have to be asked for in ctx.
+func (r *run) filterIn(ctx context.Context, typ string) *filter {
+	if r.associates(typ) {
+		return r.filterByOutput(typ)
+	}
+	return r.filterByCompartment(ctx, typ)
+}
+
+// filterByCompartment is filterIn by the compartments alone, whatever includeAssociatedData says.
+func (r *run) filterByCompartment(ctx context.Context, typ string) *filter {
+	f := r.filter(typ)
+	if r.last(typ) && f.level != state.System {
+		f.hasTarget = func(typ, id string, newcomers bool) (bool, error) {
+			return r.hasTarget(inside(ctx), typ, id, newcomers)
+		}
+	}
+	return f
 }

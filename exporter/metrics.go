@@ -1,6 +1,7 @@
 package exporter
 
 import (
+	"net/http"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -17,6 +18,7 @@ type Metrics struct {
 	resources *prometheus.CounterVec
 	bytes     *prometheus.CounterVec
 	upstream  *prometheus.CounterVec
+	latency   *prometheus.HistogramVec
 	repaired  prometheus.Counter
 	late      prometheus.Counter
 	proofs    *prometheus.CounterVec
@@ -65,9 +67,13 @@ func NewMetrics() *Metrics {
 		resources: counter("export_resources_total", "Resources written to output files.", "type"),
 		bytes:     counter("export_bytes_total", "Bytes of output files put into the bucket.", "type"),
 		upstream:  counter("upstream_requests_total", "Requests of the exporter to the FHIR server; status 0 means no answer.", "status"),
-		proofs:    counter("export_types_total", "Types of completed exports by the verdict of their proof.", "verdict"),
-		departed:  counter("export_departed_resources_total", "Resources that left a Patient's or Group's increments by an edit.", "type"),
-		missing:   counter("export_missing_resources_total", "Resources that the server counted and that could not be read.", "type"),
+		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: "sidecar", Name: "upstream_request_seconds", Help: "Time to the first byte of the FHIR server's answers to the exporter, by what was asked.",
+			Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120},
+		}, []string{"request"}),
+		proofs:   counter("export_types_total", "Types of completed exports by the verdict of their proof.", "verdict"),
+		departed: counter("export_departed_resources_total", "Resources that left a Patient's or Group's increments by an edit.", "type"),
+		missing:  counter("export_missing_resources_total", "Resources that the server counted and that could not be read.", "type"),
 		repaired: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: "sidecar", Name: "export_repaired_resources_total",
 			Help: "Resources that changed before they were read and were taken from the history.",
@@ -98,11 +104,17 @@ func NewMetrics() *Metrics {
 
 // Collectors returns what has to be registered.
 func (m *Metrics) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.jobs, m.slices, m.resources, m.bytes, m.upstream, m.repaired, m.late, m.proofs, m.missing, m.departed, m.age, m.workers, m.bucketUp, m.stateUp}
+	return []prometheus.Collector{m.jobs, m.slices, m.resources, m.bytes, m.upstream, m.latency, m.repaired, m.late, m.proofs, m.missing, m.departed, m.age, m.workers, m.bucketUp, m.stateUp}
 }
 
-// Observe counts one request of the client; it fits fhir.Config.
-func (m *Metrics) Observe(status int) { m.upstream.WithLabelValues(strconv.Itoa(status)).Inc() }
+// Observe counts one request of the client; it fits fhir.Config. A refusal says nothing of how long the work takes, and is
+// counted only.
+func (m *Metrics) Observe(asked string, status int, took time.Duration) {
+	m.upstream.WithLabelValues(strconv.Itoa(status)).Inc()
+	if status == http.StatusOK {
+		m.latency.WithLabelValues(asked).Observe(took.Seconds())
+	}
+}
 
 // proof counts the account of one type.
 func (m *Metrics) proof(p state.Proof) {

@@ -1,6 +1,7 @@
 package exporter
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
 	"golang.org/x/sync/errgroup"
 
 	"sidecar/exporter/fhir"
@@ -63,6 +66,8 @@ type run struct {
 // work does one job until it has ended or ctx is cancelled, and writes down how it ended.
 func (e *Exporter) work(ctx context.Context, id string) {
 	log := e.Log.With("job", id)
+	ctx, span := e.span(ctx, "export", attribute.String("sidecar.job", id))
+	defer span.End()
 	err := guarded(func() error { return e.exportWithRoom(ctx, id) })
 	switch {
 	case err == nil:
@@ -81,6 +86,7 @@ func (e *Exporter) work(ctx context.Context, id string) {
 		log = log.With("stack", string(fault.stack))
 	}
 	log.ErrorContext(ctx, "export failed", "error", err)
+	span.SetStatus(codes.Error, failureOf(err).Code)
 	e.Metrics.jobs.WithLabelValues(string(state.Failed)).Inc()
 	e.fail(ctx, log, id, failureOf(err))
 	e.note(ctx, "failed", id)
@@ -206,7 +212,7 @@ func (e *Exporter) export(ctx context.Context, id string) error {
 		{"storing files", r.timed("files stored", r.seal)},
 	} {
 		e.stages.enter(id, stage.does)
-		if err := stage.do(ctx); err != nil {
+		if err := e.spanned(ctx, cmp.Or(stage.does, "reading"), stage.do); err != nil {
 			return err
 		}
 	}
@@ -373,7 +379,9 @@ func (r *run) crawl(ctx context.Context, chosen func(typ string) bool) error {
 			}
 			planned := &planned[i]
 			before := planned.Strategy
-			err := guarded(func() error { return r.walk(ctx, planned) })
+			err := guarded(func() error {
+				return r.spanned(ctx, "slice", func(ctx context.Context) error { return r.walk(ctx, planned) }, sliceAttributes(planned)...)
+			})
 			if planned.Strategy != before || errors.Is(err, errStrategy) || errors.Is(err, errIncomplete) {
 				r.Doubt(ctx, "a search did not give what was asked for")
 			}
@@ -381,39 +389,6 @@ func (r *run) crawl(ctx context.Context, chosen func(typ string) bool) error {
 		})
 	}
 	return group.Wait()
-}
-
-// filter returns the filter for the rows of a type.
-func (r *run) filter(typ string) *filter {
-	return &filter{
-		typ:         typ,
-		since:       r.job.Kickoff.Since,
-		until:       r.job.TransactionTime,
-		before:      r.job.Kickoff.Until,
-		level:       r.job.Kickoff.Level,
-		compartment: r.compartment,
-		cohort:      r.cohort,
-		bases:       append(r.Client.Bases(), r.job.Kickoff.Base),
-	}
-}
-
-// filterIn is filter for a type whose membership may have to be asked for in ctx.
-func (r *run) filterIn(ctx context.Context, typ string) *filter {
-	if r.associates(typ) {
-		return r.filterByOutput(typ)
-	}
-	return r.filterByCompartment(ctx, typ)
-}
-
-// filterByCompartment is filterIn by the compartments alone, whatever includeAssociatedData says.
-func (r *run) filterByCompartment(ctx context.Context, typ string) *filter {
-	f := r.filter(typ)
-	if r.last(typ) && f.level != state.System {
-		f.hasTarget = func(typ, id string, newcomers bool) (bool, error) {
-			return r.hasTarget(inside(ctx), typ, id, newcomers)
-		}
-	}
-	return f
 }
 
 // window is the window of what an export holds: from _since up to T or _until. A bound between two of the server's granules is

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -81,6 +82,7 @@ type server struct {
 	front, back net.Listener
 	certificate *frontCertificate // of front, nil for none
 	audit       *auditTrail
+	traces      *traces // nil for none
 }
 
 // newServer wires a sidecar and opens its ports. Nothing of it asks the upstream or the bucket.
@@ -88,10 +90,11 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	if err := os.MkdirAll(c.Data, 0o700); err != nil {
 		return nil, fmt.Errorf("make data folder: %w", err)
 	}
+	tighten(ctx, log, filepath.Join(c.Data, "state.db"), filepath.Join(c.Data, "spool"), filepath.Join(c.Data, "ledger"))
 	s := &server{config: c, log: log}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, s.close())
+			err = errors.Join(err, s.close(ctx))
 		}
 	}()
 	if s.store, err = state.Open(filepath.Join(c.Data, "state.db")); err != nil {
@@ -103,9 +106,12 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	if s.audit, err = c.Audit.open(log); err != nil {
 		return nil, err
 	}
+	if s.traces, err = openTraces(ctx, os.LookupEnv, log); err != nil {
+		return nil, err
+	}
 	bucket := &lateBucket{open: func(ctx context.Context) (blob.Bucket, error) { return openBucket(ctx, c) }}
 	engineMetrics, frontMetrics := exporter.NewMetrics(), proxy.NewMetrics()
-	client, err := newClient(c, engineMetrics.Observe)
+	client, err := newClient(c, engineMetrics.Observe, s.traces.tracer())
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +135,7 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	engine := exporter.Config{
 		Client: client, Store: s.store, Bucket: bucket, Spool: filepath.Join(c.Data, "spool"),
 		Workers: c.Workers, QuietHours: hours, Strategy: c.Strategy, MaxRunning: c.MaxRunning, MaxJobsPerClient: c.Limits.JobsPerClient, MaxExportBytes: c.Limits.ExportBytes, PageSize: c.PageSize, Settle: c.Settle,
-		MaxFileBytes: c.MaxFileBytes, PageRows: c.PageRows, Shape: c.Manifest, Gzip: c.Gzip, Attachments: c.attachments(), Retention: c.Retention, GiveUp: c.GiveUp, Log: log, Metrics: engineMetrics,
+		MaxFileBytes: c.MaxFileBytes, PageRows: c.PageRows, Shape: c.Manifest, Gzip: c.Gzip, Attachments: c.attachments(), Retention: c.Retention, GiveUp: c.GiveUp, Log: log, Metrics: engineMetrics, Tracer: s.traces.tracer(),
 		Writes: inFlight, WithoutReferenced: !c.Referenced, AllowPartial: c.AllowPartial, WithoutHistory: c.WithoutHistory, Ledger: ledger,
 	}
 	if s.audit.out != nil {
@@ -147,6 +153,26 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	registry.MustRegister(append(engineMetrics.Collectors(), frontMetrics.Collectors()...)...)
 	s.admin = admin.New(admin.Config{Metrics: registry, Server: s.exporter, Exports: s.store, Work: s.exporter, Token: string(c.AdminToken)})
 	return s, s.listen(ctx)
+}
+
+// othersMay are the rights of all but the owner.
+const othersMay = 0o077
+
+// tighten takes from others what they may do with files and folders of ours that are there: they are made for their owner alone,
+// but a copy that was brought back, or a volume that is mounted for a group, may have changed that.
+func tighten(ctx context.Context, log *slog.Logger, paths ...string) {
+	for _, path := range paths {
+		info, err := os.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && info.Mode()&othersMay == 0 {
+			continue
+		}
+		if err == nil {
+			err = os.Chmod(path, info.Mode()&^othersMay)
+		}
+		if err != nil { // it is another owner's, and may be used all the same
+			log.WarnContext(ctx, "health data can be read by others than the sidecar", "error", err)
+		}
+	}
 }
 
 func newProxy(
@@ -240,7 +266,7 @@ func (s *server) listen(ctx context.Context) (err error) {
 }
 
 // close releases what newServer took.
-func (s *server) close() error {
+func (s *server) close(ctx context.Context) error {
 	var errs []error
 	for _, listener := range []net.Listener{s.front, s.back} {
 		if listener != nil {
@@ -248,6 +274,7 @@ func (s *server) close() error {
 		}
 	}
 	errs = append(errs, s.audit.close())
+	s.traces.close(ctx)
 	if s.store != nil {
 		errs = append(errs, s.store.Close())
 	}
@@ -285,6 +312,7 @@ func (s *server) run(ctx context.Context) error {
 	})
 	s.admin.SetReady(true)
 	err := group.Wait()
+	s.traces.close(ctx)
 	s.log.InfoContext(ctx, "sidecar stopped")
 	return errors.Join(err, s.store.Close())
 }

@@ -7,6 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
+
+	"go.opentelemetry.io/otel/trace"
 
 	"sidecar/exporter"
 	"sidecar/exporter/fhir"
@@ -194,7 +197,7 @@ func (a *upstreamAuthConfig) credentials(certificates *fhir.TLS) (fhir.Credentia
 	}), nil
 }
 
-func newClient(c *config, observe func(int)) (*fhir.Client, error) {
+func newClient(c *config, observe func(string, int, time.Duration), tracer trace.Tracer) (*fhir.Client, error) {
 	certificates, err := c.UpstreamTLS.open()
 	if err != nil {
 		return nil, fmt.Errorf("upstream_tls: %w", err)
@@ -207,7 +210,7 @@ func newClient(c *config, observe func(int)) (*fhir.Client, error) {
 		credentials = fhir.NewLoans(credentials)
 	}
 	return fhir.NewClient(fhir.Config{
-		BaseURL: c.Upstream, PublicBase: c.PublicURL, Host: c.UpstreamHost, Credentials: credentials, TLS: certificates, Observe: observe,
+		BaseURL: c.Upstream, PublicBase: c.PublicURL, Host: c.UpstreamHost, Credentials: credentials, TLS: certificates, Observe: observe, Tracer: tracer,
 		Spill: filepath.Join(c.Data, "spool"),
 	})
 }

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/go-resty/resty/v2"
+	"go.opentelemetry.io/otel/trace"
 )
 
 const (
@@ -53,8 +54,11 @@ type Config struct {
 	TLS *TLS
 	// Transport sends the requests; nil means one of the client's own.
 	Transport http.RoundTripper
-	// Observe is told the status of each request, 0 where no answer came. May be nil.
-	Observe func(status int)
+	// Observe is told of each request what was asked ("search", "next", "history", "count", "read" or "clock"), the status, 0 where
+	// no answer came, and how long the answer's first byte took. May be nil.
+	Observe func(asked string, status int, took time.Duration)
+	// Tracer begins a span for each request; nil means that nobody traces.
+	Tracer trace.Tracer
 	// Spill is the folder of temporary files for resources above 1 MiB, empty for the system's. A file there has no name
 	// and is gone with the page.
 	Spill string
@@ -69,7 +73,8 @@ type Client struct {
 	publicBase           string
 	host                 string
 	own                  Credentials
-	observe              func(status int)
+	observe              func(asked string, status int, took time.Duration)
+	tracer               trace.Tracer
 	rest                 *resty.Client
 	spill                string
 	maxPage, maxResource int64
@@ -94,7 +99,7 @@ func NewClient(cfg Config) (*Client, error) {
 	}
 	observe := cfg.Observe
 	if observe == nil {
-		observe = func(int) {}
+		observe = func(string, int, time.Duration) {}
 	}
 	own := cfg.Credentials
 	if own == nil {
@@ -106,7 +111,7 @@ func NewClient(cfg Config) (*Client, error) {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}).SetDisableWarn(true).SetLogger(quiet{})
 	return &Client{
-		base: base, publicBase: cfg.PublicBase, host: cfg.Host, own: own, observe: observe, rest: rest,
+		base: base, publicBase: cfg.PublicBase, host: cfg.Host, own: own, observe: observe, tracer: cfg.Tracer, rest: rest,
 		spill: cfg.Spill, maxPage: cmp.Or(cfg.MaxPage, maxPage), maxResource: cmp.Or(cfg.MaxResource, maxResource),
 	}, nil
 }
@@ -284,6 +289,12 @@ type request struct {
 	as                        Credentials
 }
 
+// asked is the first word of what a request is for.
+func (r *request) asked() string {
+	first, _, _ := strings.Cut(r.op, " ")
+	return first
+}
+
 // get sends one GET and returns the body of a 200. The body's Close ends the request.
 func (c *Client) get(ctx context.Context, op, address string, header http.Header, as Credentials) (io.ReadCloser, http.Header, error) {
 	return c.send(ctx, request{op: op, method: http.MethodGet, address: address, header: header, as: as})
@@ -293,14 +304,22 @@ func (c *Client) get(ctx context.Context, op, address string, header http.Header
 func (c *Client) send(ctx context.Context, r request) (io.ReadCloser, http.Header, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	r.header.Set("Accept", "application/fhir+json")
+	ctx, span := c.beginSpan(ctx, &r)
+	end := func() {
+		cancel()
+		span.End()
+	}
+	began := time.Now()
 	response, err := c.execute(ctx, r)
 	if err != nil {
-		cancel()
-		c.observe(0)
+		c.observe(r.asked(), 0, time.Since(began))
+		answeredSpan(span, 0)
+		end()
 		return nil, nil, err
 	}
-	c.observe(response.StatusCode())
-	body := newStallReader(response.RawBody(), cancel)
+	c.observe(r.asked(), response.StatusCode(), time.Since(began))
+	answeredSpan(span, response.StatusCode())
+	body := newStallReader(response.RawBody(), end)
 	if response.StatusCode() != http.StatusOK {
 		err := c.refusal(r.op, response, body)
 		return nil, nil, errors.Join(err, body.Close())
@@ -312,6 +331,7 @@ func (c *Client) send(ctx context.Context, r request) (io.ReadCloser, http.Heade
 // longer and there are newer ones. The answer may have any status, and its body has to be closed.
 func (c *Client) execute(ctx context.Context, r request) (*resty.Response, error) {
 	for refused := 0; ; refused++ {
+		began := time.Now()
 		credentials, err := r.as.Header(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", r.op, err)
@@ -335,7 +355,7 @@ func (c *Client) execute(ctx context.Context, r request) (*resty.Response, error
 		if response.StatusCode() != http.StatusUnauthorized || !r.as.Refused(ctx, credentials, refused) {
 			return response, nil
 		}
-		c.observe(response.StatusCode())
+		c.observe(r.asked(), response.StatusCode(), time.Since(began))
 		if err := response.RawBody().Close(); err != nil {
 			return nil, unreachable(r.op, err)
 		}

@@ -3,9 +3,11 @@ package fhir_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -299,18 +301,20 @@ func TestDamagedAnswersOfARealConnectionAreMalformed(t *testing.T) {
 	}
 }
 
-func TestObserveIsToldEveryStatus(t *testing.T) {
+func TestObserveIsToldEveryRequest(t *testing.T) {
 	web := httptest.NewServer(http.NotFoundHandler())
-	var got []int
-	client, err := fhir.NewClient(fhir.Config{BaseURL: web.URL, Observe: func(status int) { got = append(got, status) }})
+	var got []string
+	client, err := fhir.NewClient(fhir.Config{BaseURL: web.URL, Observe: func(asked string, status int, took time.Duration) {
+		got = append(got, fmt.Sprint(asked, " ", status, " ", took > 0))
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, first := client.Search(t.Context(), fhir.Query{Type: "Patient"})
 	web.Close()
 	_, second := client.Search(t.Context(), fhir.Query{Type: "Patient"})
-	if first == nil || second == nil || len(got) != 2 || got[0] != http.StatusNotFound || got[1] != 0 {
-		t.Errorf("told %v (%v, %v), want 404 and 0", got, first, second)
+	if want := []string{"search 404 true", "search 0 true"}; first == nil || second == nil || !slices.Equal(got, want) {
+		t.Errorf("told %q (%v, %v), want %q", got, first, second, want)
 	}
 }
 

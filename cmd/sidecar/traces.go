@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
+	"go.opentelemetry.io/otel/sdk/resource"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
+)
+
+const (
+	// tracerName names the spans that are ours.
+	tracerName = "fhir-bulk-sidecar"
+	// tracesGrace is how long the last spans may take to get to a collector when the process ends.
+	tracesGrace = 5 * time.Second
+)
+
+// traces sends spans to the collector that the environment names, by the variables that OpenTelemetry has for it. Nil sends
+// none.
+type traces struct {
+	provider *sdktrace.TracerProvider
+}
+
+// wantsTraces tells whether the environment asks for traces. OpenTelemetry would send them to this machine where nothing is
+// said; here somebody has to want them. unfit names what it asks for that the sidecar does not have.
+func wantsTraces(lookup func(string) (string, bool)) (wanted bool, unfit string) {
+	value := func(names ...string) string {
+		for _, name := range names {
+			if set, _ := lookup(name); strings.TrimSpace(set) != "" {
+				return strings.TrimSpace(set)
+			}
+		}
+		return ""
+	}
+	exporter := value("OTEL_TRACES_EXPORTER")
+	switch {
+	case strings.EqualFold(value("OTEL_SDK_DISABLED"), "true") || exporter == "none":
+		return false, ""
+	case exporter == "" && value("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT") == "":
+		return false, ""
+	case exporter != "" && exporter != "otlp":
+		return false, "OTEL_TRACES_EXPORTER"
+	}
+	if protocol := value("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"); protocol != "" && protocol != "http/protobuf" {
+		return false, "OTEL_EXPORTER_OTLP_PROTOCOL"
+	}
+	return true, ""
+}
+
+// openTraces begins to send spans, if the environment asks for it. What it asks for in vain is logged: nobody shall lose a proxy
+// for a trace.
+func openTraces(ctx context.Context, lookup func(string) (string, bool), log *slog.Logger) (*traces, error) {
+	wanted, unfit := wantsTraces(lookup)
+	if unfit != "" {
+		log.WarnContext(ctx, "no traces are sent: the sidecar sends OTLP by http/protobuf only", "variable", unfit)
+	}
+	if !wanted {
+		return nil, nil
+	}
+	exporter, err := otlptracehttp.New(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("traces: %w", err)
+	}
+	from, err := resource.New(ctx,
+		resource.WithAttributes(attribute.String("service.name", tracerName), attribute.String("service.version", versionText())),
+		resource.WithTelemetrySDK(), resource.WithFromEnv())
+	if err != nil {
+		log.WarnContext(ctx, "OTEL_RESOURCE_ATTRIBUTES is not read as a whole")
+	}
+	return &traces{sdktrace.NewTracerProvider(sdktrace.WithResource(from), sdktrace.WithBatcher(&ownSpans{SpanExporter: exporter, log: log}))}, nil
+}
+
+// tracer is what begins spans, nil for none.
+func (t *traces) tracer() trace.Tracer {
+	if t == nil {
+		return nil
+	}
+	return t.provider.Tracer(tracerName)
+}
+
+// close sends what is left.
+func (t *traces) close(ctx context.Context) {
+	if t == nil {
+		return
+	}
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), tracesGrace)
+	defer cancel()
+	_ = t.provider.Shutdown(grace) // ownSpans has logged what is lost
+}
+
+// ownSpans keeps the spans of libraries back, which hold addresses, and logs when spans are lost.
+type ownSpans struct {
+	sdktrace.SpanExporter
+	log    *slog.Logger
+	failed atomic.Bool
+}
+
+// ExportSpans sends those that are ours. It says once that the collector is away, and once that it is back: the error's own text
+// may hold its address.
+func (o *ownSpans) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
+	spans = slices.DeleteFunc(slices.Clone(spans), func(span sdktrace.ReadOnlySpan) bool {
+		return span.InstrumentationScope().Name != tracerName
+	})
+	if len(spans) == 0 {
+		return nil
+	}
+	err := o.SpanExporter.ExportSpans(ctx, spans)
+	if before := o.failed.Swap(err != nil); before != (err != nil) {
+		if err == nil {
+			o.log.InfoContext(ctx, "traces are sent again")
+		} else {
+			o.log.WarnContext(ctx, "traces are lost: the collector does not take them", "reason", traceTrouble(err))
+		}
+	}
+	return nil
+}
+
+// traceTrouble says why spans could not be sent, without the collector's address and its answer.
+func traceTrouble(err error) string {
+	var connection *net.OpError
+	var timeout net.Error
+	switch {
+	case errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, context.DeadlineExceeded):
+		return "it does not answer in time"
+	case errors.As(err, &connection):
+		return "it cannot be reached"
+	}
+	return "it refuses them"
+}
