@@ -97,7 +97,9 @@ func startNginx(t *testing.T, server string) string {
 	go func() { ended <- command.Wait() }()
 	t.Cleanup(func() {
 		cancel()
-		_ = <-ended // it was killed
+		if err := <-ended; err == nil {
+			t.Error("nginx has ended by itself")
+		}
 	})
 	for deadline := time.Now().Add(20 * time.Second); ; {
 		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
