@@ -28,8 +28,7 @@ func (p *Proxy) attachment(w http.ResponseWriter, r *http.Request, job *state.Jo
 		p.refuse(w, r, &refusal{http.StatusNotFound, "not-found", "this export has no such attachment"})
 		return
 	}
-	x, whole := p.begin(r), false
-	defer func() { x.end(whole) }()
+	x := exchangeOf(r.Context())
 	asks := http.Header{}
 	passHeaders(asks, r.Header, attachmentAsks)
 	answer, err := p.Client.OpenBinary(r.Context(), r.Method, vars["path"], asks)
@@ -48,7 +47,6 @@ func (p *Proxy) attachment(w http.ResponseWriter, r *http.Request, job *state.Jo
 		p.Log.DebugContext(r.Context(), "attachment not delivered", "job", job.ID, "error", fhir.Cause(err))
 		panic(http.ErrAbortHandler) // the client shall not take a part for the whole
 	}
-	whole = true
 }
 
 // passAttachment begins to answer as the server does, up to the body. What it cannot pass on is refused.

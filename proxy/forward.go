@@ -26,7 +26,7 @@ func (p *Proxy) exchanged(forward func(http.ResponseWriter, *http.Request, *exch
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		x, whole := p.begin(r), false
 		defer func() { x.end(whole) }() // also when the answer is cut off by a panic
-		forward(w, r, x)
+		forward(x.watch(w), r, x)
 		whole = r.Context().Err() == nil
 	})
 }
@@ -43,6 +43,7 @@ func (p *Proxy) upstreamFailed(w http.ResponseWriter, r *http.Request, x *exchan
 		failure = &refusal{http.StatusGatewayTimeout, "timeout", "the FHIR server did not answer in time"}
 	}
 	x.answered(failure.status, false)
+	r = x.known(r)
 	p.Log.WarnContext(r.Context(), "request not forwarded", "error", fhir.Cause(err))
 	p.refuse(w, r, failure)
 }
