@@ -44,24 +44,24 @@ func (p *Proxy) begin(r *http.Request) *exchange {
 		r.Header[p.RequestIDHeader] = []string{x.id}
 	}
 	if p.Tracer != nil {
-		x.trace()
+		x.trace(r.Context())
 	}
 	return x
 }
 
-// own frames a request that the sidecar answers itself.
-func (p *Proxy) own(route route, w http.ResponseWriter, r *http.Request, next http.HandlerFunc) {
-	x, whole := &exchange{proxy: p, request: r, route: route, began: time.Now()}, false
-	x.identify()
-	ctx := r.Context()
-	if p.Tracer != nil {
-		ctx = x.trace()
+// own frames what answers requests without the server.
+func (p *Proxy) own(route route, next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		x, whole := &exchange{proxy: p, request: r, route: route, began: time.Now()}, false
+		defer func(ctx context.Context) { x.end(ctx, whole) }(r.Context())
+		ctx := x.within(r.Context())
+		if p.Tracer != nil {
+			ctx = x.trace(ctx)
+		}
+		x.answer = &watchedAnswer{countedAnswer{ResponseWriter: w}, x}
+		next(x.answer, r.WithContext(ctx))
+		whole = r.Context().Err() == nil
 	}
-	r = r.WithContext(context.WithValue(ctx, exchangeKey{}, x))
-	x.answer = &watchedAnswer{countedAnswer{ResponseWriter: w}, x}
-	defer func() { x.end(whole) }()
-	next(x.answer, r)
-	whole = r.Context().Err() == nil
 }
 
 // identify gives the request its id.
@@ -71,13 +71,10 @@ func (x *exchange) identify() {
 	}
 }
 
-// known returns the request with the id in its context, for what is logged and answered.
-func (x *exchange) known(r *http.Request) *http.Request {
+// within returns the context of what is logged and answered of a request, which names it.
+func (x *exchange) within(ctx context.Context) context.Context {
 	x.identify()
-	if exchangeOf(r.Context()) == x {
-		return r
-	}
-	return r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x))
+	return context.WithValue(ctx, exchangeKey{}, x)
 }
 
 // watch returns the writer for the answer.
@@ -111,7 +108,7 @@ func (x *exchange) begun() {
 }
 
 // end is called when the last byte has been passed on, or the exchange was cut off: whole tells which.
-func (x *exchange) end(whole bool) {
+func (x *exchange) end(ctx context.Context, whole bool) {
 	if x.write != nil {
 		x.proxy.Writes.end(x.write, whole)
 	}
@@ -124,18 +121,17 @@ func (x *exchange) end(whole bool) {
 		x.endSpan(whole)
 	}
 	if x.proxy.AccessLog {
-		x.log(took, whole)
+		x.log(ctx, took, whole)
 	}
 }
 
 // log writes the line of the access log. It names no client: an address is a person's.
-func (x *exchange) log(took time.Duration, whole bool) {
+func (x *exchange) log(ctx context.Context, took time.Duration, whole bool) {
 	var bytes int64
 	if x.answer != nil {
 		bytes = x.answer.bytes
 	}
-	ctx := x.known(x.request).Context()
-	if x.span != nil {
+	if ctx = x.within(ctx); x.span != nil {
 		ctx = trace.ContextWithSpan(ctx, x.span)
 	}
 	x.proxy.Log.LogAttrs(ctx, slog.LevelInfo, "request served",

@@ -231,7 +231,7 @@ func (p *Proxy) methods(route route, handlers map[string]http.HandlerFunc) http.
 			allow = append(allow, method)
 		}
 	}
-	answer := func(w http.ResponseWriter, r *http.Request) {
+	answer := p.own(route, func(w http.ResponseWriter, r *http.Request) {
 		p.allowOrigin(w, r)
 		if handler := handlers[r.Method]; handler != nil {
 			handler(w, r)
@@ -239,12 +239,12 @@ func (p *Proxy) methods(route route, handlers map[string]http.HandlerFunc) http.
 		}
 		w.Header().Set("Allow", strings.Join(append(allow, http.MethodOptions), ", "))
 		p.refuse(w, r, &refusal{http.StatusMethodNotAllowed, "not-supported", "this path takes " + strings.Join(allow, ", ") + " only"})
-	}
+	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodOptions {
 			p.forward.ServeHTTP(w, r)
 			return
 		}
-		p.own(route, w, r, answer)
+		answer(w, r)
 	})
 }

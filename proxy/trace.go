@@ -13,10 +13,10 @@ import (
 // trace begins the span of a request, in the trace of its client where it has one, and returns the context of what is done for it.
 // The server is told of the span in the client's place. The client's tracestate passes untouched and is not sent to the collector:
 // nobody knows what it holds.
-func (x *exchange) trace() context.Context {
+func (x *exchange) trace(ctx context.Context) context.Context {
 	r := x.request
 	header := propagation.HeaderCarrier(r.Header)
-	ctx := propagation.TraceContext{}.Extract(r.Context(), header)
+	ctx = propagation.TraceContext{}.Extract(ctx, header)
 	if parent := trace.SpanContextFromContext(ctx); parent.IsValid() {
 		ctx = trace.ContextWithRemoteSpanContext(ctx, parent.WithTraceState(trace.TraceState{}))
 	}
