@@ -28,7 +28,8 @@ func (p *Proxy) attachment(w http.ResponseWriter, r *http.Request, job *state.Jo
 		p.refuse(w, r, &refusal{http.StatusNotFound, "not-found", "this export has no such attachment"})
 		return
 	}
-	x := exchangeOf(r.Context())
+	x, whole := p.ask(r, routeAttachment), false
+	defer func() { x.asked(whole) }()
 	asks := http.Header{}
 	passHeaders(asks, r.Header, attachmentAsks)
 	answer, err := p.Client.OpenBinary(r.Context(), r.Method, vars["path"], asks)
@@ -47,6 +48,7 @@ func (p *Proxy) attachment(w http.ResponseWriter, r *http.Request, job *state.Jo
 		p.Log.DebugContext(r.Context(), "attachment not delivered", "job", job.ID, "error", fhir.Cause(err))
 		panic(http.ErrAbortHandler) // the client shall not take a part for the whole
 	}
+	whole = true
 }
 
 // passAttachment begins to answer as the server does, up to the body. What it cannot pass on is refused.
@@ -57,7 +59,11 @@ func passAttachment(w http.ResponseWriter, answer *http.Response) *refusal {
 		header.Set("Cache-Control", "private, no-transform")
 	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
 		to, err := answer.Location()
-		if err != nil || to.Host == answer.Request.URL.Host { // not a store beside the server, which would want a token
+		asked := answer.Request.URL
+		if err != nil || to.Host == asked.Host { // not a store beside the server, which would want a token
+			return attachmentRefusal(answer.StatusCode)
+		}
+		if to.Host == "" || to.Scheme != "https" && to.Scheme != asked.Scheme { // no script, file or app, and no way without TLS behind one with it
 			return attachmentRefusal(answer.StatusCode)
 		}
 		header.Set("Location", to.String())

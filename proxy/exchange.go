@@ -33,10 +33,7 @@ const statusClientLeft = 499
 
 // begin is called before a request is forwarded.
 func (p *Proxy) begin(r *http.Request) *exchange {
-	x := &exchange{proxy: p, request: r, route: p.routeOf(r), began: time.Now()}
-	if p.Writes != nil && isWrite(r) {
-		x.write = p.Writes.begin()
-	}
+	x := p.ask(r, p.routeOf(r))
 	if p.AccessLog || p.RequestIDHeader != "" {
 		x.identify()
 	}
@@ -49,11 +46,20 @@ func (p *Proxy) begin(r *http.Request) *exchange {
 	return x
 }
 
+// ask is called before the server is asked for something, be it by a route of ours.
+func (p *Proxy) ask(r *http.Request, route route) *exchange {
+	x := &exchange{proxy: p, request: r, route: route, began: time.Now()}
+	if p.Writes != nil && isWrite(r) {
+		x.write = p.Writes.begin()
+	}
+	return x
+}
+
 // own frames what answers requests without the server.
 func (p *Proxy) own(route route, next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		x, whole := &exchange{proxy: p, request: r, route: route, began: time.Now()}, false
-		defer func(ctx context.Context) { x.end(ctx, whole) }(r.Context())
+		defer func(ctx context.Context) { x.ended(ctx, whole) }(r.Context())
 		ctx := x.within(r.Context())
 		if p.Tracer != nil {
 			ctx = x.trace(ctx)
@@ -86,8 +92,8 @@ func (x *exchange) watch(w http.ResponseWriter) http.ResponseWriter {
 	return x.answer
 }
 
-// answered is called with the status of the final answer of a request that is forwarded, before its body: the server's, or ours in
-// its place, or statusClientLeft.
+// answered is called with the status of the final answer to what ask began, before its body: the server's, or ours in its place, or
+// statusClientLeft.
 func (x *exchange) answered(status int, theirs bool) {
 	x.status = status
 	x.proxy.Metrics.requested(status)
@@ -109,9 +115,19 @@ func (x *exchange) begun() {
 
 // end is called when the last byte has been passed on, or the exchange was cut off: whole tells which.
 func (x *exchange) end(ctx context.Context, whole bool) {
+	x.asked(whole)
+	x.ended(ctx, whole)
+}
+
+// asked is the end of what ask began.
+func (x *exchange) asked(whole bool) {
 	if x.write != nil {
 		x.proxy.Writes.end(x.write, whole)
 	}
+}
+
+// ended notes all of a request.
+func (x *exchange) ended(ctx context.Context, whole bool) {
 	took := time.Since(x.began)
 	if x.status == 0 && x.answer != nil {
 		x.status = x.answer.status

@@ -112,10 +112,10 @@ type Proxy struct {
 	Config
 	basePath string // of the upstream, decoded and without a slash at its end
 	verdicts verdicts
-	// requests are those of clients on our routes, polls the status requests of jobs.
-	requests, polls throttle
-	forward         http.Handler
-	short           *shortWay // nil where everything goes the long way
+	// requests are those of clients on our routes, addresses those of whom they come by, polls the status requests of jobs.
+	requests, addresses, polls throttle
+	forward                    http.Handler
+	short                      *shortWay // nil where everything goes the long way
 }
 
 // New returns the handler for all requests of clients. It fails when a part of cfg is missing.

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -64,16 +66,23 @@ func TestAuditTrail(t *testing.T) {
 	}
 	s.stop()
 	events, text := trail(t, path)
+	for _, event := range events {
+		if asked := event.What != "completed"; asked != (event.Request != "") {
+			t.Errorf("%s: the id of its request is %q", event.What, event.Request)
+		}
+	}
 	for _, word := range []string{"CANARY", "pat-0", "http"} {
 		if strings.Contains(text, word) {
 			t.Errorf("the trail has %q:\n%s", word, text)
 		}
 	}
+	sum := sha256.Sum256([]byte(whole.body))
+	hash := hex.EncodeToString(sum[:])
 	want := []state.Audit{
 		{What: "kick-off", Status: http.StatusAccepted, Job: id, Level: state.Patient, Types: []string{"Patient"}},
-		{What: "completed", Job: id, Level: state.Patient, Types: []string{"Patient"}, Files: 1, Resources: file.Count, Bytes: int64(len(whole.body))},
-		{What: "download", Status: http.StatusOK, Job: id, Level: state.Patient, File: "Patient.1.ndjson", Bytes: int64(len(whole.body))},
-		{What: "download", Status: http.StatusPartialContent, Job: id, Level: state.Patient, File: "Patient.1.ndjson", Range: true, Bytes: 10},
+		{What: "completed", Job: id, Level: state.Patient, Types: []string{"Patient"}, Files: 1, Resources: file.Count, Bytes: int64(len(whole.body)), Hashes: map[string]string{"Patient.1.ndjson": hash}},
+		{What: "download", Status: http.StatusOK, Job: id, Level: state.Patient, File: "Patient.1.ndjson", SHA256: hash, Bytes: int64(len(whole.body))},
+		{What: "download", Status: http.StatusPartialContent, Job: id, Level: state.Patient, File: "Patient.1.ndjson", SHA256: hash, Range: true, Bytes: 10},
 		{What: "kick-off", Status: http.StatusBadRequest, Level: state.Patient},
 		{What: "download", Status: http.StatusNotFound},
 		{What: "cancel", Status: http.StatusAccepted, Job: id, Level: state.Patient},
@@ -83,11 +92,11 @@ func TestAuditTrail(t *testing.T) {
 	}
 }
 
-// sortedLines writes events without their times, in an order of their own: two of them may end at the same moment.
+// sortedLines writes events without their times and ids of requests, in an order of their own: two of them may end at the same moment.
 func sortedLines(t *testing.T, events []state.Audit) (lines []string) {
 	t.Helper()
 	for _, event := range events {
-		event.Time = time.Time{}
+		event.Time, event.Request = time.Time{}, ""
 		line, err := json.Marshal(event)
 		if err != nil {
 			t.Fatal(err)
