@@ -79,6 +79,9 @@ func (x *exchange) identify() {
 
 // within returns the context of what is logged and answered of a request, which names it.
 func (x *exchange) within(ctx context.Context) context.Context {
+	if RequestID(ctx) != "" { // x is a part of it
+		return ctx
+	}
 	x.identify()
 	return context.WithValue(ctx, exchangeKey{}, x)
 }
