@@ -56,6 +56,7 @@ type config struct {
 	LogFormat      string        `yaml:"log_format"`
 
 	Data         string               `yaml:"data"`
+	RemoveSpool  bool                 `yaml:"remove_spool"`
 	Bucket       bucketConfig         `yaml:"bucket"`
 	Links        proxy.Links          `yaml:"links"`
 	LinkLifetime time.Duration        `yaml:"link_lifetime"`

@@ -133,7 +133,7 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 		ledger = ""
 	}
 	engine := exporter.Config{
-		Client: client, Store: s.store, Bucket: bucket, Spool: filepath.Join(c.Data, "spool"),
+		Client: client, Store: s.store, Bucket: bucket, Spool: filepath.Join(c.Data, "spool"), RemoveSpool: c.RemoveSpool,
 		Workers: c.Workers, QuietHours: hours, Strategy: c.Strategy, MaxRunning: c.MaxRunning, MaxJobsPerClient: c.Limits.JobsPerClient, MaxExportBytes: c.Limits.ExportBytes, PageSize: c.PageSize, Settle: c.Settle,
 		MaxFileBytes: c.MaxFileBytes, PageRows: c.PageRows, Shape: c.Manifest, Gzip: c.Gzip, Attachments: c.attachments(), Retention: c.Retention, GiveUp: c.GiveUp, Log: log, Metrics: engineMetrics, Tracer: s.traces.tracer(),
 		Writes: inFlight, WithoutReferenced: !c.Referenced, AllowPartial: c.AllowPartial, WithoutHistory: c.WithoutHistory, Ledger: ledger,
