@@ -49,7 +49,9 @@ func TestRemovedSpoolBeginsExportsAnew(t *testing.T) {
 					want := b.snapshot()
 					b.resume(hard)
 					if len(stored) > 1 {
-						cut := b.events.freezeWhen(func(name string) bool { return strings.HasPrefix(name, "after delete") && strings.HasSuffix(name, ".1.ndjson") })
+						cut := b.events.freezeWhen(func(name string) bool {
+							return strings.HasPrefix(name, "after delete") && strings.HasSuffix(name, ".1.ndjson")
+						})
 						<-cut
 						b.resume(!hard)
 					}
@@ -78,7 +80,9 @@ func TestRemovedSpoolBeginsExportsAnew(t *testing.T) {
 // Ensure an export of which a manifest was shown fails when its spool is removed, in words that say what to do: the page cannot be
 // taken back.
 func TestRemovedSpoolFailsExportsWithPages(t *testing.T) {
-	edit := func(c *exporter.Config) { c.PageSize, c.MaxFileBytes, c.Workers, c.PageRows, c.RemoveSpool = 20, 2<<10, 2, 60, true }
+	edit := func(c *exporter.Config) {
+		c.PageSize, c.MaxFileBytes, c.Workers, c.PageRows, c.RemoveSpool = 20, 2<<10, 2, 60, true
+	}
 	inBubble(t, fhirtest.HAPI(), edit, killData(t), func(t *testing.T, b *bubble) {
 		b.slow()
 		kickoff := system()

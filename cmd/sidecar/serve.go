@@ -138,7 +138,10 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 		MaxFileBytes: c.MaxFileBytes, PageRows: c.PageRows, Shape: c.Manifest, Gzip: c.Gzip, Attachments: c.attachments(), Retention: c.Retention, GiveUp: c.GiveUp, Log: log, Metrics: engineMetrics, Tracer: s.traces.tracer(),
 		Writes: inFlight, WithoutReferenced: !c.Referenced, AllowPartial: c.AllowPartial, WithoutHistory: c.WithoutHistory, Ledger: ledger,
 	}
-	if s.audit.out != nil {
+	if c.Audit.FHIR {
+		s.audit.events = newAuditSender(client, writes, s.audit.eventFailures, log)
+	}
+	if s.audit.kept() {
 		engine.Audit = s.audit
 	}
 	if s.exporter, err = exporter.New(engine); err != nil {
@@ -149,7 +152,7 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	registry.MustRegister(s.audit.failures)
+	registry.MustRegister(s.audit.failures, s.audit.eventFailures)
 	registry.MustRegister(append(engineMetrics.Collectors(), frontMetrics.Collectors()...)...)
 	s.admin = admin.New(admin.Config{Metrics: registry, Server: s.exporter, Exports: s.store, Work: s.exporter, Token: string(c.AdminToken)})
 	return s, s.listen(ctx)
@@ -198,7 +201,7 @@ func newProxy(
 		LinkKey: linkKey, TypesOf: c.typesOf, MaxFileBytes: c.MaxFileBytes, AuthMode: c.Auth.Mode, Auth: authorizer, GroupRules: c.Auth.groupRules(),
 		RequestsPerSecond: c.Limits.RequestsPerSecond,
 	}
-	if audit.out != nil {
+	if audit.kept() {
 		cfg.Audit = audit
 	}
 	if cfg.UpstreamTLS, err = c.UpstreamTLS.open(); err != nil {
@@ -311,7 +314,9 @@ func (s *server) run(ctx context.Context) error {
 		return back.Close()
 	})
 	s.admin.SetReady(true)
+	endAudit := s.audit.send(ctx)
 	err := group.Wait()
+	endAudit()
 	s.traces.close(ctx)
 	s.log.InfoContext(ctx, "sidecar stopped")
 	return errors.Join(err, s.store.Close())
