@@ -22,7 +22,7 @@ func TestAuditEventHasTheFormOfItsRelease(t *testing.T) {
 		Level: state.Patient, File: "Patient.1.ndjson", SHA256: "ab", Bytes: 7,
 	}
 	const common = `"action":"R","recorded":"2026-01-02T03:04:05.000Z","outcome":%s,"agent":[{"who":{"identifier":{"value":"warehouse"}},"requestor":true}],` +
-		`"source":{"observer":{"display":"bulk export sidecar"}},"entity":[{"what":{"identifier":{"value":"dc460da4ad72c482231e28e688e01f2778a88ce31a08826899d54ef7183998b5"},` +
+		`"source":{"observer":{"display":"bulk export sidecar"}},"entity":[{"what":{"identifier":{"value":"5e8c9902207afaeb7120430c585a445f21e92932081d64bc99f80e4925bcb002"},` +
 		`"display":"SHA-256 of the export's id"},"detail":[`
 	export := `{"system":"http://dicom.nema.org/resources/ontology/DCM","code":"110106","display":"Export"}`
 	for release, form := range map[string][3]string{
