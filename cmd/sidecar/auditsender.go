@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net/http"
 	"time"
@@ -114,8 +113,8 @@ func (s *auditSender) try(ctx context.Context, event *state.Audit) error {
 	}
 	s.writes.Own(func() bool {
 		err = s.client.Create(ctx, "AuditEvent", resource)
-		var answered *fhir.ResponseError
-		return err == nil || errors.As(err, &answered) && answered.StatusCode != http.StatusGatewayTimeout
+		status := fhir.StatusOf(err)
+		return err == nil || status != 0 && status != http.StatusAccepted && status != http.StatusGatewayTimeout
 	})
 	return err
 }
