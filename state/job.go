@@ -162,6 +162,14 @@ type Job struct {
 	Proof []Proof `json:"proof,omitempty"`
 }
 
+// kickedOff is the job as its kick-off made it.
+func (j *Job) kickedOff() *Job {
+	return &Job{
+		ID: j.ID, Folder: j.Folder, Status: Accepted, Kickoff: j.Kickoff, AttachmentKey: j.AttachmentKey, Accepted: j.Accepted,
+		Issues: j.Kickoff.Ignored,
+	}
+}
+
 // Page is what a manifest shows while others are not there yet: all output files of some types.
 type Page struct {
 	Types []string `json:"types"`

@@ -54,7 +54,9 @@ func TestAuditEventHasTheFormOfItsRelease(t *testing.T) {
 func TestAuditEventsReachTheServer(t *testing.T) {
 	t.Parallel()
 	sample, upstream := newSample(t, fhirtest.Plain(), 3)
-	toServer := func(r *http.Request) bool { return r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/AuditEvent") }
+	toServer := func(r *http.Request) bool {
+		return r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/AuditEvent")
+	}
 	sample.Fail(fhirtest.Fault{Match: toServer, Status: http.StatusServiceUnavailable, Times: 1})
 	sample.Fail(fhirtest.Fault{Match: func(r *http.Request) bool {
 		return toServer(r) && r.Header.Get("Authorization") != "Basic c2lkZWNhcjpzZWNyZXQ="
