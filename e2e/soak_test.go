@@ -66,7 +66,7 @@ func startSoak(t *testing.T, client *soakClient, seed uint64, judge func(began, 
 			for ctx.Err() == nil {
 				began := time.Now()
 				// Not ctx: the last request is finished, too.
-				if err := client.one(t.Context(), random); err != nil {
+				if err := client.one(context.WithoutCancel(ctx), random); err != nil {
 					judge(began, time.Now(), err)
 					select { // a server that is down is not worth a rush
 					case <-ctx.Done():

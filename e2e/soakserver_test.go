@@ -49,7 +49,7 @@ func startSoakServer(t *testing.T) *soakServer {
 		s.count++
 	}
 	s.listen(t)
-	t.Cleanup(func() { s.current().Close() })
+	t.Cleanup(func() { _ = s.current().Close() })
 	return s
 }
 
