@@ -231,7 +231,7 @@ func checkParses(t *testing.T, format, body string) {
 // Ensure the server is asked for no compression, and that what it compresses all the same is completed: only what cannot be
 // unpacked is passed on as it is.
 func TestMetadataIsAskedUncompressedAndUnpackedWhenItIsNot(t *testing.T) {
-	marked := jsonStatements["compact"]
+	marked := whole("application/fhir+json", jsonStatements["compact"])
 	var packed bytes.Buffer
 	writer := gzip.NewWriter(&packed)
 	if _, err := io.WriteString(writer, withoutMarked(marked)); err != nil {
@@ -240,9 +240,9 @@ func TestMetadataIsAskedUncompressedAndUnpackedWhenItIsNot(t *testing.T) {
 	if err := writer.Close(); err != nil {
 		t.Fatal(err)
 	}
-	whole := strings.NewReplacer("«", "", "»", "").Replace(marked)
+	completed := strings.NewReplacer("«", "", "»", "").Replace(marked)
 	for name, test := range map[string]struct{ coding, sent, want, left string }{
-		"gzip":           {"gzip", packed.String(), whole, ""},
+		"gzip":           {"gzip", packed.String(), completed, ""},
 		"a broken one":   {"gzip", packed.String()[:packed.Len()-9], packed.String()[:packed.Len()-9], "gzip"},
 		"another coding": {"br", "x" + packed.String(), "x" + packed.String(), "br"},
 	} {
