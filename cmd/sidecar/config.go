@@ -17,6 +17,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"sidecar/exporter"
+	"sidecar/exporter/fhir"
 	"sidecar/proxy"
 	"sidecar/proxy/auth"
 	"sidecar/state"
@@ -40,6 +41,7 @@ type config struct {
 	UpstreamHost   string             `yaml:"upstream_host"`
 	UpstreamAuth   upstreamAuthConfig `yaml:"upstream_auth"`
 	UpstreamTLS    upstreamTLSConfig  `yaml:"upstream_tls"`
+	Protocol       fhir.Protocol      `yaml:"upstream_protocol"`
 	CrawlAs        crawlAs            `yaml:"crawl_as"`
 	ForwardHeaders []string           `yaml:"forward_headers"`
 	Intercept      bool               `yaml:"intercept"`
@@ -123,6 +125,7 @@ type bucketConfig struct {
 // defaultConfig is what holds where nothing is said.
 func defaultConfig() *config {
 	c := &config{
+		Protocol:      fhir.HTTP1,
 		CrawlAs:       asSidecar,
 		Intercept:     true,
 		Listen:        ":8000",

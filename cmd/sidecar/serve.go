@@ -193,7 +193,7 @@ func newProxy(
 		}
 	}
 	cfg := proxy.Config{
-		Upstream: upstream, UpstreamHost: c.UpstreamHost, ForwardHeaders: c.ForwardHeaders, Intercept: c.Intercept,
+		Upstream: upstream, UpstreamHost: c.UpstreamHost, UpstreamProtocol: c.Protocol, ForwardHeaders: c.ForwardHeaders, Intercept: c.Intercept,
 		Client: client, Exports: engine, Stages: engine, Jobs: store, Bucket: bucket, Links: c.Links, LinkLifetime: c.LinkLifetime, Writes: writes, Log: log, Metrics: metrics,
 		LinkKey: linkKey, TypesOf: c.typesOf, MaxFileBytes: c.MaxFileBytes, AuthMode: c.Auth.Mode, Auth: authorizer, GroupRules: c.Auth.groupRules(),
 		RequestsPerSecond: c.Limits.RequestsPerSecond,
@@ -289,8 +289,13 @@ func (s *server) run(ctx context.Context) error {
 		DisableGeneralOptionsHandler: true, // "OPTIONS *" is the upstream's to answer
 		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
+	front.Protocols = new(http.Protocols)
+	front.Protocols.SetHTTP1(true)
+	front.Protocols.SetHTTP2(true)
 	if s.certificate != nil {
 		front.TLSConfig = s.certificate.config()
+	} else {
+		front.Protocols.SetUnencryptedHTTP2(true) // a proxy in front may speak it
 	}
 	back := &http.Server{Handler: s.admin, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout}
 	s.log.InfoContext(ctx, "sidecar serves", "version", versionText(), "upstream", s.config.Upstream, "data", s.config.Data, "listen", s.front.Addr().String(),

@@ -52,6 +52,7 @@ func (c *config) validate(found *faultList) {
 	c.UpstreamAuth.validate(found)
 	c.validateCrawlAs(found)
 	c.UpstreamTLS.validate(found, c.Upstream)
+	c.validateProtocol(found)
 	c.TLS.validate(found)
 	c.Audit.validate(found)
 	c.validateNumbers(found)

@@ -49,6 +49,9 @@ func (t *TLS) apply(transport *http.Transport, own bool) {
 		if !own {
 			config.Certificates = nil
 		}
+		if transport.Protocols != nil && transport.Protocols.HTTP2() {
+			config.NextProtos = []string{"h2"}
+		}
 		dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}, Config: config}
 		return dialer.DialContext(ctx, network, address)
 	}
