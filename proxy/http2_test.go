@@ -52,7 +52,7 @@ func spokenTo(t *testing.T, front, back fhir.Protocol, handler http.Handler) (*h
 			t.Fatal(err)
 		}
 		var err error
-		if certificates, err = fhir.NewTLS(path, "", ""); err != nil {
+		if certificates, err = fhir.NewTLS(path, "", "", nil); err != nil {
 			t.Fatal(err)
 		}
 	}
