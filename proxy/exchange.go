@@ -9,6 +9,7 @@ import (
 type exchange struct {
 	proxy *Proxy
 	write *write // nil for a request that writes nothing, or where nobody asks
+	wait  wait   // of a user, where somebody asks
 }
 
 type exchangeKey struct{}
@@ -22,6 +23,9 @@ func (p *Proxy) begin(r *http.Request) *exchange {
 	if p.Writes != nil && isWrite(r) {
 		x.write = p.Writes.begin()
 	}
+	if p.Live != nil {
+		x.wait = p.Live.begin(r, p.basePath)
+	}
 	return x
 }
 
@@ -29,6 +33,9 @@ func (p *Proxy) begin(r *http.Request) *exchange {
 // statusClientLeft.
 func (x *exchange) answered(status int, theirs bool) {
 	x.proxy.Metrics.requested(status)
+	if x.proxy.Live != nil {
+		x.proxy.Live.answered(&x.wait, status)
+	}
 	if x.write != nil && theirs {
 		// 202 and 504 say that the server is still at work.
 		x.write.answered = status != http.StatusAccepted && status != http.StatusGatewayTimeout
@@ -37,6 +44,9 @@ func (x *exchange) answered(status int, theirs bool) {
 
 // end is called when the last byte has been passed on, or the exchange was cut off: whole tells which.
 func (x *exchange) end(whole bool) {
+	if x.proxy.Live != nil {
+		x.proxy.Live.end(&x.wait)
+	}
 	if x.write != nil {
 		x.proxy.Writes.end(x.write, whole)
 	}
