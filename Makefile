@@ -1,7 +1,7 @@
 # Everyday commands. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos e2e check bench bench-code bench-hapi image lint fmt
+.PHONY: help demo test chaos e2e check bench bench-code bench-hapi bench-polite image lint fmt
 
 # What `sidecar version` says in an image: the nearest tag, else the commit.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -36,6 +36,9 @@ bench-code: ## the benchmarks that live with the code
 
 bench-hapi: ## a system export beside plain paging with curl, on one HAPI in one run (needs Java 17, Maven and curl)
 	cd e2e && E2E_FULL=1 go test -count=1 -timeout 25m -v -tags figures -run TestFigures .
+
+bench-polite: ## what users of HAPI feel of an export, twelve minutes (POLITE_ROUNDS=n POLITE_SECONDS=n; needs Java 17 and Maven)
+	cd e2e && go test -count=1 -timeout 25m -v -tags figures -run TestPolite .
 
 image: ## the container image, with the image builder at hand (IMAGE=name:tag, VERSION=...)
 	@for builder in docker podman buildah; do \

@@ -14,17 +14,18 @@ const (
 	firstShare = 0.5
 	growth     = 1.2
 	retreat    = 0.6
-	// leastPart is the part of their requests that exports keep whatever users feel.
-	leastPart = 0.1
+	// leastPart is the part of their requests that exports keep whatever users feel. A server that users keep busy answers few
+	// requests at once sooner than many: a twentieth of them is a tenth of the pace or more.
+	leastPart = 0.05
 	// turn is how long exports ask beside users before they pause for restTurn, to see how long users wait without them.
 	turn     = 4 * time.Second
 	restTurn = time.Second
 	// mostTurns is after how many of them nothing seen is taken for no harm, surely is the standard error at which it is one sooner.
 	mostTurns = 3
 	surely    = 0.15
-	// sureOf is how many standard errors a slowdown has to be off for a retreat. At three quarters of one, chance alone makes for as
-	// many steps back as the growth makes good.
-	sureOf = 0.75
+	// sureOf is how many standard errors a slowdown has to be off for a retreat. At this many, chance alone makes for about as many
+	// steps back as the growth makes good.
+	sureOf = 0.6
 	// rememberFor is how long the share is kept while there are no users.
 	rememberFor = 5 * time.Minute
 	// besideFor is how long behind a request users are thought to be beside exports, if nothing follows.
@@ -47,7 +48,7 @@ type Traffic interface {
 // polite paces the requests of all exports by what users feel of them. They take turns: for some seconds exports ask, for one they do
 // not, and users' waits of both are compared, so that a server that is slow by itself is not blamed on exports. While users wait hardly
 // longer, exports may have a fifth more requests under way on average, else two fifths fewer; less than one means a pause behind
-// each request. A tenth of what the server takes is theirs in any case, so that an export always ends, and all of it while there
+// each request. A twentieth of what the server takes is theirs in any case, so that an export always ends, and all of it while there
 // are no users. It is guarded by the limiter's mutex.
 type polite struct {
 	traffic Traffic
