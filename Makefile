@@ -1,7 +1,7 @@
 # Everyday commands. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos e2e check bench bench-code bench-hapi bench-polite image lint fmt
+.PHONY: help demo test chaos fuzz e2e check bench bench-code bench-hapi bench-polite bench-proxy image lint fmt
 
 # What `sidecar version` says in an image: the nearest tag, else the commit.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -11,7 +11,7 @@ IMAGE ?= sidecar:$(VERSION)
 LINT = $$(bash .ci/tools golangci-lint)
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## a sample FHIR server, the sidecar in front of it, one whole export
 	go run ./cmd/sidecar demo
@@ -21,6 +21,11 @@ test: ## the tests that need nothing but Go
 
 chaos: ## 2,000 random exports beside random writes, on a virtual clock (CHAOS_SEED=n CHAOS_RUNS=1 repeats one)
 	CHAOS_RUNS=$${CHAOS_RUNS:-2000} go test -count=1 -timeout 30m -run 'TestChaos|TestChain' ./exporter
+
+fuzz: ## new inputs for what reads requests, a minute each (FUZZTIME=10m for longer)
+	for name in $$(go test -list '^Fuzz' ./proxy | grep ^Fuzz); do \
+		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $${FUZZTIME:-1m} ./proxy || exit 1; \
+	done
 
 e2e: ## the built binary against HAPI FHIR, S3, GCS and identity servers (needs Java 17, Maven and npm)
 	cd e2e && go test -count=1 -timeout 25m ./...
@@ -39,6 +44,9 @@ bench-hapi: ## a system export beside plain paging with curl, on one HAPI in one
 
 bench-polite: ## what users of HAPI feel of an export, twelve minutes (POLITE_ROUNDS=n POLITE_SECONDS=n; needs Java 17 and Maven)
 	cd e2e && go test -count=1 -timeout 25m -v -tags figures -run TestPolite .
+
+bench-proxy: ## the forwarder beside nginx, Caddy and a plain ReverseProxy (needs two processors, wrk, nginx; BENCH_CELLS=2k BENCH_ROUNDS=3)
+	@bash bench/proxy/run
 
 image: ## the container image, with the image builder at hand (IMAGE=name:tag, VERSION=...)
 	@for builder in docker podman buildah; do \

@@ -28,6 +28,16 @@ func (r *run) boundBytes(ctx context.Context) error {
 	return nil
 }
 
+// admit stores a job, unless there are too many. One at a time: between counting and storing no other may come in.
+func (e *Exporter) admit(ctx context.Context, job *state.Job) error {
+	e.admitting.Lock()
+	defer e.admitting.Unlock()
+	if err := e.boundJobs(ctx, job.Kickoff.Client); err != nil {
+		return err
+	}
+	return e.Store.Create(ctx, job, e.MaxRunning)
+}
+
 // boundJobs fails with state.ErrTooMany when as many exports of the client are kept as may be. Those without a name count
 // together: they may be one.
 func (e *Exporter) boundJobs(ctx context.Context, client string) error {

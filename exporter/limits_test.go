@@ -2,6 +2,8 @@ package exporter_test
 
 import (
 	"errors"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,6 +43,28 @@ func TestExportBytes(t *testing.T) {
 	export(total-1, system(), tooCostly)
 	export(1, system(), tooCostly)
 	export(1, organized, tooCostly)
+}
+
+// Ensure kick-offs of one client that come at once are counted one by one.
+func TestJobsPerClientAtOnce(t *testing.T) {
+	edit := func(c *exporter.Config) { smallPages(c); c.MaxJobsPerClient, c.MaxRunning = 2, 100 }
+	inBubble(t, fhirtest.Plain(), edit, thirtyRows(t), func(t *testing.T, b *bubble) {
+		var taken atomic.Int32
+		var all sync.WaitGroup
+		for range 16 {
+			all.Go(func() {
+				switch _, err := b.KickOff(t.Context(), system()); {
+				case err == nil:
+					taken.Add(1)
+				case !errors.Is(err, state.ErrTooMany):
+					t.Error(err)
+				}
+			})
+		}
+		if all.Wait(); taken.Load() != 2 {
+			t.Errorf("%d exports are kept, want 2", taken.Load())
+		}
+	})
 }
 
 // Ensure one client cannot keep more exports than it may, and that it keeps nobody else from theirs.

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sync/errgroup"
-
 	"sidecar/exporter/fhir"
 	"sidecar/proxy/auth"
 	"sidecar/state"
@@ -20,7 +18,10 @@ func (p *Proxy) narrow(
 	ctx context.Context, header http.Header, kickoff *state.Kickoff, statement *fhir.CapabilityStatement, who *asker,
 ) error {
 	if p.AuthMode == auth.None {
-		return p.mayExportGroup(kickoff, "")
+		if err := p.mayExportGroup(kickoff, ""); err != nil {
+			return err
+		}
+		return p.findNamed(ctx, kickoff, who)
 	}
 	kickoff.Client, kickoff.Guarded = who.id, who.guarded
 	named, rest, err := p.typesAsked(kickoff, statement)
@@ -28,7 +29,7 @@ func (p *Proxy) narrow(
 		return err
 	}
 	if p.AuthMode == auth.Upstream {
-		if err := p.askUpstream(ctx, kickoff, named, rest, who.headers); err != nil {
+		if err := p.askUpstream(ctx, kickoff, named, rest, who); err != nil {
 			return err
 		}
 		client, err := auth.Accepted(header)
@@ -41,6 +42,12 @@ func (p *Proxy) narrow(
 			named = append(named, "Group")
 		}
 		if err := narrowByScopes(kickoff, named, rest, who.scopes); err != nil {
+			return err
+		}
+		if err := p.mayExportGroup(kickoff, who.id); err != nil {
+			return err // before it is told whether there is such a Group
+		}
+		if err := p.findNamed(ctx, kickoff, who); err != nil {
 			return err
 		}
 	}
@@ -116,26 +123,16 @@ func narrowByScopes(kickoff *state.Kickoff, named, rest []string, scopes auth.Sc
 }
 
 // askUpstream narrows a kick-off by what the FHIR server lets its client read.
-func (p *Proxy) askUpstream(ctx context.Context, kickoff *state.Kickoff, named, rest []string, client http.Header) error {
-	group, checkCtx := errgroup.WithContext(ctx)
-	group.SetLimit(checksAtOnce)
-	if kickoff.Level == state.Group {
-		group.Go(func() error { return p.checkGroup(checkCtx, kickoff.Group, client) })
-	}
+func (p *Proxy) askUpstream(ctx context.Context, kickoff *state.Kickoff, named, rest []string, who *asker) error {
+	asked, checkCtx := newQuestions(ctx)
+	client := who.headers
 	for _, typ := range named {
-		group.Go(func() error { return searchRefusal(p.maySearch(checkCtx, typ, client), typ) })
+		asked.ask(func() error { return searchRefusal(p.maySearch(checkCtx, typ, client), typ) })
 	}
-	if len(kickoff.Patients) <= maxPatientReads {
-		for _, id := range kickoff.Patients {
-			group.Go(func() error {
-				_, err := p.Client.MayRead(checkCtx, "Patient", id, client)
-				return refused(err, "a Patient that is named in patient")
-			})
-		}
-	}
+	p.askNamed(checkCtx, asked, kickoff, who)
 	said := make([]error, len(rest))
 	for i, typ := range rest {
-		group.Go(func() error {
+		asked.ask(func() error {
 			said[i] = p.mayExport(checkCtx, typ, client)
 			if isDenial(said[i]) || isFinal(said[i]) {
 				return nil
@@ -143,10 +140,46 @@ func (p *Proxy) askUpstream(ctx context.Context, kickoff *state.Kickoff, named, 
 			return searchRefusal(said[i], typ)
 		})
 	}
-	if err := group.Wait(); err != nil {
+	if err := asked.wait(); err != nil {
 		return orTimeout(ctx, err)
 	}
 	return withhold(kickoff, len(named) > 0, rest, said)
+}
+
+// findNamed asks whether the Group and the Patients that a kick-off names are there: the export would only find it out later.
+func (p *Proxy) findNamed(ctx context.Context, kickoff *state.Kickoff, who *asker) error {
+	asked, checkCtx := newQuestions(ctx)
+	p.askNamed(checkCtx, asked, kickoff, who)
+	return orTimeout(ctx, asked.wait())
+}
+
+// askNamed adds the questions of findNamed to others.
+func (p *Proxy) askNamed(ctx context.Context, asked questions, kickoff *state.Kickoff, who *asker) {
+	if kickoff.Level == state.Group {
+		asked.ask(func() error { return CheckGroup(p.read(ctx, "Group", kickoff.Group, who)) })
+	}
+	if len(kickoff.Patients) > maxPatientReads {
+		return
+	}
+	for _, id := range kickoff.Patients {
+		asked.ask(func() error {
+			_, err := p.read(ctx, "Patient", id, who)
+			return refused(err, "a Patient that is named in patient")
+		})
+	}
+}
+
+// read reads a resource as the client where the server judges clients, or exports are read as them; else as the sidecar,
+// whose own credentials are none of the client's business.
+func (p *Proxy) read(ctx context.Context, typ, id string, who *asker) ([]byte, error) {
+	if p.AuthMode == auth.Upstream || p.Client.Borrows() {
+		return p.Client.MayRead(ctx, typ, id, who.headers)
+	}
+	raw, err := p.Client.Read(ctx, typ, id)
+	if isDenial(err) {
+		err = &refusal{http.StatusForbidden, "forbidden", "the FHIR server does not let the export sidecar read this " + typ}
+	}
+	return raw, err
 }
 
 // withhold takes out of a kick-off the types of which the server does not let its client read all. Where nothing is left the
@@ -167,8 +200,8 @@ func withhold(kickoff *state.Kickoff, more bool, types []string, said []error) e
 	return searchRefusal(said[first], types[first])
 }
 
-// errPart tells that the server shows a client only some of what it shows the sidecar.
-var errPart = errors.New("a part of the resources alone is shown to this client")
+// errPart tells that the server does not show a client what it shows the sidecar.
+var errPart = errors.New("not the same resources are shown to this client")
 
 // isDenial tells whether an error is the server's judgement of the client.
 func isDenial(err error) bool {
@@ -179,7 +212,7 @@ func isDenial(err error) bool {
 // searchRefusal is what a client is told where it may not search a type.
 func searchRefusal(err error, typ string) error {
 	if errors.Is(err, errPart) {
-		return &refusal{http.StatusForbidden, "forbidden", "the FHIR server shows this client only a part of its " + typ + " resources"}
+		return &refusal{http.StatusForbidden, "forbidden", "the FHIR server does not show this client the same " + typ + " resources as the export sidecar"}
 	}
 	return refused(err, "a search of "+typ)
 }
@@ -232,12 +265,11 @@ func (p *Proxy) mayStillRead(ctx context.Context, job *state.Job, client http.He
 	if err != nil {
 		return err
 	}
-	group, checkCtx := errgroup.WithContext(all)
-	group.SetLimit(checksAtOnce)
+	asked, checkCtx := newQuestions(all)
 	for _, typ := range types {
-		group.Go(func() error { return searchRefusal(p.mayExport(checkCtx, typ, client), typ) })
+		asked.ask(func() error { return searchRefusal(p.mayExport(checkCtx, typ, client), typ) })
 	}
-	return orTimeout(all, group.Wait())
+	return orTimeout(all, asked.wait())
 }
 
 // typesShown are the types that a job's kick-off named and those of the files that its manifest shows, or where there are

@@ -59,7 +59,11 @@ func passAttachment(w http.ResponseWriter, answer *http.Response) *refusal {
 		header.Set("Cache-Control", "private, no-transform")
 	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
 		to, err := answer.Location()
-		if err != nil || to.Host == answer.Request.URL.Host { // not a store beside the server, which would want a token
+		asked := answer.Request.URL
+		if err != nil || to.Host == asked.Host { // not a store beside the server, which would want a token
+			return attachmentRefusal(answer.StatusCode)
+		}
+		if to.Host == "" || to.Scheme != "https" && to.Scheme != asked.Scheme { // no script, file or app, and no way without TLS behind one with it
 			return attachmentRefusal(answer.StatusCode)
 		}
 		header.Set("Location", to.String())

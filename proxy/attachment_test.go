@@ -161,8 +161,13 @@ func TestAttachmentMayLieInAStore(t *testing.T) {
 	if got := h.ask(http.MethodGet, h.attachment(&job, "Binary/note")); got.status != http.StatusTemporaryRedirect || got.header.Get("Location") != *to {
 		t.Errorf("a store: got %d %q", got.status, got.header)
 	}
-	*to = "/fhir/Patient/1"
-	checkOutcome(t, h.ask(http.MethodGet, h.attachment(&job, "Binary/note")), http.StatusServiceUnavailable, "transient")
+	for _, *to = range []string{"/fhir/Patient/1", "javascript:alert(1)", "file:///etc/passwd", "ftp://store.example/note", "https:note", "data:text/html,x"} {
+		got := h.ask(http.MethodGet, h.attachment(&job, "Binary/note"))
+		checkOutcome(t, got, http.StatusServiceUnavailable, "transient")
+		if got.header.Get("Location") != "" {
+			t.Errorf("the client is led to %s", *to)
+		}
+	}
 }
 
 // Ensure an attachment arrives while it is read, that a cut one is not taken for the whole, and that no line of the log names it.

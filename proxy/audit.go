@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"strconv"
 
 	"sidecar/state"
 )
@@ -23,14 +24,17 @@ func (p *Proxy) audited(what string, next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		ctx, event := r.Context(), &state.Audit{What: what}
 		answer := &countedAnswer{ResponseWriter: w}
+		whole := false
 		defer func() {
-			event.Status = answer.status
+			event.Status, event.Aborted = answer.status, !whole
 			if sent := answer.status == http.StatusOK || answer.status == http.StatusPartialContent; sent && r.Method == http.MethodGet {
 				event.Bytes, event.Range = answer.bytes, answer.status == http.StatusPartialContent
+				event.Aborted = event.Aborted || answer.short()
 			}
 			p.Audit.Note(ctx, event)
 		}()
 		next(answer, r.WithContext(context.WithValue(ctx, auditKey{}, event)))
+		whole = true
 	}
 }
 
@@ -75,6 +79,12 @@ func (c *countedAnswer) wrote(n int64) {
 		c.status = http.StatusOK
 	}
 	c.bytes += n
+}
+
+// short tells whether a body has fewer bytes than its header says.
+func (c *countedAnswer) short() bool {
+	size, err := strconv.ParseInt(c.Header().Get("Content-Length"), 10, 64)
+	return err == nil && c.bytes < size
 }
 
 // Unwrap is for http.ResponseController.

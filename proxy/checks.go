@@ -17,7 +17,7 @@ const (
 	checkTimeout = 10 * time.Second
 	// checksAtOnce bounds how many of them run at once.
 	checksAtOnce = 8
-	// maxPatientReads is up to how many Patients of the parameter patient are read as the client before the export. What
+	// maxPatientReads is up to how many Patients of the parameter patient are looked for before the export. What
 	// is wrong with longer lists the export itself finds out.
 	maxPatientReads = 20
 )
@@ -182,12 +182,6 @@ func orTimeout(ctx context.Context, err error) error {
 		return &refusal{http.StatusServiceUnavailable, "timeout", "the FHIR server did not answer the checks of this request within 10 seconds"}
 	}
 	return err
-}
-
-// checkGroup reads the Group as the client.
-func (p *Proxy) checkGroup(ctx context.Context, id string, client http.Header) error {
-	raw, err := p.Client.MayRead(ctx, "Group", id, client)
-	return orTimeout(ctx, CheckGroup(raw, err))
 }
 
 // CheckGroup tells whether a Group can be exported, by the answer to a read of it. One that is described by characteristics

@@ -121,19 +121,21 @@ func (p *Proxy) serveFile(w http.ResponseWriter, r *http.Request, job *state.Job
 	}
 }
 
-// takesGzip tells whether a client says that it takes gzip. One that says nothing may be a tool that saves what it gets.
+// takesGzip tells whether a client says that it takes gzip. One that says nothing may be a tool that saves what it gets. What is
+// said of gzip itself counts more than what is said of any coding (RFC 9110, section 12.5.3).
 func takesGzip(header http.Header) bool {
-	for _, value := range header.Values("Accept-Encoding") {
-		for part := range strings.SplitSeq(value, ",") {
-			coding, weight, _ := strings.Cut(part, ";")
-			switch strings.ToLower(strings.TrimSpace(coding)) {
-			case "gzip", "x-gzip", "*":
-				q, err := strconv.ParseFloat(strings.TrimPrefix(strings.ReplaceAll(weight, " ", ""), "q="), 64)
-				return err != nil || q > 0
-			}
+	named, takes := false, false
+	for part := range strings.SplitSeq(strings.Join(header.Values("Accept-Encoding"), ","), ",") {
+		coding, weight, _ := strings.Cut(part, ";")
+		coding = strings.ToLower(strings.TrimSpace(coding))
+		byName := coding == "gzip" || coding == "x-gzip"
+		if !byName && (coding != "*" || named) {
+			continue
 		}
+		q, err := strconv.ParseFloat(strings.TrimPrefix(strings.ReplaceAll(weight, " ", ""), "q="), 64)
+		named, takes = byName, err != nil || q > 0
 	}
-	return false
+	return takes
 }
 
 // rangeStart is where the first range of a request begins, 0 where that is not plain. It only saves opening the object twice.

@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"crypto/sha256"
-	"maps"
 	"net"
 	"net/http"
 	"strings"
@@ -23,6 +22,9 @@ const (
 	burstSeconds = 5
 	// maxThrottled bounds how many clients or jobs are remembered.
 	maxThrottled = 10_000
+	// clientsOfAnAddress is how many times as often as one client an address may ask with credentials: several clients come by
+	// one gateway, and whoever makes up a token for each request comes by it too.
+	clientsOfAnAddress = 10
 )
 
 // throttle bounds how often something is asked for, by a key.
@@ -37,11 +39,11 @@ func (t *throttle) allow(key string, limit rate.Limit, burst int) bool {
 	defer t.mu.Unlock()
 	limiter := t.limiters[key]
 	if limiter == nil {
-		if len(t.limiters) >= maxThrottled { // who has not asked for a while is as good as new
-			maps.DeleteFunc(t.limiters, func(_ string, old *rate.Limiter) bool { return old.Tokens() >= float64(old.Burst()) })
-		}
-		if t.limiters == nil || len(t.limiters) >= maxThrottled {
+		if t.limiters == nil {
 			t.limiters = map[string]*rate.Limiter{}
+		}
+		if len(t.limiters) >= maxThrottled {
+			t.forgetOne()
 		}
 		limiter = rate.NewLimiter(limit, burst)
 		t.limiters[key] = limiter
@@ -49,32 +51,59 @@ func (t *throttle) allow(key string, limit rate.Limit, burst int) bool {
 	return limiter.AllowN(time.Now(), 1)
 }
 
+// forgetOne forgets of some, as the map has them, the one that has asked least: it may do what it may do now anyway. Those who ask
+// too much stay.
+func (t *throttle) forgetOne() {
+	least, most, seen := "", -1.0, 0
+	for key, limiter := range t.limiters {
+		if left := limiter.Tokens() / float64(limiter.Burst()); left > most {
+			least, most = key, left
+		}
+		if seen++; seen == 16 {
+			break
+		}
+	}
+	delete(t.limiters, least)
+}
+
 // errTooOften is told to whoever asks more often than any client has a reason to.
 var errTooOften = &refusal{http.StatusTooManyRequests, "throttled", "too many requests: ask less often"}
 
 // mayAsk bounds the requests of one client on our routes.
 func (p *Proxy) mayAsk(r *http.Request) error {
-	if p.RequestsPerSecond > 0 && !p.requests.allow(p.sender(r), rate.Limit(p.RequestsPerSecond), max(1, burstSeconds*p.RequestsPerSecond)) {
+	if p.RequestsPerSecond <= 0 {
+		return nil
+	}
+	limit := func(clients int) (rate.Limit, int) {
+		return rate.Limit(clients * p.RequestsPerSecond), max(1, burstSeconds*clients*p.RequestsPerSecond)
+	}
+	one, burst := limit(1)
+	several, burstOfSeveral := limit(clientsOfAnAddress)
+	if !p.addresses.allow(p.address(r), several, burstOfSeveral) || !p.requests.allow(p.sender(r), one, burst) {
 		return errTooOften
 	}
 	return nil
 }
 
-// mayPoll bounds the polls of one job.
-func (p *Proxy) mayPoll(job *state.Job) error {
-	if !p.polls.allow(job.ID, pollsASecond, pollBurst) {
+// mayPoll bounds the requests for the status of one job, of each who asks for it: what one sends does not count against another.
+func (p *Proxy) mayPoll(r *http.Request, job *state.Job) error {
+	if !p.polls.allow(job.ID+" "+p.sender(r), pollsASecond, pollBurst) {
 		return errTooOften
 	}
 	return nil
 }
 
-// sender tells clients apart before it is known who they are: by a hash of their credentials, else by their address, which
-// trusted hops report.
+// sender tells clients apart before it is known who they are: by a hash of their credentials, else by their address.
 func (p *Proxy) sender(r *http.Request) string {
 	if said := p.clientHeaders(r).Get("Authorization"); said != "" {
 		hash := sha256.Sum256([]byte(said))
 		return string(hash[:])
 	}
+	return p.address(r)
+}
+
+// address is where a request comes from, as trusted hops report it.
+func (p *Proxy) address(r *http.Request) string {
 	if p.trusted(r.RemoteAddr) {
 		hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
 		for i := len(hops) - 1; i >= 0; i-- { // the last one that no trusted hop has: what stands before it, anybody can write

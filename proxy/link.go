@@ -76,10 +76,16 @@ func (p *Proxy) mayRead(r *http.Request, job *state.Job, name string) error {
 		return p.checkLink(r, job.ID, name)
 	}
 	who, err := p.who(r)
-	if err == nil {
-		err = p.mayTouch(r, job, who)
+	if err != nil {
+		return err
 	}
-	return err
+	event := eventOf(r)
+	event.Client = who.id // also of an attempt that is refused
+	if err := p.mayTouch(r, job, who); err != nil {
+		return err
+	}
+	event.Client = job.Kickoff.Client
+	return nil
 }
 
 // checkLink tells whether a request has a living signature for a file.

@@ -86,7 +86,10 @@ func (p *Proxy) writeOutcome(w http.ResponseWriter, r *http.Request, status int,
 // upstreamRefusal turns an error of a check at the upstream into the answer of the kick-off: what the server refuses to
 // this client, the sidecar refuses likewise; a server that cannot be asked is not the client's fault.
 func upstreamRefusal(err error, what string) error {
+	var known *refusal
 	switch status := fhir.StatusOf(err); {
+	case errors.As(err, &known):
+		return known
 	case status == http.StatusUnauthorized:
 		var response *fhir.ResponseError
 		errors.As(err, &response)

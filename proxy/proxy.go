@@ -107,10 +107,10 @@ type Proxy struct {
 	Config
 	basePath string // of the upstream, decoded and without a slash at its end
 	verdicts verdicts
-	// requests are those of clients on our routes, polls the status requests of jobs.
-	requests, polls throttle
-	forward         http.Handler
-	short           *shortWay // nil where everything goes the long way
+	// requests are those of clients on our routes, addresses those of whom they come by, polls the status requests of jobs.
+	requests, addresses, polls throttle
+	forward                    http.Handler
+	short                      *shortWay // nil where everything goes the long way
 }
 
 // New returns the handler for all requests of clients. It fails when a part of cfg is missing.
@@ -188,10 +188,10 @@ func (p *Proxy) routes() *mux.Router {
 	}
 	kickOff := func(level state.Level, below string) {
 		as := func(shape state.Shape) http.HandlerFunc {
-			return p.audited("kick-off", p.asKicker(func(w http.ResponseWriter, r *http.Request, who *asker) {
+			return p.audited("kick-off", func(w http.ResponseWriter, r *http.Request) {
 				eventOf(r).Level = level
-				p.kickOff(w, r, level, shape, who)
-			}))
+				p.asKicker(func(w http.ResponseWriter, r *http.Request, who *asker) { p.kickOff(w, r, level, shape, who) })(w, r)
+			})
 		}
 		ours(below+export, map[string]http.HandlerFunc{http.MethodGet: as(""), http.MethodPost: as("")})
 		ours(below+exportV4, map[string]http.HandlerFunc{http.MethodPost: as(state.Shape4)}) // that version forbids GET

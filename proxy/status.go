@@ -24,10 +24,6 @@ const (
 
 // status answers a status request.
 func (p *Proxy) status(w http.ResponseWriter, r *http.Request, job *state.Job) {
-	if err := p.mayPoll(job); err != nil {
-		p.refuse(w, r, err)
-		return
-	}
 	page, err := pageOf(r, job)
 	if err != nil {
 		p.refuse(w, r, err)

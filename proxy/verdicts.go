@@ -44,7 +44,7 @@ func (v *verdicts) of(ctx context.Context, client http.Header, typ string, ask f
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*checkTimeout)
 		defer cancel()
 		asked := time.Now()
-		err := ask(ctx)
+		err := guarded(func() error { return ask(ctx) })
 		if err == nil {
 			v.keep(key, asked)
 		}

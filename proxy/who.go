@@ -57,7 +57,7 @@ func (p *Proxy) who(r *http.Request) (*asker, error) {
 		if err != nil {
 			return nil, tokenRefusal(err)
 		}
-		return &asker{id: client.ID, guarded: true, scopes: client.Scopes}, nil
+		return &asker{id: client.ID, guarded: true, scopes: client.Scopes, headers: p.clientHeaders(r)}, nil
 	}
 	headers := p.clientHeaders(r)
 	return &asker{guarded: len(headers) > 0, headers: headers}, nil
@@ -103,6 +103,9 @@ func (p *Proxy) asOwner(next func(w http.ResponseWriter, r *http.Request, job *s
 		event.Client = who.id // also of an attempt that is refused
 		if err == nil {
 			event.Job, event.Level = job.ID, job.Kickoff.Level
+			err = p.mayPoll(r, job) // before the server is asked for it
+		}
+		if err == nil {
 			err = p.mayTouch(r, job, who)
 		}
 		if err != nil {

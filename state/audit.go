@@ -14,6 +14,8 @@ type Audit struct {
 	What string `json:"what"`
 	// Status is the HTTP status of the answer, or the one that polls of a failed export get.
 	Status int `json:"status,omitempty"`
+	// Aborted tells that the answer broke off before its end, or before its status where there is none.
+	Aborted bool `json:"aborted,omitempty"`
 	// Job is empty where there is none, or none that the client may know of.
 	Job string `json:"job,omitempty"`
 	// Client is who asked, or for whom the export was done, by its name in its token; empty where nothing says it.

@@ -53,6 +53,9 @@ func (a *auditConfig) open(log *slog.Logger) (*auditTrail, error) {
 			return nil, fmt.Errorf("audit: %w", err)
 		}
 		trail.out, trail.file = file, file
+		if info, err := file.Stat(); err == nil && info.Mode().IsRegular() && info.Mode()&othersMay != 0 { // it may be so for who collects it
+			log.Warn("the audit trail can be read or written by others than its owner", "mode", info.Mode().String())
+		}
 	}
 	return trail, nil
 }

@@ -3,7 +3,9 @@ package main
 import (
 	"errors"
 	"io/fs"
+	"log/slog"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -82,5 +84,31 @@ func TestDataFolderIsForItsOwnerAlone(t *testing.T) {
 	s.manifest(status)
 	if kinds := checkModes(t, data); kinds["files"] == 0 || kinds["ledger"] == 0 || kinds["state.db"] == 0 {
 		t.Errorf("behind the export there are %v", kinds)
+	}
+}
+
+// Ensure files that were made too open, as by a copy that was brought back, are for their owner alone from the start on, and that
+// an audit file that others can read, as whoever collects it may, is left so and said.
+func TestWhatWasTooOpenIsTightened(t *testing.T) {
+	t.Parallel()
+	_, upstream := newSample(t, fhirtest.Plain(), 0)
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	s := startSidecar(t, upstream, func(c *config) { c.Audit = auditConfig{To: "file", Path: path} })
+	s.stop()
+	data := s.config.Data
+	for name, mode := range map[string]fs.FileMode{filepath.Join(data, "state.db"): 0o644, filepath.Join(data, "spool"): 0o755, path: 0o640} {
+		if err := os.Chmod(name, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seen := &collected{}
+	s.log = slog.New(slog.NewTextHandler(seen, nil))
+	s.start()
+	checkModes(t, data)
+	if info, err := os.Stat(path); err != nil || info.Mode() != 0o640 {
+		t.Errorf("the audit file: %v, %v", info.Mode(), err)
+	}
+	if text := strings.Join(seen.lines(), "\n"); !strings.Contains(text, "can be read or written by others") || !strings.Contains(text, "-rw-r-----") {
+		t.Errorf("the log has %s", text)
 	}
 }

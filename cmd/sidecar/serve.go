@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -89,6 +90,7 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	if err := os.MkdirAll(c.Data, 0o700); err != nil {
 		return nil, fmt.Errorf("make data folder: %w", err)
 	}
+	tighten(ctx, log, filepath.Join(c.Data, "state.db"), filepath.Join(c.Data, "spool"), filepath.Join(c.Data, "ledger"))
 	s := &server{config: c, log: log}
 	defer func() {
 		if err != nil {
@@ -152,6 +154,26 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	registry.MustRegister(append(engineMetrics.Collectors(), frontMetrics.Collectors()...)...)
 	s.admin = admin.New(admin.Config{Metrics: registry, Server: s.exporter, Exports: s.store, Work: s.exporter, Token: string(c.AdminToken)})
 	return s, s.listen(ctx)
+}
+
+// othersMay are the rights of all but the owner.
+const othersMay = 0o077
+
+// tighten takes from others what they may do with files and folders of ours that are there: they are made for their owner alone,
+// but a copy that was brought back, or a volume that is mounted for a group, may have changed that.
+func tighten(ctx context.Context, log *slog.Logger, paths ...string) {
+	for _, path := range paths {
+		info, err := os.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && info.Mode()&othersMay == 0 {
+			continue
+		}
+		if err == nil {
+			err = os.Chmod(path, info.Mode()&^othersMay)
+		}
+		if err != nil { // it is another owner's, and may be used all the same
+			log.WarnContext(ctx, "health data can be read by others than the sidecar", "error", err)
+		}
+	}
 }
 
 func newProxy(

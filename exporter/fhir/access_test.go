@@ -43,8 +43,10 @@ func TestSeesAllTellsHiddenRowsFromWrites(t *testing.T) {
 	for name, row := range map[string]struct {
 		busy   bool
 		hidden string
-		status int // of every count
-		window int // the status of counts with a window alone
+		other  string // what is hidden from the sidecar
+		leaves bool   // a row is changed or gone at each count of the sidecar's
+		status int    // of every count
+		window int    // the status of counts with a window alone
 		want   bool
 		fails  bool
 		own    int // the status of the sidecar's counts
@@ -55,6 +57,9 @@ func TestSeesAllTellsHiddenRowsFromWrites(t *testing.T) {
 		"busy":                        {busy: true, want: true},
 		"hidden":                      {hidden: "old"},
 		"hidden, busy":                {busy: true, hidden: "old"},
+		"hidden from the sidecar":     {other: "old"},
+		"rows leave":                  {leaves: true, want: true},
+		"rows leave, one from it":     {leaves: true, other: "old"},
 		"hidden, of this second":      {hidden: "new"},
 		"hidden, no windows":          {hidden: "old", window: 400},
 		"does not count":              {hidden: "old", status: 400, want: true},
@@ -75,11 +80,14 @@ func TestSeesAllTellsHiddenRowsFromWrites(t *testing.T) {
 				}
 				put("old", time.Now().Add(-time.Hour))
 				put("new", time.Now())
+				for n := range 9 {
+					put(fmt.Sprintf("l%d", n), time.Now().Add(-time.Minute))
+				}
 				sample.Gate = func(r *http.Request) *fhirtest.Access {
 					if r.Header.Get("Authorization") == clientAuth {
 						return &fhirtest.Access{Sees: func(_, id string) bool { return id != row.hidden }}
 					}
-					return &fhirtest.Access{}
+					return &fhirtest.Access{Sees: func(_, id string) bool { return id != row.other }}
 				}
 				fault := func(status int, windows bool) {
 					if status > 0 {
@@ -99,6 +107,9 @@ func TestSeesAllTellsHiddenRowsFromWrites(t *testing.T) {
 				server.before = func(sidecar bool) {
 					if row.busy && sidecar {
 						put(fmt.Sprintf("w%d", server.counts), time.Now())
+					}
+					if row.leaves && sidecar {
+						put(fmt.Sprintf("l%d", server.counts), time.Now())
 					}
 				}
 				client, err := fhir.NewClient(fhir.Config{
