@@ -64,6 +64,7 @@ func TestPolite(t *testing.T) {
 		p50s, p99s = append(p50s, of(alone, 50)), append(p99s, of(alone, 99))
 		p50sBeside, p99sBeside = append(p50sBeside, of(beside, 50)), append(p99sBeside, of(beside, 99))
 	}
+	fmt.Print(s.logs.tail(1 << 20))
 	fmt.Printf("without an export  p50 %.1f ms, p99 %.1f ms\n", median(p50s), median(p99s))
 	fmt.Printf("beside an export   p50 %.1f ms, p99 %.1f ms; it keeps %.2f of its pace (at least %.2f)\n", median(p50sBeside), median(p99sBeside), median(paces), leastPace)
 	fmt.Printf("two runs without   p99 %.2f x\n", median(same))
@@ -222,6 +223,9 @@ func (l *load) open(t *testing.T, rate float64, during func(context.Context)) []
 				mu.Lock()
 				defer mu.Unlock()
 				took = append(took, float64(time.Since(due))/float64(time.Millisecond))
+				if d := time.Since(due); d > 60*time.Millisecond {
+					fmt.Printf("SLOW %s %s %s %v\n", due.Format("15:04:05.000"), request.Method, request.URL.Path, d)
+				}
 			})
 		}
 	})

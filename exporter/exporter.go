@@ -49,7 +49,7 @@ type Config struct {
 	QuietHours *Hours
 	// Traffic tells what users do at the same time; nil means that nobody knows.
 	Traffic Traffic
-	// LiveSlowdown is how many times as long the slowest requests of users may take while exports run.
+	// LiveSlowdown is how many times as long the slow requests of users may take while exports run.
 	LiveSlowdown float64
 	// MaxRunning is the number of exports that may run at once.
 	MaxRunning int

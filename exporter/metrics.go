@@ -89,7 +89,7 @@ func NewMetrics() *Metrics {
 		}),
 		slowdown: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: "sidecar", Name: "live_slowdown",
-			Help: "How many times as long the slowest tenth of users' requests wait while exports ask the FHIR server as while they pause; 0 before it was seen.",
+			Help: "How many times as long users' slow requests wait while exports ask the FHIR server as while they pause; 0 before it was seen.",
 		}),
 		stateUp: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: "sidecar", Name: "state_up", Help: "1 while the last test write into the state file succeeded.",

@@ -11,7 +11,7 @@ const DefaultLiveSlowdown = 1.1
 const (
 	// firstShare is how many requests exports have under way on average when users come, growth and retreat what it is multiplied
 	// with when these are unhurt and when they are not.
-	firstShare = 0.5
+	firstShare = 0.25
 	growth     = 1.2
 	retreat    = 0.6
 	// leastPart is the part of their requests that exports keep whatever users feel. A server that users keep busy answers few

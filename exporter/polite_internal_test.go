@@ -53,7 +53,7 @@ func TestPaceFollowsUsers(t *testing.T) {
 		least, most float64
 	}{
 		"no users":         {false, nil, 7.9, 8.1},
-		"nothing is known": {true, nil, 0.3, firstShare},
+		"nothing is known": {true, nil, 0.3, leastPart * 8},
 		"unhurt":           {true, func(float64) float64 { return 1 }, 6, 8},
 		"hurt at once":     {true, func(float64) float64 { return 3 }, leastPart * 8 * 0.7, leastPart * 8 * 1.01},
 		"hurt from two on": {true, func(share float64) float64 { return 1 + 0.1*share/2 }, 0.9, 2},
@@ -90,8 +90,8 @@ func TestExportsPauseToSeeUsersAlone(t *testing.T) {
 			}
 		}()
 		paced(l, 100*time.Second)
-		if alone < 100 || alone > 300 || alone+beside < 990 {
-			t.Errorf("%d moments alone, %d beside exports, want about one of five alone", alone, beside)
+		if alone < 100 || alone > 400 || alone+beside < 990 {
+			t.Errorf("%d moments alone, %d beside exports, want one of five or a few more alone", alone, beside)
 		}
 		time.Sleep(10 * time.Second)
 		if users.beside.After(time.Now()) {

@@ -24,15 +24,16 @@ const (
 	liveFor = 10 * time.Second
 	// ageEvery is how often the waits lose a quarter of their weight, ageAbove the number of requests below which they keep it: of
 	// few users the latest ones are remembered for longer.
-	ageEvery, ageAbove = 10 * time.Second, 200
+	ageEvery, ageAbove = 10 * time.Second, 50
 	// weight is that of a new wait, so that a quarter of it is a number.
 	weight = 1 << 16
 	// perOctave is how many cells a factor of two has, cells how many there are: from 2^shortest nanoseconds, which is a sixth of a
 	// millisecond, to two minutes and a half.
 	perOctave, shortest, cells = 8, 17, 160
-	// slowest is the share of the requests that are compared. A user notices the slow ones; a tenth are enough to tell from chance.
-	slowest = 0.1
-	// errorOfOne is about the standard error of the logarithm of what a sample of one request would say of the slowest ones; that of
+	// slow is the part of the requests that are compared, but for the slowest of all. A user notices the slow ones; a fifth are enough to
+	// tell from chance. A twentieth are late once in a while because the server pauses, as virtual machines do.
+	slow, slowest = 0.2, 0.05
+	// errorOfOne is about the standard error of the logarithm of what a sample of one request would say of the slow ones; that of
 	// n is the root of n times smaller. An exponential distribution has 1.4; requests that wait for each other are not independent.
 	errorOfOne = 2
 )
@@ -87,7 +88,7 @@ func (l *Live) Forget() {
 	}
 }
 
-// Slowdown is how many times as long the slowest tenth of the requests beside exports waited as that of the others, in which each
+// Slowdown is how many times as long the slow requests beside exports waited as those of the others, in which each
 // kind of request is given the part that it has beside exports: another mix of requests is no slowdown. doubt is about the standard
 // error of its logarithm; it is infinite when there is nothing to compare.
 func (l *Live) Slowdown() (ratio, doubt float64) {
@@ -126,17 +127,17 @@ func sum(counts *[cells]float64) (all float64) {
 	return all
 }
 
-// tail is the mean cell of the slowest: the cells grow by a factor, so that it is a geometric mean, which one request of a minute
-// does not outweigh.
+// tail is the mean cell of the slow ones: the cells grow by a factor, so that it is a geometric mean.
 func tail(counts *[cells]float64) float64 {
-	all := sum(counts) * slowest
-	left, total := all, 0.0
+	all := sum(counts)
+	skip, left, total := all*slowest, all*(slow-slowest), 0.0
 	for cell := cells - 1; cell >= 0 && left > 0; cell-- {
-		n := min(left, counts[cell])
-		left -= n
+		skipped := min(skip, counts[cell])
+		n := min(left, counts[cell]-skipped)
+		skip, left = skip-skipped, left-n
 		total += n * float64(cell)
 	}
-	return total / all
+	return total / (all * (slow - slowest))
 }
 
 // begin notes that a request is sent on.

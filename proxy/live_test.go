@@ -99,7 +99,8 @@ func TestSlowdownOfUsers(t *testing.T) {
 	}{
 		"as before": {func(s *waiting) { s.ask(50, aRead, 20*ms) }, func(s *waiting) { s.ask(50, aRead, 20*ms) }, 1},
 		"twice":     {func(s *waiting) { s.ask(50, aRead, 20*ms) }, func(s *waiting) { s.ask(50, aRead, 40*ms) }, 2},
-		"a tenth":   {func(s *waiting) { s.ask(90, aRead, ms); s.ask(10, aRead, 20*ms) }, func(s *waiting) { s.ask(90, aRead, ms); s.ask(10, aRead, 40*ms) }, 2},
+		"a fifth":   {func(s *waiting) { s.ask(80, aRead, ms); s.ask(20, aRead, 20*ms) }, func(s *waiting) { s.ask(80, aRead, ms); s.ask(20, aRead, 40*ms) }, 2},
+		"a stall":   {func(s *waiting) { s.ask(97, aRead, 20*ms); s.ask(3, aRead, time.Minute) }, func(s *waiting) { s.ask(100, aRead, 20*ms) }, 1},
 		"another mix": {
 			func(s *waiting) { s.ask(90, aRead, 2*ms); s.ask(10, aSearch, 500*ms) },
 			func(s *waiting) { s.ask(10, aRead, 2*ms); s.ask(90, aSearch, 500*ms) },

@@ -125,7 +125,7 @@ func (s *simulated) page(r *http.Request) (*http.Response, error) {
 	return recorder.Result(), r.Context().Err()
 }
 
-// user answers a request of a user; how much work it is stands in its query.
+// user answers a request of a user, which says how much work it is.
 func (s *simulated) user(r *http.Request) (*http.Response, error) {
 	if r.Body != nil {
 		_ = r.Body.Close()
@@ -196,14 +196,49 @@ func (s *simulated) export() time.Duration {
 	return took
 }
 
-// Ensure users of a busy server hardly wait longer beside an export, which goes on nonetheless.
+// exports runs one after another for a span, and returns how long one took on average.
+func (s *simulated) exports(span time.Duration) time.Duration {
+	began, n := time.Now(), 0
+	for n == 0 || time.Since(began) < span {
+		s.export()
+		n++
+	}
+	return time.Since(began) / time.Duration(n)
+}
+
+// Ensure users of a busy server hardly wait longer beside exports, which go on nonetheless.
 func TestExportsGiveWayToUsers(t *testing.T) {
 	simulate(t, 2, func(s *simulated) {
+		const rate, span = 22, 5 * time.Minute // a third of what the cores can do
 		free := s.export()
-		alone := s.asked(22, func() { <-time.After(3 * time.Minute) })
+		alone := s.asked(rate, func() { <-time.After(span) })
 		var took time.Duration
-		beside := s.asked(22, func() { took = s.export() })
+		beside := s.asked(rate, func() { took = s.exports(span) })
 		p99 := func(waits []time.Duration) time.Duration { return waits[len(waits)*99/100] }
-		t.Logf("export %v, beside users %v; p99 %v, beside the export %v; p50 %v, %v", free, took, p99(alone), p99(beside), alone[len(alone)/2], beside[len(beside)/2])
+		t.Logf("an export takes %v, beside users %v; p99 of users %v, beside exports %v", free, took, p99(alone), p99(beside))
+		if ratio := float64(p99(beside)) / float64(p99(alone)); ratio > exporter.DefaultLiveSlowdown+0.15 { // chance is worth that much
+			t.Errorf("p99 of users is %.2f times as long beside exports", ratio)
+		}
+		if pace := float64(free) / float64(took); pace < 0.1 {
+			t.Errorf("exports keep %.2f of their pace, want a tenth", pace)
+		}
+	})
+}
+
+// Ensure exports are not blamed for a server that becomes slow by itself, and take what users leave.
+func TestSlowServerStarvesNoExport(t *testing.T) {
+	simulate(t, 4, func(s *simulated) {
+		free := s.export()
+		var before, during time.Duration
+		s.asked(3, func() {
+			s.exports(5 * time.Minute)
+			before = s.exports(time.Minute)
+			s.slower.Store(3)
+			during = s.exports(3 * time.Minute)
+		})
+		t.Logf("an export takes %v, beside users %v, on a slow server %v", free, before, during)
+		if during > 5*before {
+			t.Errorf("a server three times as slow makes exports slower from %v to %v", before, during)
+		}
 	})
 }
