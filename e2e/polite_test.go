@@ -10,12 +10,12 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
-	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -35,6 +35,8 @@ const (
 // Server and load share the machine; the load and the sidecar go first, so that what is measured is the server's. It prints and
 // never fails for a time. POLITE_ROUNDS, POLITE_SECONDS (of a run without an export) and POLITE_RATE change it.
 func TestPolite(t *testing.T) {
+	// The collector of a machine that serves users. The one of the other tests stops everything for a tenth of a second every two.
+	javaFlags = []string{"-Xms2g", "-Xmx2g", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=50", "-XX:TieredStopAtLevel=1"}
 	server := hapi(t)
 	first(t, os.Getpid())
 	s := startSidecar(t, server.base, nil)
@@ -46,36 +48,45 @@ func TestPolite(t *testing.T) {
 	fmt.Printf("HAPI does %.0f requests/s; the load is %.0f\n", capacity, rate)
 
 	pause(t, 12*time.Second) // until there are no users any more
-	free := seconds(func() { s.exportOnce(t) })
-	fmt.Printf("an export without users takes %.1f s\n", free)
-	var ratios, same, paces, p50s, p99s, p50sBeside, p99sBeside []float64
+	free := s.exportOnce(t)
+	fmt.Printf("an export without users reads for %.1f s\n", free)
+	var same, paces, p50s, p99s, p50sBeside, p99sBeside []float64
 	for round := range setting("POLITE_ROUNDS", politeRounds) {
 		span := time.Duration(setting("POLITE_SECONDS", politeSeconds)) * time.Second
-		before := load.open(t, rate, func(context.Context) { pause(t, span) })
-		took := 0.0
-		beside := load.open(t, rate, func(context.Context) { took = seconds(func() { s.exportOnce(t) }) })
-		after := load.open(t, rate, func(context.Context) { pause(t, span) })
+		before := load.open(t, rate, func() { pause(t, span) })
+		reading := 0.0
+		beside := load.open(t, rate, func() { reading = s.exportOnce(t) })
+		after := load.open(t, rate, func() { pause(t, span) })
 		alone := slices.Concat(before, after)
-		ratio, aa, pace := of(beside, 99)/of(alone, 99), max(of(after, 99)/of(before, 99), of(before, 99)/of(after, 99)), free/took
-		fmt.Printf("round %d: p50 %.1f -> %.1f ms, p99 %.1f -> %.1f ms (%.2f x; two without %.2f x), %d and %d requests, export %.1f s, pace %.2f, slowdown %s, workers %s\n",
-			round+1, of(alone, 50), of(beside, 50), of(alone, 99), of(beside, 99), ratio, aa, len(alone), len(beside), took, pace,
-			s.metric(t, "sidecar_live_slowdown"), s.metric(t, "sidecar_export_workers"))
-		ratios, same, paces = append(ratios, ratio), append(same, aa), append(paces, pace)
+		fmt.Printf("round %d: p50 %.1f -> %.1f ms, p99 %.1f -> %.1f ms (%.2f x; two without %.2f x), %d -> %d requests, reading %.1f s, pace %.2f, workers %s\n",
+			round+1, of(alone, 50), of(beside, 50), of(alone, 99), of(beside, 99), of(beside, 99)/of(alone, 99), of(after, 99)/of(before, 99),
+			len(alone), len(beside), reading, free/reading, s.metric(t, "sidecar_export_workers"))
+		same, paces = append(same, of(after, 99)/of(before, 99)), append(paces, free/reading)
 		p50s, p99s = append(p50s, of(alone, 50)), append(p99s, of(alone, 99))
 		p50sBeside, p99sBeside = append(p50sBeside, of(beside, 50)), append(p99sBeside, of(beside, 99))
 	}
-	fmt.Print(s.logs.tail(1 << 20))
 	fmt.Printf("without an export  p50 %.1f ms, p99 %.1f ms\n", median(p50s), median(p99s))
 	fmt.Printf("beside an export   p50 %.1f ms, p99 %.1f ms; it keeps %.2f of its pace (at least %.2f)\n", median(p50sBeside), median(p99sBeside), median(paces), leastPace)
 	fmt.Printf("two runs without   p99 %.2f x\n", median(same))
-	fmt.Printf("figure: live-p99 %.2f %.2f\n", median(p99sBeside)/median(p99s), median(same)+politeGoal)
+	fmt.Printf("figure: live-p99 %.2f %.2f\n", median(p99sBeside)/median(p99s), max(1, median(same))+politeGoal)
 }
 
-// first lets a process go before the server where both want a core.
+// first lets all threads of a process go before the server's where both want a core; those that it makes later inherit that.
 func first(t *testing.T, pid int) {
 	t.Helper()
-	if output, err := exec.CommandContext(t.Context(), "renice", "-n", "-10", "-p", strconv.Itoa(pid)).CombinedOutput(); err != nil {
-		t.Logf("the load does not go first: %v: %s", err, output)
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, thread := range threads {
+		tid, err := strconv.Atoi(thread.Name())
+		if err == nil {
+			err = syscall.Setpriority(syscall.PRIO_PROCESS, tid, -10)
+		}
+		if err != nil {
+			t.Logf("the load does not go first: %v", err)
+			return
+		}
 	}
 }
 
@@ -86,7 +97,10 @@ func setting(name string, byDefault int) int {
 	return byDefault
 }
 
-func (s *sidecar) exportOnce(t *testing.T) {
+// exportOnce runs a system export and returns for how many seconds it read.
+func (s *sidecar) exportOnce(t *testing.T) float64 {
+	t.Helper()
+	before := s.readSeconds(t)
 	status := s.kickOff(t, "$export")
 	for done := false; !done; pause(t, 100*time.Millisecond) {
 		done, _, _ = s.poll(t, status)
@@ -96,6 +110,22 @@ func (s *sidecar) exportOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	send(t, request)
+	return s.readSeconds(t) - before
+}
+
+// readSeconds is for how long all exports have read so far.
+func (s *sidecar) readSeconds(t *testing.T) (all float64) {
+	t.Helper()
+	for line := range strings.Lines(s.logs.tail(1 << 20)) {
+		if found := secondsPattern.FindStringSubmatch(line); found != nil && strings.Contains(line, "slices read") {
+			n, err := strconv.ParseFloat(found[1], 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all += n
+		}
+	}
+	return all
 }
 
 // metric reads a gauge of the sidecar.
@@ -197,7 +227,7 @@ func (l *load) closed(t *testing.T, atOnce int, span time.Duration) float64 {
 
 // open asks at a rate, at random moments that do not wait for answers, while during runs. It gives the milliseconds from the moment
 // at which each request was due to the end of its answer.
-func (l *load) open(t *testing.T, rate float64, during func(context.Context)) []float64 {
+func (l *load) open(t *testing.T, rate float64, during func()) []float64 {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	var mu sync.Mutex
@@ -223,13 +253,10 @@ func (l *load) open(t *testing.T, rate float64, during func(context.Context)) []
 				mu.Lock()
 				defer mu.Unlock()
 				took = append(took, float64(time.Since(due))/float64(time.Millisecond))
-				if d := time.Since(due); d > 60*time.Millisecond {
-					fmt.Printf("SLOW %s %s %s %v\n", due.Format("15:04:05.000"), request.Method, request.URL.Path, d)
-				}
 			})
 		}
 	})
-	during(ctx)
+	during()
 	stop()
 	group.Wait()
 	return took

@@ -86,11 +86,11 @@ func (l *limiter) try() *ticket {
 	return t
 }
 
-// await returns when a request has ended, or after a wait if that is given.
+// await returns when a request has ended, or after a wait if that is given, of which a second is enough: users may have left.
 func await(ctx context.Context, freed <-chan struct{}, wait time.Duration) error {
 	var over <-chan time.Time
 	if wait > 0 {
-		timer := time.NewTimer(wait)
+		timer := time.NewTimer(min(wait, time.Second))
 		defer timer.Stop()
 		over = timer.C
 	}

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // Live measures how long users wait for the server: from the moment at which a request is sent on to the first byte of its
@@ -27,8 +29,8 @@ const (
 	ageEvery, ageAbove = 10 * time.Second, 50
 	// weight is that of a new wait, so that a quarter of it is a number.
 	weight = 1 << 16
-	// perOctave is how many cells a factor of two has, cells how many there are: from 2^shortest nanoseconds, which is a sixth of a
-	// millisecond, to two minutes and a half.
+	// perOctave is how many cells a factor of two has, cells how many there are: from 2^shortest nanoseconds, which is an eighth of a
+	// millisecond, to two minutes and a quarter.
 	perOctave, shortest, cells = 8, 17, 160
 	// slow is the part of the requests that are compared, but for the slowest of all. A user notices the slow ones; a fifth are enough to
 	// tell from chance. A twentieth are late once in a while because the server pauses, as virtual machines do.
@@ -75,6 +77,13 @@ func (l *Live) Present() bool {
 
 // InFlight is the number of requests that the server has not begun to answer.
 func (l *Live) InFlight() int { return int(l.inFlight.Load()) }
+
+// Collectors returns what has to be registered.
+func (l *Live) Collectors() []prometheus.Collector {
+	return []prometheus.Collector{prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: "sidecar", Name: "live_requests", Help: "Requests of users that the FHIR server has not begun to answer.",
+	}, func() float64 { return float64(l.InFlight()) })}
+}
 
 // Beside says until when requests that begin do so beside exports. A moment in the past means that exports pause.
 func (l *Live) Beside(until time.Time) { l.beside.Store(until.UnixNano()) }
