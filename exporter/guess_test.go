@@ -142,7 +142,7 @@ type users struct{ atomic.Int64 }
 func (u *users) Present() bool                { return u.Load() > 0 }
 func (u *users) Beside(time.Time)             {}
 func (u *users) Slowdown() (float64, float64) { return 1, math.Inf(1) }
-func (u *users) Forget()                      {}
+func (u *users) Forget(bool)                  {}
 
 // Ensure a page that cannot be read behind a guess is asked for again, although users leave the export a single right: the
 // guess must not hold it.

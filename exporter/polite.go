@@ -41,8 +41,8 @@ type Traffic interface {
 	// Slowdown is how many times as long users wait beside exports as without them, and doubt the standard error of its logarithm,
 	// infinite when nothing is known.
 	Slowdown() (ratio, doubt float64)
-	// Forget starts anew with the requests beside exports.
-	Forget()
+	// Forget starts anew with the requests beside exports. With alone those without weigh less as well.
+	Forget(alone bool)
 }
 
 // polite paces the requests of all exports by what users feel of them. They take turns: for some seconds exports ask, for one they do
@@ -81,7 +81,7 @@ func (p *polite) room(busy, allowed int) (room int, wait time.Duration) {
 		p.users, p.asks, p.ends = true, false, time.Time{}
 		if p.met.IsZero() || now.Sub(p.met) > rememberFor {
 			p.share, p.turns = firstShare, 0
-			p.traffic.Forget()
+			p.traffic.Forget(false)
 		}
 	}
 	p.met = now
@@ -140,8 +140,9 @@ func (p *polite) look(allowed int) {
 		p.seen(ratio)
 	}
 	p.turns++
+	hurt := math.Log(ratio) > p.aim+sureOf*doubt
 	switch {
-	case math.Log(ratio) > p.aim+sureOf*doubt:
+	case hurt:
 		p.share *= retreat
 	case doubt < surely || p.turns >= mostTurns:
 		p.share *= growth
@@ -149,5 +150,5 @@ func (p *polite) look(allowed int) {
 		return
 	}
 	p.turns = 0
-	p.traffic.Forget()
+	p.traffic.Forget(hurt) // the next step back needs users who wait less now
 }

@@ -18,7 +18,7 @@ type felt struct {
 
 func (f *felt) Present() bool      { return f.here }
 func (f *felt) Beside(u time.Time) { f.beside = u }
-func (f *felt) Forget()            {}
+func (f *felt) Forget(bool)        {}
 func (f *felt) Slowdown() (float64, float64) {
 	if f.slowdown == nil {
 		return 1, math.Inf(1)

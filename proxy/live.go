@@ -88,12 +88,12 @@ func (l *Live) Collectors() []prometheus.Collector {
 // Beside says until when requests that begin do so beside exports. A moment in the past means that exports pause.
 func (l *Live) Beside(until time.Time) { l.beside.Store(until.UnixNano()) }
 
-// Forget starts anew with the requests beside exports.
-func (l *Live) Forget() {
-	for kind := range l.waits[1] {
-		for cell := range l.waits[1][kind] {
-			l.waits[1][kind][cell].Store(0)
-		}
+// Forget starts anew with the requests beside exports. With alone those without lose half of their weight as well: a server that has
+// become slow by itself is soon no slower than usual.
+func (l *Live) Forget(alone bool) {
+	l.waits[1].age(1)
+	if alone {
+		l.waits[0].age(2)
 	}
 }
 
@@ -190,23 +190,26 @@ func (l *Live) end(w *wait) {
 	}
 }
 
-// age takes a quarter off the weight of the waits.
+// age takes a quarter off the weight of waits that are not few.
 func (l *Live) age() {
 	for side := range l.waits {
-		all := uint64(0)
+		all := 0.0
 		for kind := range kinds {
-			for cell := range cells {
-				all += l.waits[side][kind][cell].Load()
-			}
+			counts := l.waits[side][kind].load()
+			all += sum(&counts)
 		}
-		if all < ageAbove*weight {
-			continue
+		if all > ageAbove {
+			l.waits[side].age(4)
 		}
-		for kind := range kinds {
-			for cell := range cells {
-				counter := &l.waits[side][kind][cell]
-				counter.Add(-(counter.Load() / 4))
-			}
+	}
+}
+
+// age takes one part of so many off.
+func (w *waits) age(parts uint64) {
+	for kind := range kinds {
+		for cell := range cells {
+			counter := &w[kind][cell]
+			counter.Add(-(counter.Load() / parts))
 		}
 	}
 }

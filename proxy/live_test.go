@@ -130,7 +130,7 @@ func TestSlowdownOfUsers(t *testing.T) {
 				if math.Abs(ratio/test.want-1) > 0.1 || doubt > 0.5 {
 					t.Errorf("%g, doubt %g, want %g", ratio, doubt, test.want)
 				}
-				s.live.Forget()
+				s.live.Forget(false)
 				if _, doubt := s.live.Slowdown(); !math.IsInf(doubt, 1) {
 					t.Errorf("doubt %g of what was forgotten", doubt)
 				}

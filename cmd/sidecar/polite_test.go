@@ -209,7 +209,7 @@ func (s *simulated) exports(span time.Duration) time.Duration {
 // Ensure users of a busy server hardly wait longer beside exports, which go on nonetheless.
 func TestExportsGiveWayToUsers(t *testing.T) {
 	simulate(t, 2, func(s *simulated) {
-		const rate, span = 22, 5 * time.Minute // a third of what the cores can do
+		const rate, span = 22, 3 * time.Minute // a third of what the cores can do
 		free := s.export()
 		alone := s.asked(rate, func() { <-time.After(span) })
 		var took time.Duration
@@ -231,10 +231,11 @@ func TestSlowServerStarvesNoExport(t *testing.T) {
 		free := s.export()
 		var before, during time.Duration
 		s.asked(3, func() {
-			s.exports(5 * time.Minute)
+			s.exports(3 * time.Minute)
 			before = s.exports(time.Minute)
 			s.slower.Store(3)
-			during = s.exports(3 * time.Minute)
+			s.exports(2 * time.Minute) // until that is known
+			during = s.exports(time.Minute)
 		})
 		t.Logf("an export takes %v, beside users %v, on a slow server %v", free, before, during)
 		if during > 5*before {
