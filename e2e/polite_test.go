@@ -229,7 +229,7 @@ func (l *load) closed(t *testing.T, atOnce int, span time.Duration) float64 {
 // at which each request was due to the end of its answer.
 func (l *load) open(t *testing.T, rate float64, during func()) []float64 {
 	t.Helper()
-	ctx, stop := context.WithCancel(t.Context())
+	over := make(chan struct{})
 	var mu sync.Mutex
 	var took []float64
 	var group sync.WaitGroup
@@ -238,7 +238,7 @@ func (l *load) open(t *testing.T, rate float64, during func()) []float64 {
 			due = due.Add(time.Duration(l.random.ExpFloat64() / rate * float64(time.Second)))
 			select {
 			case <-time.After(time.Until(due)):
-			case <-ctx.Done():
+			case <-over:
 				return
 			}
 			request, err := l.next(t.Context())
@@ -257,7 +257,7 @@ func (l *load) open(t *testing.T, rate float64, during func()) []float64 {
 		}
 	})
 	during()
-	stop()
+	close(over)
 	group.Wait()
 	return took
 }
