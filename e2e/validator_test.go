@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -80,7 +81,8 @@ func goldenOutcomes(t *testing.T) map[string][]byte {
 	return files
 }
 
-// Ensure HAPI's validator finds nothing wrong with any OperationOutcome of ours, nor with a completed CapabilityStatement.
+// Ensure HAPI's validator finds nothing wrong with any OperationOutcome of ours, nor with a completed CapabilityStatement, nor with
+// the AuditEvents that a server is sent.
 func TestOutcomesAndStatementsAreValid(t *testing.T) {
 	files := goldenOutcomes(t)
 	files["broken.json"] = []byte(`{"resourceType":"OperationOutcome","issue":[{"severity":"error","code":"broken","diagnostics":"x"}]}`)
@@ -88,6 +90,7 @@ func TestOutcomesAndStatementsAreValid(t *testing.T) {
 	files["HAPI's statement.json"] = statement(t, real.base, "application/fhir+json")
 	files["HAPI's statement.xml"] = statement(t, real.base, "application/fhir+xml")
 	files["sample's statement.json"] = statement(t, startSidecar(t, startSample(t, 30).base, nil).base, "application/fhir+json")
+	maps.Copy(files, auditEvents(t))
 	sound := true
 	for _, f := range validate(t, files) {
 		switch {
@@ -100,6 +103,26 @@ func TestOutcomesAndStatementsAreValid(t *testing.T) {
 	if sound {
 		t.Error("the validator finds nothing wrong with a code that FHIR does not have")
 	}
+}
+
+// auditEvents are what a server has got for exports that were completed, refused, read and deleted.
+func auditEvents(t *testing.T) map[string][]byte {
+	t.Helper()
+	sample := startSample(t, 20)
+	s := startSidecar(t, sample.base, settings{"audit": settings{"fhir": true}})
+	done := s.export(t, "Group/demo-group/$export?_type=Patient,Condition")
+	s.expect(t, "a refused kick-off", http.MethodGet, s.base+"/$export?_since=x", "", http.StatusBadRequest)
+	s.expect(t, "a file that is not there", http.MethodGet, s.base+"/$export-file/x/y", "", http.StatusNotFound)
+	s.release(t, done.statusURL)
+	s.stop(t)
+	files := map[string][]byte{}
+	for n, event := range sample.Resources("AuditEvent") {
+		files[fmt.Sprintf("AuditEvent %d.json", n+1)] = event
+	}
+	if len(files) < 7 {
+		t.Errorf("the server has got %d AuditEvents", len(files))
+	}
+	return files
 }
 
 // statement reads a completed CapabilityStatement.

@@ -66,6 +66,11 @@ func TestAuditTrail(t *testing.T) {
 	}
 	s.stop()
 	events, text := trail(t, path)
+	for _, event := range events {
+		if asked := event.What != "completed"; asked != (event.Request != "") {
+			t.Errorf("%s: the id of its request is %q", event.What, event.Request)
+		}
+	}
 	for _, word := range []string{"CANARY", "pat-0", "http"} {
 		if strings.Contains(text, word) {
 			t.Errorf("the trail has %q:\n%s", word, text)
@@ -87,11 +92,11 @@ func TestAuditTrail(t *testing.T) {
 	}
 }
 
-// sortedLines writes events without their times, in an order of their own: two of them may end at the same moment.
+// sortedLines writes events without their times and ids of requests, in an order of their own: two of them may end at the same moment.
 func sortedLines(t *testing.T, events []state.Audit) (lines []string) {
 	t.Helper()
 	for _, event := range events {
-		event.Time = time.Time{}
+		event.Time, event.Request = time.Time{}, ""
 		line, err := json.Marshal(event)
 		if err != nil {
 			t.Fatal(err)
@@ -124,17 +129,23 @@ func TestAuditFailureIsCounted(t *testing.T) {
 	a := &auditTrail{out: out, log: slog.New(slog.DiscardHandler), failures: newAuditFailures()}
 	a.Note(t.Context(), &state.Audit{What: "cancel"})
 	a.Note(t.Context(), &state.Audit{What: "expired"})
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(a.failures)
-	families, err := registry.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := families[0].GetMetric()[0].GetCounter().GetValue(); got != 1 {
+	if got := counted(t, a.failures); got != 1 {
 		t.Errorf("%v failures counted, want 1", got)
 	}
 	lines := strings.Split(out.String(), "\n")
 	if len(lines) != 3 || !strings.Contains(lines[1], `"expired"`) || !json.Valid([]byte(lines[1])) {
 		t.Errorf("got %q", lines)
 	}
+}
+
+// counted is the value of a counter.
+func counted(t *testing.T, counter prometheus.Counter) float64 {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(counter)
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return families[0].GetMetric()[0].GetCounter().GetValue()
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
 	"sidecar/exporter"
@@ -52,24 +53,6 @@ func serve(ctx context.Context, args []string, stderr io.Writer) error {
 	return s.run(ctx)
 }
 
-func parseLevel(s string) (slog.Level, error) {
-	var level slog.Level
-	err := level.UnmarshalText([]byte(s))
-	return level, err
-}
-
-func newLog(c *config, out io.Writer) (*slog.Logger, error) {
-	level, err := parseLevel(c.LogLevel)
-	if err != nil {
-		return nil, err
-	}
-	options := &slog.HandlerOptions{Level: level}
-	if c.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(out, options)), nil
-	}
-	return slog.New(slog.NewTextHandler(out, options)), nil
-}
-
 // server is the wiring of one sidecar.
 type server struct {
 	config   *config
@@ -91,6 +74,7 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 		return nil, fmt.Errorf("make data folder: %w", err)
 	}
 	tighten(ctx, log, filepath.Join(c.Data, "state.db"), filepath.Join(c.Data, "spool"), filepath.Join(c.Data, "ledger"))
+	log = slog.New(requestHandler{log.Handler()})
 	s := &server{config: c, log: log}
 	defer func() {
 		if err != nil {
@@ -134,23 +118,26 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 		ledger = ""
 	}
 	engine := exporter.Config{
-		Client: client, Store: s.store, Bucket: bucket, Spool: filepath.Join(c.Data, "spool"),
+		Client: client, Store: s.store, Bucket: bucket, Spool: filepath.Join(c.Data, "spool"), RemoveSpool: c.RemoveSpool,
 		Workers: c.Workers, Traffic: live, LiveSlowdown: c.LiveSlowdown, QuietHours: hours, Strategy: c.Strategy, MaxRunning: c.MaxRunning, MaxJobsPerClient: c.Limits.JobsPerClient, MaxExportBytes: c.Limits.ExportBytes, PageSize: c.PageSize, Settle: c.Settle,
 		MaxFileBytes: c.MaxFileBytes, PageRows: c.PageRows, Shape: c.Manifest, Gzip: c.Gzip, Attachments: c.attachments(), Retention: c.Retention, GiveUp: c.GiveUp, Log: log, Metrics: engineMetrics, Tracer: s.traces.tracer(),
 		Writes: inFlight, WithoutReferenced: !c.Referenced, AllowPartial: c.AllowPartial, WithoutHistory: c.WithoutHistory, Ledger: ledger,
 	}
-	if s.audit.out != nil {
+	if c.Audit.FHIR {
+		s.audit.events = newAuditSender(client, writes, s.audit.eventFailures, log)
+	}
+	if s.audit.kept() {
 		engine.Audit = s.audit
 	}
 	if s.exporter, err = exporter.New(engine); err != nil {
 		return nil, err
 	}
-	if s.handler, err = newProxy(ctx, c, client, s.exporter, s.store, bucket, writes, live, s.audit, log, frontMetrics); err != nil {
+	if s.handler, err = newProxy(ctx, c, client, s.exporter, s.store, bucket, writes, live, s.audit, s.traces.tracer(), log, frontMetrics); err != nil {
 		return nil, err
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	registry.MustRegister(append(live.Collectors(), s.audit.failures)...)
+	registry.MustRegister(append(live.Collectors(), s.audit.failures, s.audit.eventFailures)...)
 	registry.MustRegister(append(engineMetrics.Collectors(), frontMetrics.Collectors()...)...)
 	s.admin = admin.New(admin.Config{Metrics: registry, Server: s.exporter, Exports: s.store, Work: s.exporter, Token: string(c.AdminToken)})
 	return s, s.listen(ctx)
@@ -177,7 +164,7 @@ func tighten(ctx context.Context, log *slog.Logger, paths ...string) {
 }
 
 func newProxy(
-	ctx context.Context, c *config, client *fhir.Client, engine *exporter.Exporter, store *state.Store, bucket blob.Bucket, writes *proxy.Writes, live *proxy.Live, audit *auditTrail, log *slog.Logger, metrics *proxy.Metrics,
+	ctx context.Context, c *config, client *fhir.Client, engine *exporter.Exporter, store *state.Store, bucket blob.Bucket, writes *proxy.Writes, live *proxy.Live, audit *auditTrail, tracer trace.Tracer, log *slog.Logger, metrics *proxy.Metrics,
 ) (http.Handler, error) {
 	upstream, err := fhir.ParseBase(c.Upstream)
 	if err != nil {
@@ -197,9 +184,9 @@ func newProxy(
 		Upstream: upstream, UpstreamHost: c.UpstreamHost, ForwardHeaders: c.ForwardHeaders, Intercept: c.Intercept,
 		Client: client, Exports: engine, Stages: engine, Jobs: store, Bucket: bucket, Links: c.Links, LinkLifetime: c.LinkLifetime, Writes: writes, Live: live, Log: log, Metrics: metrics,
 		LinkKey: linkKey, TypesOf: c.typesOf, MaxFileBytes: c.MaxFileBytes, AuthMode: c.Auth.Mode, Auth: authorizer, GroupRules: c.Auth.groupRules(),
-		RequestsPerSecond: c.Limits.RequestsPerSecond,
+		RequestsPerSecond: c.Limits.RequestsPerSecond, AccessLog: c.AccessLog, RequestIDHeader: c.RequestIDHeader, Tracer: tracer,
 	}
-	if audit.out != nil {
+	if audit.kept() {
 		cfg.Audit = audit
 	}
 	if cfg.UpstreamTLS, err = c.UpstreamTLS.open(); err != nil {
@@ -312,7 +299,9 @@ func (s *server) run(ctx context.Context) error {
 		return back.Close()
 	})
 	s.admin.SetReady(true)
+	endAudit := s.audit.send(ctx)
 	err := group.Wait()
+	endAudit()
 	s.traces.close(ctx)
 	s.log.InfoContext(ctx, "sidecar stopped")
 	return errors.Join(err, s.store.Close())
