@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"flag"
 	"fmt"
 	"maps"
@@ -12,6 +13,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -40,9 +42,12 @@ const conformanceHead = `# Conformance
 What the Bulk Data Export guide asks of a server, requirement by requirement, and what the sidecar does. The page is written by
 the tests in e2e/conformance: the built sidecar stands in front of the in-memory sample server and of a HAPI FHIR server, both of
 which ask their clients for tokens, and a test fails where the page does not say what was found. What is met of tokens and scopes is met
-because the sidecar asks the server with the token of the client before it begins an export and when its status is asked for.
+because the sidecar asks the server with the token of the client before it begins an export and when its status is asked for. The rows on
+TLS, and on files that need a token, were tried with a second sidecar over the same data that has the settings ` + "`tls`" + ` and ` + "`links: stream`" + `, and
+those on what expires with a third one of a short ` + "`retention`" + `.
 
-"Not offered" is what a server may do without. The same tests can be pointed at any other server:
+"Not offered" is what a server may do without, and a row is "met" only where there was something to see. The same tests can be pointed at
+any other server:
 
 ` + "```" + `
 cd e2e && CONFORMANCE_URL=https://fhir.example.org/fhir go test -count=1 -v -run TestConformance ./conformance
@@ -153,23 +158,27 @@ func conformanceRecords() [][]byte {
 
 // runConformance runs the suite against a sidecar in front of a FHIR server that asks for tokens.
 func runConformance(t *testing.T, column *conformance.Column, upstream http.Handler) {
-	g := newGuard(upstream, "/fhir", deniedGroup)
+	g := newGuard(upstream, "/fhir")
 	front := httptest.NewServer(g)
 	t.Cleanup(front.Close)
 	config := settings{
 		"upstream_auth": settings{"header": settings{"name": "Authorization", "value": "Bearer " + sidecarToken}},
-		"max_running":   8, "allow_partial": true, "trusted_proxies": []string{"127.0.0.0/8"}, "manifest_page_rows": 20,
+		"max_running":   8, "allow_partial": true, "manifest_page_rows": 20,
 		"link_lifetime": "5m", // what the guide recommends
+		"auth":          settings{"clients": []settings{{"id": "*", "groups": settings{"deny": []string{deniedGroup}}}}},
 	}
 	shortLived := maps.Clone(config)
 	shortLived["retention"] = "6s"
+	files, roots := certificateFiles(t)
+	secure := maps.Clone(config)
+	secure["tls"], secure["links"], secure["gzip"] = files, "stream", true
 	// The suite writes by the sidecar, and both servers show what they have answered: no page of a manifest has to wait.
 	config["writes_pass_here"], config["settle"] = true, "1ms"
-	s := startSidecar(t, front.URL+"/fhir", config)
-	terminator, roots := terminateTLS(t, s.base)
+	secureBase := "https" + strings.TrimPrefix(startSidecar(t, front.URL+"/fhir", secure).base, "http")
 	server := conformance.Server{
-		Base: s.base, Parallel: 6, Token: g.token, DeniedGroup: deniedGroup, Writable: true, Fail: g.fail, Hold: g.hold,
-		Secure: terminator, Roots: roots, ShortLived: startSidecar(t, front.URL+"/fhir", shortLived).base,
+		Base: startSidecar(t, front.URL+"/fhir", config).base, Parallel: 6, Token: g.token, DeniedGroup: deniedGroup, Writable: true,
+		Fail: g.fail, Hold: g.hold, Secure: secureBase, Roots: roots, TokenFiles: secureBase,
+		ShortLived: startSidecar(t, front.URL+"/fhir", shortLived).base,
 	}
 	conformance.Run(t, server, notMet, func(results []conformance.Result) {
 		column.Results = results
@@ -177,19 +186,27 @@ func runConformance(t *testing.T, column *conformance.Column, upstream http.Hand
 	})
 }
 
-// terminateTLS puts a proxy before the sidecar that takes TLS off, as an ingress does.
-func terminateTLS(t *testing.T, base string) (string, *x509.CertPool) {
+// certificateFiles writes a certificate for this machine and its key, for the setting tls, and gives who vouches for it.
+func certificateFiles(t *testing.T) (settings, *x509.CertPool) {
 	t.Helper()
-	target, err := url.Parse(strings.TrimSuffix(base, "/fhir"))
+	lender := httptest.NewTLSServer(nil)
+	defer lender.Close()
+	key, err := x509.MarshalPKCS8PrivateKey(lender.TLS.Certificates[0].PrivateKey)
 	if err != nil {
 		t.Fatal(err)
 	}
-	front := httptest.NewTLSServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
-		r.SetURL(target)
-		r.SetXForwarded()
-	}})
-	t.Cleanup(front.Close)
+	files, folder := settings{}, t.TempDir()
+	for name, block := range map[string]*pem.Block{
+		"certificate_file": {Type: "CERTIFICATE", Bytes: lender.Certificate().Raw},
+		"key_file":         {Type: "PRIVATE KEY", Bytes: key},
+	} {
+		path := filepath.Join(folder, name+".pem")
+		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		files[name] = path
+	}
 	roots := x509.NewCertPool()
-	roots.AddCert(front.Certificate())
-	return front.URL + "/fhir", roots
+	roots.AddCert(lender.Certificate())
+	return files, roots
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -21,19 +22,17 @@ const sidecarToken = "the-sidecars-own"
 type guard struct {
 	next http.Handler
 	base string // the path of the FHIR base
-	// denied is the id of a Group that no client may read.
-	denied string
 
 	mu     sync.Mutex
 	grants map[string]conformance.Grant
-	fails  map[string]int           // the status by type
-	holds  map[string]chan struct{} // by type
+	fails  map[string]int                    // the status by type
+	holds  map[string]map[chan struct{}]bool // by type
 }
 
-func newGuard(next http.Handler, base, denied string) *guard {
+func newGuard(next http.Handler, base string) *guard {
 	return &guard{
-		next: next, base: base, denied: denied,
-		grants: map[string]conformance.Grant{}, fails: map[string]int{}, holds: map[string]chan struct{}{},
+		next: next, base: base,
+		grants: map[string]conformance.Grant{}, fails: map[string]int{}, holds: map[string]map[chan struct{}]bool{},
 	}
 }
 
@@ -64,11 +63,14 @@ func (g *guard) hold(typ string) (release func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	held := make(chan struct{})
-	g.holds[typ] = held
+	if g.holds[typ] == nil {
+		g.holds[typ] = map[chan struct{}]bool{}
+	}
+	g.holds[typ][held] = true
 	return sync.OnceFunc(func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		delete(g.holds, typ)
+		delete(g.holds[typ], held)
 		close(held)
 	})
 }
@@ -76,7 +78,7 @@ func (g *guard) hold(typ string) (release func()) {
 func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	path := strings.Split(strings.Trim(strings.TrimPrefix(r.URL.Path, g.base), "/"), "/")
 	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	status, held := http.StatusOK, (chan struct{})(nil)
+	status, held := http.StatusOK, []chan struct{}(nil)
 	if token == sidecarToken {
 		// A kick-off is checked by a search without a window and its count, and exports begin with a look at the clock: none of
 		// them is a read of an export. Counts are, but the rows are what is held.
@@ -88,11 +90,13 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			held = nil
 		}
 	} else if path[0] != "metadata" {
-		status = g.judge(token, path, r.Method)
+		if status = g.judge(token, path, r.Method); status == http.StatusOK {
+			status, _ = g.trouble("")
+		}
 	}
-	if held != nil {
+	for _, let := range held {
 		select {
-		case <-held:
+		case <-let:
 		case <-r.Context().Done():
 			panic(http.ErrAbortHandler)
 		}
@@ -111,7 +115,7 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // trouble is what the sidecar gets for a read of a type.
-func (g *guard) trouble(typ string) (int, chan struct{}) {
+func (g *guard) trouble(typ string) (int, []chan struct{}) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, typ := range []string{typ, ""} {
@@ -119,7 +123,7 @@ func (g *guard) trouble(typ string) (int, chan struct{}) {
 			return status, nil
 		}
 	}
-	return http.StatusOK, g.holds[typ]
+	return http.StatusOK, slices.Collect(maps.Keys(g.holds[typ]))
 }
 
 // judge is what a client's token is good for.
@@ -129,9 +133,6 @@ func (g *guard) judge(token string, path []string, method string) int {
 	g.mu.Unlock()
 	if !known || grant.Expired {
 		return http.StatusUnauthorized
-	}
-	if path[0] == "Group" && len(path) > 1 && path[1] == g.denied {
-		return http.StatusForbidden
 	}
 	if grant.Scopes == "" {
 		return http.StatusOK
@@ -151,7 +152,7 @@ func reads(scope, typ string) bool {
 
 // Ensure the guard itself tells the tokens apart.
 func TestGuardKnowsTokens(t *testing.T) {
-	g := newGuard(nil, "/fhir", "denied")
+	g := newGuard(nil, "/fhir")
 	for _, test := range []struct {
 		token, path, method string
 		want                int
@@ -161,7 +162,6 @@ func TestGuardKnowsTokens(t *testing.T) {
 		{g.token(conformance.Grant{Expired: true}), "Patient", "GET", 401},
 		{g.token(conformance.Grant{}), "Patient", "GET", 200},
 		{g.token(conformance.Grant{}), "Patient/1", "PUT", 200},
-		{g.token(conformance.Grant{}), "Group/denied", "GET", 403},
 		{g.token(conformance.Grant{Scopes: "system/Patient.rs"}), "Patient", "GET", 200},
 		{g.token(conformance.Grant{Scopes: "system/Patient.rs"}), "Patient/1", "PUT", 403},
 		{g.token(conformance.Grant{Scopes: "system/Patient.read"}), "Observation", "GET", 403},

@@ -17,22 +17,41 @@ func (e *Exporter) note(ctx context.Context, what, id string) {
 	if e.Audit == nil {
 		return
 	}
-	ctx = context.WithoutCancel(ctx)
-	event := &state.Audit{What: what, Job: id}
-	defer func() { e.Audit.Note(ctx, event) }()
-	job, err := e.Store.Get(ctx, id)
-	if err != nil {
+	job, err := e.Store.Get(context.WithoutCancel(ctx), id)
+	if err != nil { // it is gone already
+		job = &state.Job{ID: id}
+	}
+	e.noteOf(ctx, what, job)
+}
+
+// noteOf is note for a job that is at hand.
+func (e *Exporter) noteOf(ctx context.Context, what string, job *state.Job) {
+	if e.Audit == nil {
 		return
 	}
-	event.Client, event.Level, event.Group = job.Kickoff.Client, job.Kickoff.Level, state.GroupHash(job.Kickoff.Group)
+	ctx = context.WithoutCancel(ctx)
+	event := &state.Audit{What: what, Job: job.ID, Client: job.Kickoff.Client, Level: job.Kickoff.Level, Group: state.GroupHash(job.Kickoff.Group)}
 	if job.Failure != nil {
 		event.Status = job.Failure.Status
 	}
-	files, err := e.Store.Files(ctx, id)
-	if err != nil || job.Status != state.Completed {
+	if what == "completed" {
+		e.count(ctx, event)
+	}
+	e.Audit.Note(ctx, event)
+}
+
+// count puts what a completed job handed out into an event.
+func (e *Exporter) count(ctx context.Context, event *state.Audit) {
+	files, err := e.Store.Files(ctx, event.Job)
+	if err != nil {
+		e.Log.ErrorContext(ctx, "audit line without its numbers", "job", event.Job, "error", err)
 		return
 	}
+	event.Hashes = map[string]string{}
 	for _, file := range files {
+		if file.SHA256 != "" {
+			event.Hashes[file.Name] = file.SHA256
+		}
 		event.Files++
 		event.Bytes += file.Bytes
 		if file.Kind == state.Output {

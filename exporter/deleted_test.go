@@ -205,7 +205,11 @@ func TestStaleRowsAreTakenOutOfStoredFiles(t *testing.T) {
 	for _, personality := range personalities() {
 		t.Run(personality.Name, func(t *testing.T) {
 			t.Parallel()
-			small := func(c *exporter.Config) { smallPages(c); c.MaxFileBytes, c.Gzip = 700, personality.Name != "plain" }
+			trail := &auditTrail{}
+			small := func(c *exporter.Config) {
+				smallPages(c)
+				c.MaxFileBytes, c.Gzip, c.Audit = 700, personality.Name != "plain", trail
+			}
 			inBubble(t, personality, small, thirtyRows(t), func(t *testing.T, b *bubble) {
 				clock := b.sample.Now
 				pages := 0
@@ -238,6 +242,7 @@ func TestStaleRowsAreTakenOutOfStoredFiles(t *testing.T) {
 				if rewritten == 0 {
 					t.Error("no stored file was rewritten: the test shows nothing")
 				}
+				b.checkHashes(job, trail)
 			})
 		})
 	}

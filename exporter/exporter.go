@@ -312,7 +312,7 @@ func (e *Exporter) sweep(ctx context.Context, work *errgroup.Group) error {
 				continue
 			}
 			e.Log.InfoContext(ctx, "export expired", "job", job.ID)
-			e.note(ctx, "expired", job.ID)
+			e.noteOf(ctx, "expired", job)
 			job.Status = state.Cancelled
 		}
 		switch {

@@ -2,6 +2,8 @@ package exporter
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"io"
 	"os"
@@ -13,8 +15,13 @@ import (
 	"sidecar/state"
 )
 
-// putRows puts the rows of a file, compressed where the job is to be. It notes the size of what it compressed in file.
+// putRows puts the rows of a file, compressed where the job is to be. It notes the size of what it compressed, and the hash that
+// an audit trail wants, in file.
 func (r *run) putRows(ctx context.Context, file *state.File, rows io.ReadSeeker) error {
+	var err error
+	if file.SHA256, err = r.hash(rows); err != nil {
+		return local(err)
+	}
 	media := blob.Media{Type: ndjsonType}
 	if !r.job.Kickoff.Gzip {
 		return r.put(ctx, file.Name, media, rows)
@@ -28,6 +35,20 @@ func (r *run) putRows(ctx context.Context, file *state.File, rows io.ReadSeeker)
 		err = r.put(ctx, file.Name, media, packed)
 	}
 	return errors.Join(err, local(errors.Join(packed.Close(), os.Remove(packed.Name()))))
+}
+
+// hash reads rows once and goes back to their start. It is empty where nobody keeps an audit trail: a spool file goes into the
+// folder as it is, so that no other reading of its bytes would be there to take along.
+func (r *run) hash(rows io.ReadSeeker) (string, error) {
+	if r.Audit == nil {
+		return "", nil
+	}
+	sum := sha256.New()
+	if _, err := io.Copy(sum, rows); err != nil {
+		return "", err
+	}
+	_, err := rows.Seek(0, io.SeekStart)
+	return hex.EncodeToString(sum.Sum(nil)), err
 }
 
 // compress writes a gzip copy of rows to a file at path. It needs no sync: what a crash leaves of it is made again from the

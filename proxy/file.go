@@ -45,7 +45,7 @@ func (p *Proxy) file(w http.ResponseWriter, r *http.Request, job *state.Job) {
 		p.refuse(w, r, err)
 		return
 	}
-	eventOf(r).File = file.Name
+	eventOf(r).File, eventOf(r).SHA256 = file.Name, file.SHA256
 	switch {
 	case p.Links != Stream && r.Method == http.MethodGet:
 		p.redirect(w, r, job, file)

@@ -28,10 +28,14 @@ type Audit struct {
 	// File is the name of an output file; Range tells that a part of it was sent.
 	File  string `json:"file,omitempty"`
 	Range bool   `json:"range,omitempty"`
+	// SHA256 is File.SHA256 of the whole file, whatever was sent of it.
+	SHA256 string `json:"sha256,omitempty"`
 	// Files, Resources and Bytes are the numbers of a completed export; Bytes of a download are those that were sent.
 	Files     int   `json:"files,omitempty"`
 	Resources int64 `json:"resources,omitempty"`
 	Bytes     int64 `json:"bytes,omitempty"`
+	// Hashes are File.SHA256 of the files of a completed export, by their names.
+	Hashes map[string]string `json:"hashes,omitempty"`
 }
 
 // GroupHash stands for a Group's id in an audit trail: the SHA-256 of the id in hexadecimal digits, empty for none.

@@ -344,6 +344,9 @@ type File struct {
 	// Bytes is the size of the rows, Compressed that of the object in the bucket where it is gzip, 0 where it is not.
 	Bytes      int64 `json:"bytes"`
 	Compressed int64 `json:"compressed,omitempty"`
+	// SHA256 is the hash of the rows before any compression, in hexadecimal digits; empty where no audit trail was kept when the
+	// bucket got them.
+	SHA256 string `json:"sha256,omitempty"`
 	// ContinuesIn is the name of the file in which the last block of this one goes on, where the output is organised; empty
 	// where the block ends here.
 	ContinuesIn string `json:"continuesIn,omitempty"`

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -69,11 +71,13 @@ func TestAuditTrail(t *testing.T) {
 			t.Errorf("the trail has %q:\n%s", word, text)
 		}
 	}
+	sum := sha256.Sum256([]byte(whole.body))
+	hash := hex.EncodeToString(sum[:])
 	want := []state.Audit{
 		{What: "kick-off", Status: http.StatusAccepted, Job: id, Level: state.Patient, Types: []string{"Patient"}},
-		{What: "completed", Job: id, Level: state.Patient, Types: []string{"Patient"}, Files: 1, Resources: file.Count, Bytes: int64(len(whole.body))},
-		{What: "download", Status: http.StatusOK, Job: id, Level: state.Patient, File: "Patient.1.ndjson", Bytes: int64(len(whole.body))},
-		{What: "download", Status: http.StatusPartialContent, Job: id, Level: state.Patient, File: "Patient.1.ndjson", Range: true, Bytes: 10},
+		{What: "completed", Job: id, Level: state.Patient, Types: []string{"Patient"}, Files: 1, Resources: file.Count, Bytes: int64(len(whole.body)), Hashes: map[string]string{"Patient.1.ndjson": hash}},
+		{What: "download", Status: http.StatusOK, Job: id, Level: state.Patient, File: "Patient.1.ndjson", SHA256: hash, Bytes: int64(len(whole.body))},
+		{What: "download", Status: http.StatusPartialContent, Job: id, Level: state.Patient, File: "Patient.1.ndjson", SHA256: hash, Range: true, Bytes: 10},
 		{What: "kick-off", Status: http.StatusBadRequest, Level: state.Patient},
 		{What: "download", Status: http.StatusNotFound},
 		{What: "cancel", Status: http.StatusAccepted, Job: id, Level: state.Patient},

@@ -276,7 +276,9 @@ func (w *canaryWalk) check(audit []byte) {
 	if text := strings.Join(lines, "\n"); len(lines) < 300 || !strings.Contains(text, "sidecar_") || !strings.Contains(text, "export planned") || !strings.Contains(text, "error file {") {
 		w.t.Errorf("only %d lines were collected, or not of all kinds", len(lines))
 	}
-	if !bytes.Contains(audit, []byte(`"download"`)) || !bytes.Contains(audit, []byte(`"kick-off"`)) {
-		w.t.Error("the audit trail is not of all kinds")
+	for _, kind := range []string{`"kick-off"`, `"completed"`, `"failed"`, `"cancel"`, `"download"`, `"attachment"`, `"hashes"`, `"sha256"`, `"group"`} {
+		if !bytes.Contains(audit, []byte(kind)) {
+			w.t.Errorf("the audit trail has no %s", kind)
+		}
 	}
 }

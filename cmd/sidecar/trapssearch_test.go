@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"sidecar/exporter/fhir/fhirtest"
+	"sidecar/state"
 )
 
 // linkSignature is what changes in a link from one reading of a manifest to the next.
@@ -63,7 +65,10 @@ var searchTraps = map[string]func(*testing.T, *trapHouse){
 			t.Errorf("attachment: got %d", got.status)
 		}
 	},
-	"5.3.10": trapRestart,
+	"5.3.10": func(t *testing.T, h *trapHouse) { // a restart
+		trapRestart(t, h)
+		trapRestartBetweenPages(t)
+	},
 	"5.3.11": func(t *testing.T, _ *trapHouse) { // the export is stored before its 202
 		_, upstream := newSample(t, fhirtest.Plain(), 1)
 		s := startSidecar(t, upstream, func(c *config) { c.Settle = time.Hour })
@@ -232,6 +237,66 @@ func trapRestart(t *testing.T, _ *trapHouse) {
 		t.Errorf("resumed export: got %d resources, want %d", len(rows), want)
 	}
 }
+
+// trapRestartBetweenPages: a page of the manifest that was returned while the export ran, and its files, stay as they are over a
+// restart and after the end.
+func trapRestartBetweenPages(t *testing.T) {
+	sample, upstream := newSample(t, fhirtest.Plain(), 2)
+	sample.Fail(fhirtest.Fault{ // holds the last type back
+		Match: func(r *http.Request) bool {
+			return strings.HasSuffix(r.URL.Path, "/Patient") && r.URL.Query().Has("_sort")
+		},
+		Hang: true, Times: -1,
+	})
+	s := startSidecar(t, upstream, func(c *config) {
+		c.PageRows, c.WritesPassHere = 1, true
+		c.Settle = time.Microsecond // what is read within it is not shown at once
+	})
+	status := s.kickOff("/$export?_type=Observation,Patient&allowPartialManifests=true")
+	var first reply
+	until(t, "first page", func() bool {
+		first = ask(t, http.MethodGet, status)
+		return first.body != ""
+	})
+	if first.status != http.StatusAccepted {
+		t.Fatalf("the first page came with %d", first.status)
+	}
+	var page state.Manifest
+	read := func(body string) string {
+		if err := json.Unmarshal([]byte(body), &page); err != nil {
+			t.Fatal(err)
+		}
+		var text strings.Builder
+		for _, file := range page.Output {
+			text.WriteString(file.Type + linkSignature.ReplaceAllString(file.URL, "") + ask(t, http.MethodGet, file.URL).body)
+		}
+		return text.String()
+	}
+	before := read(first.body)
+	if !strings.Contains(before, `"resourceType":"Observation"`) {
+		t.Fatalf("the first page has no Observation: %s", first.body)
+	}
+	s.stop()
+	sample.ClearFaults()
+	for _, late := range []string{`{"resourceType":"Observation","id":"new"}`, `{"resourceType":"Observation","id":"` + firstID.FindStringSubmatch(before)[1] + `"}`} {
+		if err := sample.Put([]byte(late)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.start()
+	if read(ask(t, http.MethodGet, status).body) != before {
+		t.Error("after the restart: the page or its files have changed")
+	}
+	if read(s.finish(status).body) != before {
+		t.Error("after the end: the page or its files have changed")
+	}
+	if !slices.ContainsFunc(page.Link, func(link state.ManifestLink) bool { return link.Relation == "next" }) {
+		t.Error("no page follows")
+	}
+}
+
+// firstID finds the id of the first resource of a file.
+var firstID = regexp.MustCompile(`"id":"([^"]+)"`)
 
 // trapEverythingElse: other operations, and what only looks like ours, reach the server as they are.
 func trapEverythingElse(t *testing.T, _ *trapHouse) {

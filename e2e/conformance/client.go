@@ -76,8 +76,18 @@ func (c *check) send(r request) answer {
 	return a
 }
 
-// get asks for an address.
+// get asks for an address of the server.
 func (c *check) get(url string) answer { return c.send(request{url: url}) }
+
+// read asks for a file of an export: with the token where its manifest says so, and else without, as it may lie elsewhere.
+func (c *check) read(e *export, url string) answer { return c.send(e.fileRequest(url)) }
+
+func (e *export) fileRequest(url string) request {
+	if !e.manifest.RequiresAccessToken {
+		return request{url: url, token: noToken}
+	}
+	return request{url: url}
+}
 
 // media is the media type of the answer without its parameters.
 func (a answer) media() string {
@@ -140,7 +150,7 @@ func parseOutcome(body []byte) (outcome, error) {
 	return o, nil
 }
 
-// refused checks that an answer is a refusal as the guide wants it: a status from least on and an OperationOutcome.
+// refused checks that an answer is a refusal as the guide wants it: 4xx or 5xx and an OperationOutcome.
 func (c *check) refused(what string, a answer) outcome {
 	if a.status < 400 {
 		c.errorf("%s: status %d, want 4xx or 5xx", what, a.status)
@@ -151,6 +161,13 @@ func (c *check) refused(what string, a answer) outcome {
 		c.errorf("%s: the body of the %d is %v", what, a.status, err)
 	}
 	return o
+}
+
+// rejected is refused for what is the client's fault, at which no server may fail.
+func (c *check) rejected(what string, a answer) {
+	if c.refused(what, a); a.status >= 500 {
+		c.errorf("%s: status %d, want 4xx", what, a.status)
+	}
 }
 
 // refusedWith checks that the status is one of those.

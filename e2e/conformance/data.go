@@ -10,14 +10,55 @@ import (
 )
 
 // system is an export of everything.
-func (c *check) system() *export { return c.share("system", kickoff{}) }
+func (c *check) system() *export { return c.filled("system", kickoff{}) }
 
 // patients is an export of all patients.
-func (c *check) patients() *export { return c.share("patients", kickoff{path: "Patient/$export"}) }
+func (c *check) patients() *export { return c.filled("patients", kickoff{path: "Patient/$export"}) }
 
 // group is an export of the Group with the most members.
 func (c *check) group() *export {
-	return c.share("group", kickoff{path: "Group/" + c.groupID() + "/$export"})
+	return c.filled("group", kickoff{path: "Group/" + c.groupID() + "/$export"})
+}
+
+// filled is share for an export that holds Patients where there are any, as without files most rows would see nothing.
+func (c *check) filled(name string, k kickoff) *export {
+	e := c.share(name, k)
+	if len(e.manifest.Output) > 0 {
+		return e
+	}
+	if n := c.count("Patient"); n > 0 {
+		c.fatalf("the export has no files, the server has %d Patients", n)
+	}
+	c.lack("a Patient")
+	return nil
+}
+
+// tokenFiles is an export of all patients whose files need a token; nil where none do.
+func (c *check) tokenFiles() *export {
+	if e := c.patients(); e.manifest.RequiresAccessToken {
+		return e
+	}
+	if c.TokenFiles == "" {
+		return nil
+	}
+	e := c.filled("token files", kickoff{base: c.TokenFiles, path: "Patient/$export"})
+	if !e.manifest.RequiresAccessToken {
+		c.fatalf("requiresAccessToken is false at the installation whose files need a token")
+	}
+	return e
+}
+
+// openFiles is an export of all patients whose files can be read without a token; nil where none can.
+func (c *check) openFiles() *export {
+	if e := c.patients(); !e.manifest.RequiresAccessToken {
+		return e
+	}
+	return nil
+}
+
+// bothKinds are the exports of which some files need a token and some do not.
+func (c *check) bothKinds() []*export {
+	return slices.DeleteFunc([]*export{c.openFiles(), c.tokenFiles()}, func(e *export) bool { return e == nil })
 }
 
 // bundle is the answer to a search.

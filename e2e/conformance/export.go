@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -69,9 +70,6 @@ type kickoff struct {
 }
 
 func (k kickoff) request(base string) request {
-	if k.base != "" {
-		base = k.base
-	}
 	if k.path == "" {
 		k.path = "$export"
 	}
@@ -112,6 +110,7 @@ func query(pairs ...string) string {
 
 // export is one export with everything that was seen of it.
 type export struct {
+	base     string // at which it was kicked off
 	request  request
 	accepted answer
 	status   string // the address
@@ -137,7 +136,8 @@ type file struct {
 
 // begin sends a kick-off and gives the answer. One that is refused because others are under way is sent again.
 func (s *suite) begin(ctx context.Context, k kickoff) (*export, error) {
-	e := &export{request: k.request(s.Base)}
+	e := &export{base: cmp.Or(k.base, s.Base)}
+	e.request = k.request(e.base)
 	for range 30 {
 		a, err := s.send(ctx, e.request)
 		if err != nil {
@@ -301,6 +301,14 @@ func splitLines(body []byte) ([]json.RawMessage, error) {
 		lines = append(lines, line)
 	}
 	return lines, nil
+}
+
+// hold is Server.Hold, which does nothing where the suite cannot do that.
+func (c *check) hold(typ string) (release func()) {
+	if c.Hold == nil {
+		return func() {}
+	}
+	return c.Hold(typ)
 }
 
 // drop deletes an export.

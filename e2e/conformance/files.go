@@ -62,7 +62,7 @@ func fileLines(c *check) {
 
 func noFile(c *check) {
 	own := c.patients().manifest.Output
-	if a := c.get(own[0].URL + "x"); a.status < 400 {
+	if a := c.read(c.patients(), own[0].URL+"x"); a.status < 400 {
 		c.errorf("status %d, want 4xx or 5xx", a.status)
 	}
 	for _, other := range c.system().manifest.Output {
@@ -70,7 +70,7 @@ func noFile(c *check) {
 			continue
 		}
 		// The name may be an address of the other file, but never one of something else.
-		a := c.get(strings.Replace(own[0].URL, lastOf(own[0].URL), lastOf(other.URL), 1))
+		a := c.read(c.patients(), strings.Replace(own[0].URL, lastOf(own[0].URL), lastOf(other.URL), 1))
 		if a.status < 400 && !bytes.Equal(a.body, c.system().files[other.URL].body) {
 			c.errorf("the name of another export's file: status %d, want 4xx or 5xx", a.status)
 		}
@@ -89,15 +89,14 @@ func (c *check) expiredFile() {
 	e, err := c.begin(c.ctx, kickoff{base: c.ShortLived, query: "_type=Patient"})
 	c.must(err)
 	c.must(c.await(c.ctx, e, ""))
-	c.complete(e)
-	file := e.manifest.Output[0].URL
-	if a := c.get(file); a.status != http.StatusOK {
+	file := c.complete(e).manifest.Output[0].URL
+	if a := c.read(e, file); a.status != http.StatusOK {
 		c.errorf("a file before it expires: status %d, want 200", a.status)
 	}
 	at, err := http.ParseTime(e.last.header.Get("Expires"))
 	c.must(err)
 	for time.Now().Before(at.Add(5 * time.Second)) {
-		if a := c.get(file); a.status >= 400 {
+		if a := c.read(e, file); a.status >= 400 {
 			return
 		}
 		c.must(pause(c.ctx, 500*time.Millisecond))
@@ -124,15 +123,17 @@ func newestOnly(c *check) {
 }
 
 func encodings(c *check) {
-	e := c.patients()
+	for _, e := range c.bothKinds() {
+		c.codings(e)
+	}
+}
+
+func (c *check) codings(e *export) {
 	item := e.manifest.Output[0]
 	for _, coding := range []string{"", "identity", "gzip", "br, gzip;q=0.5"} {
-		r := request{url: item.URL, header: http.Header{}}
+		r := e.fileRequest(item.URL)
 		if coding != "" {
-			r.header.Set("Accept-Encoding", coding)
-		}
-		if !e.manifest.RequiresAccessToken {
-			r.token = noToken
+			r.header = http.Header{"Accept-Encoding": {coding}}
 		}
 		a := c.send(r)
 		body, err := a.decoded()
@@ -148,18 +149,29 @@ func encodings(c *check) {
 }
 
 func tokenNeeded(c *check) {
-	e := c.patients()
-	if !e.manifest.RequiresAccessToken {
+	e := c.tokenFiles()
+	if e == nil {
 		c.notOffered("requiresAccessToken is false")
 	}
-	for _, token := range []string{noToken, "no-such-token"} {
-		c.refusedWith("a file without a valid token", c.send(request{url: e.manifest.Output[0].URL, token: token}), 400, 401, 403)
+	tokens := []string{noToken, "no-such-token"}
+	if c.has(needsTokens) {
+		tokens = append(tokens, c.Token(Grant{Expired: true})) // empty where there is none, which sends the usual one
+	}
+	for _, item := range e.manifest.Output {
+		for _, token := range tokens {
+			if token != "" {
+				c.refusedWith("a file without a valid token", c.send(request{url: item.URL, token: token}), 400, 401)
+			}
+		}
+		if f := e.files[item.URL]; f.status != http.StatusOK {
+			c.errorf("a file with a valid token: status %d, want 200", f.status)
+		}
 	}
 }
 
 func tokenless(c *check) {
-	e := c.patients()
-	if e.manifest.RequiresAccessToken {
+	e := c.openFiles()
+	if e == nil {
 		c.notOffered("requiresAccessToken is true")
 	}
 	if a := c.send(request{url: e.manifest.Output[0].URL, token: noToken}); a.status != http.StatusOK {
@@ -174,7 +186,9 @@ func tokenless(c *check) {
 
 func acceptOfFile(c *check) {
 	for _, accept := range []string{ndjson, "*/*", "application/json"} {
-		a := c.send(request{url: c.patients().manifest.Output[0].URL, header: http.Header{"Accept": {accept}}})
+		r := c.patients().fileRequest(c.patients().manifest.Output[0].URL)
+		r.header = http.Header{"Accept": {accept}}
+		a := c.send(r)
 		if a.status != http.StatusOK && a.status != http.StatusNotAcceptable {
 			c.errorf("Accept %s: status %d, want 200 or 406", accept, a.status)
 		}
@@ -327,9 +341,9 @@ type attachment struct {
 }
 
 // attachments are those of the DocumentReferences of an export.
-func (c *check) attachments() []attachment {
+func (c *check) attachments(e *export) []attachment {
 	var found []attachment
-	for _, line := range c.patients().ofType("DocumentReference") {
+	for _, line := range e.ofType("DocumentReference") {
 		var d struct {
 			Content []struct {
 				Attachment attachment `json:"attachment"`
@@ -347,21 +361,21 @@ func (c *check) attachments() []attachment {
 }
 
 func attachmentParts(c *check) {
-	for _, a := range c.attachments() {
+	for _, a := range c.attachments(c.patients()) {
 		if a.ContentType == "" || a.Data == "" && a.URL == "" {
 			c.errorf("an Attachment lacks contentType, or data and url")
 		}
 	}
 }
 
-// attachmentLinks are the urls of attachments that stand on the server.
-func (c *check) attachmentLinks() []string {
+// attachmentLinks are the urls of an export's attachments that stand on the server.
+func (c *check) attachmentLinks(e *export) []string {
 	var links []string
-	for _, a := range c.attachments() {
+	for _, a := range c.attachments(e) {
 		if at, err := url.Parse(a.URL); a.Data == "" && (err != nil || !at.IsAbs()) {
 			c.errorf("the url of an Attachment is not absolute")
 		}
-		if strings.HasPrefix(a.URL, c.Base) {
+		if strings.HasPrefix(a.URL, e.base) {
 			links = append(links, a.URL)
 		}
 	}
@@ -372,21 +386,28 @@ func (c *check) attachmentLinks() []string {
 }
 
 func attachmentURLs(c *check) {
-	for _, link := range c.attachmentLinks() {
-		if a := c.get(link); a.status != http.StatusOK {
-			c.errorf("an Attachment: status %d, want 200", a.status)
+	for _, e := range c.bothKinds() {
+		for _, link := range c.attachmentLinks(e) {
+			if a := c.read(e, link); a.status != http.StatusOK || len(a.body) == 0 {
+				c.errorf("an Attachment: status %d and %d bytes, want 200 and its content", a.status, len(a.body))
+			}
 		}
 	}
 }
 
 func attachmentTokens(c *check) {
-	needs := c.patients().manifest.RequiresAccessToken
-	for _, link := range c.attachmentLinks() {
-		switch a := c.send(request{url: link, token: noToken}); {
-		case needs && a.status < 400:
-			c.errorf("an Attachment without the token: status %d, want a refusal", a.status)
-		case !needs && a.status != http.StatusOK:
-			c.errorf("an Attachment without a token: status %d, want 200", a.status)
+	for _, e := range c.bothKinds() {
+		needs := e.manifest.RequiresAccessToken
+		for _, link := range c.attachmentLinks(e) {
+			switch a := c.send(request{url: link, token: noToken}); {
+			case needs && a.status < 400:
+				c.errorf("an Attachment without the token: status %d, want a refusal", a.status)
+			case !needs && a.status != http.StatusOK:
+				c.errorf("an Attachment without a token: status %d, want 200", a.status)
+			}
+			if a := c.get(link); needs && a.status != http.StatusOK {
+				c.errorf("an Attachment with the token: status %d, want 200", a.status)
+			}
 		}
 	}
 }

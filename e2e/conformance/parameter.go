@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -45,15 +46,19 @@ func strict(c *check) {
 		"includeAssociatedData=x":     {query: "includeAssociatedData=x"},
 		"organizeOutputBy=NoSuchType": {query: "organizeOutputBy=NoSuchType"},
 	} {
-		c.refused(what, c.try(test))
+		c.rejected(what, c.try(test))
 	}
 }
 
 // lenientExport has two parameters that nobody can honour.
 func (c *check) lenientExport() *export {
-	return c.shareOptional("lenient", "handling=lenient is refused", kickoff{
-		query: "_type=Patient&_elements=a.b.c&noSuchParameter=1", prefer: "respond-async, handling=lenient",
-	})
+	e, err := c.lenientOnce()
+	c.orNotOffered(err, "handling=lenient is refused")
+	return c.complete(e)
+}
+
+func (c *check) lenientOnce() (*export, error) {
+	return c.once("lenient", kickoff{query: "_type=Patient&_elements=a.b.c&noSuchParameter=1", prefer: "respond-async, handling=lenient"})
 }
 
 func lenient(c *check) { c.lenientExport() }
@@ -84,7 +89,7 @@ func outputFormats(c *check) {
 			c.errorf("_outputFormat=%s: status %d, want 202", format, a.status)
 		}
 	}
-	c.refused("_outputFormat=x", c.try(kickoff{query: "_outputFormat=x"}))
+	c.rejected("_outputFormat=x", c.try(kickoff{query: "_outputFormat=x"}))
 }
 
 // moment is a lastUpdated in the middle of those that the rows have.
@@ -104,15 +109,16 @@ func (c *check) moment(e *export) time.Time {
 }
 
 func since(c *check) {
-	c.bounded("_since", func(at, bound time.Time) bool { return at.After(bound) })
+	c.bounded("_since", c.export, func(at, bound time.Time) bool { return at.After(bound) })
 }
 
 func until(c *check) {
-	c.bounded("_until", func(at, bound time.Time) bool { return at.Before(bound) })
+	optional := func(k kickoff) *export { return c.optional("_until", k) }
+	c.bounded("_until", optional, func(at, bound time.Time) bool { return at.Before(bound) })
 }
 
 // bounded makes an export with a bound in time and compares it with what the one without it has on that side.
-func (c *check) bounded(name string, within func(at, bound time.Time) bool) {
+func (c *check) bounded(name string, export func(kickoff) *export, within func(at, bound time.Time) bool) {
 	all := c.repeated()
 	bound := c.moment(all)
 	want := map[string]json.RawMessage{}
@@ -122,7 +128,7 @@ func (c *check) bounded(name string, within func(at, bound time.Time) bool) {
 		}
 	}
 	k := kickoff{query: query("_type", "Patient,Condition", name, bound.Format("2006-01-02T15:04:05.999999999Z07:00"))}
-	c.sameKeys(name, c.optional(name, k).rows, want)
+	c.sameKeys(name, export(k).rows, want)
 }
 
 func types(c *check) {
@@ -132,6 +138,9 @@ func types(c *check) {
 		}
 	}
 	all := c.system()
+	for _, typ := range []string{"Patient", "Condition"} {
+		c.sameKeys(typ+" with _type=Patient,Condition", c.repeated().ofType(typ), all.ofType(typ))
+	}
 	for _, typ := range []string{"Patient", "Condition", "Observation", "Encounter", "Practitioner", "Organization", "Group"} {
 		if got, want := len(all.ofType(typ)), c.count(typ); got != want {
 			c.errorf("without _type there are %d %s, the server has %d", got, typ, want)
@@ -140,9 +149,9 @@ func types(c *check) {
 }
 
 func typesOutside(c *check) {
-	c.refused("_type=Organization at Patient level", c.try(kickoff{path: "Patient/$export", query: "_type=Organization"}))
-	c.refused("_type=Organization at Group level", c.try(kickoff{path: "Group/" + c.groupID() + "/$export", query: "_type=Organization"}))
-	c.refused("_type=Foo at Patient level", c.try(kickoff{path: "Patient/$export", query: "_type=Foo"}))
+	c.rejected("_type=Organization at Patient level", c.try(kickoff{path: "Patient/$export", query: "_type=Organization"}))
+	c.rejected("_type=Organization at Group level", c.try(kickoff{path: "Group/" + c.groupID() + "/$export", query: "_type=Organization"}))
+	c.rejected("_type=Foo at Patient level", c.try(kickoff{path: "Patient/$export", query: "_type=Foo"}))
 }
 
 const subsetted = "SUBSETTED"
@@ -153,20 +162,25 @@ func elements(c *check) {
 		"Patient":     {"resourceType", "id", "meta", "birthDate"},
 		"Observation": {"resourceType", "id", "meta", "effectiveDateTime", "effectivePeriod", "effectiveInstant", "effectiveTiming", "status", "code"},
 	}
-	if len(e.ofType("Patient")) == 0 || len(e.ofType("Observation")) == 0 {
-		c.lack("Patients and Observations")
+	all := c.system()
+	for typ := range kept {
+		c.sameKeys(typ+" with _elements", e.ofType(typ), all.ofType(typ))
+		if len(e.ofType(typ)) == 0 {
+			c.lack("Patients and Observations")
+		}
 	}
 	for key, line := range e.rows {
-		var fields map[string]json.RawMessage
-		c.must(json.Unmarshal(line, &fields))
+		var fields, whole map[string]json.RawMessage
+		c.must(errors.Join(json.Unmarshal(line, &fields), json.Unmarshal(all.rows[key], &whole)))
 		typ := typeOf(key)
-		for name := range fields {
-			if !slices.Contains(kept[typ], strings.TrimPrefix(name, "_")) {
+		for name := range whole {
+			asked := slices.Contains(kept[typ], strings.TrimPrefix(name, "_"))
+			switch got := fields[name] != nil; {
+			case got && !asked:
 				c.errorf("%s has %s, which was not asked for", typ, name)
+			case !got && asked:
+				c.errorf("%s lacks %s, which was asked for or is mandatory", typ, name)
 			}
-		}
-		if typ == "Observation" && (fields["status"] == nil || fields["code"] == nil) {
-			c.errorf("Observation lacks status or code, which are mandatory")
 		}
 		tagged := false
 		for _, tag := range parseResource(line).Meta.Tag {
@@ -176,7 +190,7 @@ func elements(c *check) {
 			c.errorf("%s lacks the tag SUBSETTED", typ)
 		}
 	}
-	c.refused("an element below the root", c.try(kickoff{query: "_elements=Patient.name.family"}))
+	c.rejected("an element below the root", c.try(kickoff{query: "_elements=Patient.name.family"}))
 }
 
 // patientsWithConditions are two Patients who have Conditions, and what they have.
@@ -202,6 +216,9 @@ func (c *check) patientsWithConditions() (chosen []string, rows map[string]json.
 
 func patientList(c *check) {
 	chosen, want := c.patientsWithConditions()
+	if len(want) == len(c.repeated().rows) {
+		c.lack("a third Patient")
+	}
 	reference := func(key string) [3]string {
 		return [3]string{"patient", "Reference", fmt.Sprintf(`{"reference":%q}`, key)}
 	}
@@ -221,8 +238,8 @@ func patientList(c *check) {
 	}
 	c.refusedSooner("a Patient who is no member", kickoff{path: "Group/" + id + "/$export", body: parameters(reference(stranger))})
 	c.refusedSooner("an unknown Patient", kickoff{path: "Patient/$export", body: parameters(reference("Patient/no-such-patient-0"))})
-	c.refused("patient at system level", c.try(kickoff{body: parameters(reference(chosen[0]))}))
-	c.refused("patient in a GET", c.try(kickoff{path: "Patient/$export", query: query("patient", chosen[0])}))
+	c.rejected("patient at system level", c.try(kickoff{body: parameters(reference(chosen[0]))}))
+	c.rejected("patient in a GET", c.try(kickoff{path: "Patient/$export", query: query("patient", chosen[0])}))
 }
 
 // refusedSooner checks that a kick-off is refused, or the export that it began fails.
@@ -287,6 +304,9 @@ func typeFilter(c *check) {
 	for key, line := range all.ofType("Patient") {
 		want[key] = line
 	}
+	if len(want) == len(all.rows) {
+		c.lack("a third Patient with Conditions")
+	}
 	e := c.optional("_typeFilter", kickoff{query: query("_type", "Patient,Condition",
 		"_typeFilter", "Condition?patient="+chosen[0], "_typeFilter", "Condition?patient="+chosen[1])})
 	c.sameKeys("_typeFilter", e.rows, want)
@@ -303,7 +323,7 @@ func typeFilterLimits(c *check) {
 		"Condition?_include=Condition:subject", "Patient?_revinclude=Condition:subject", "Condition?_sort=_id", "Condition?_count=1",
 		"Condition?_elements=id", "Condition?_summary=true", "Patient/1/Condition?code=x", "?_lastUpdated=ge2000", "*?_lastUpdated=ge2000",
 	} {
-		c.refused("_typeFilter="+filter, c.try(kickoff{query: "_typeFilter=" + url.QueryEscape(filter)}))
+		c.rejected("_typeFilter="+filter, c.try(kickoff{query: "_typeFilter=" + url.QueryEscape(filter)}))
 	}
 }
 
@@ -315,7 +335,7 @@ func (c *check) organised() *export {
 }
 
 func organizeOutputBy(c *check) {
-	c.refused("organizeOutputBy=Foo", c.try(kickoff{query: "organizeOutputBy=Foo"}))
+	c.rejected("organizeOutputBy=Foo", c.try(kickoff{query: "organizeOutputBy=Foo"}))
 	c.oneTypeEach()
 	if e := c.organised(); len(e.manifest.Output) == 0 {
 		c.errorf("no files came")

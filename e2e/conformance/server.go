@@ -13,7 +13,7 @@ type Server struct {
 	Parallel int
 	// Token gives a bearer token; nil where the server asks for none. Two calls give two tokens.
 	Token func(Grant) string
-	// DeniedGroup is the id of a Group that no client may export; empty where there is none.
+	// DeniedGroup is the id of a Group that is there and that no client may export; empty where there is none.
 	DeniedGroup string
 	// Writable tells that the suite may create, update and delete resources at Base. It deletes them in the end.
 	Writable bool
@@ -22,11 +22,14 @@ type Server struct {
 	// Roots are the authorities that Secure's certificate is checked with; nil for those of the machine.
 	Roots *x509.CertPool
 	// Fail makes the FHIR server behind refuse what exports read of a type with a status until it is mended. An empty
-	// type means every type. Nil where the suite cannot do that.
+	// type means whatever it is asked, by clients too. Nil where the suite cannot do that.
 	Fail func(typ string, status int) (mend func())
-	// Hold makes the FHIR server behind answer exports' reads of a type only when it is let go. Nil where the suite
-	// cannot do that.
+	// Hold makes the FHIR server behind answer exports' reads of a type only when it is let go by all who hold it; release
+	// may be called again. Nil where the suite cannot do that.
 	Hold func(typ string) (release func())
+	// TokenFiles is the FHIR base of an installation over the same data whose files need a token, as the status does; empty
+	// where there is none, or where those at Base do.
+	TokenFiles string
 	// ShortLived is the FHIR base of an installation over the same data whose exports expire within some seconds; empty
 	// where there is none.
 	ShortLived string

@@ -40,6 +40,9 @@ func (c *check) running() []answer {
 	for _, e := range []*export{c.system(), c.patients()} {
 		polls = append(polls, e.polls...)
 	}
+	if c.Hold != nil {
+		polls = append(polls, c.deleted().running)
+	}
 	if len(polls) == 0 {
 		c.lack("an export that takes longer than the first poll")
 	}
@@ -126,16 +129,20 @@ func partialSuccess(c *check) {
 }
 
 func transient(c *check) {
+	release := c.Hold("Patient")
+	defer release()
 	e, err := c.begin(c.ctx, kickoff{query: "_type=Patient"})
 	c.must(err)
 	defer c.drop(e)
 	mend := c.Fail("", http.StatusServiceUnavailable)
 	defer mend()
+	failed := 0
 	for range 3 {
 		a := c.get(e.status)
 		if a.status < 400 {
 			continue
 		}
+		failed++
 		o := c.refused("a poll while the server behind is down", a)
 		for _, issue := range o.Issue {
 			switch issue.Code {
@@ -146,17 +153,23 @@ func transient(c *check) {
 		}
 	}
 	mend()
+	release()
 	c.must(c.await(c.ctx, e, ""))
 	if e.manifest == nil {
 		c.errorf("the export did not outlive the trouble: status %d", e.last.status)
+	}
+	if failed == 0 {
+		c.lack("a poll that fails while the server behind is down")
 	}
 }
 
 const separateExportStatus = "respond-async, separate-export-status"
 
-// separate is an export with that preference.
+// separateKickoff has that preference.
+func separateKickoff() kickoff { return kickoff{query: "_type=Patient", prefer: separateExportStatus} }
+
 func (c *check) separate() *export {
-	e := c.shareOptional("separate", "separate-export-status is refused", kickoff{query: "_type=Patient", prefer: separateExportStatus})
+	e := c.shareOptional("separate", "separate-export-status is refused", separateKickoff())
 	if !strings.Contains(strings.Join(e.accepted.header.Values("Preference-Applied"), ","), "separate-export-status") {
 		c.notOffered("separate-export-status is not applied")
 	}
@@ -165,7 +178,8 @@ func (c *check) separate() *export {
 
 func separateStatus(c *check) {
 	// Most rows after this one look at these.
-	c.ahead((*check).system, (*check).patients, (*check).group, (*check).separate, (*check).repeated, (*check).organised, (*check).posted, (*check).lenientExport)
+	c.ahead((*check).system, (*check).patients, (*check).group, (*check).separate, (*check).repeated, (*check).organised, (*check).posted, (*check).lenientExport,
+		(*check).tokenFiles)
 	for _, e := range []*export{c.system(), c.patients()} {
 		for _, a := range append(e.polls, e.last) {
 			if a.header.Get("X-Export-Status") != "" {
@@ -179,10 +193,17 @@ func separateStatus(c *check) {
 			c.errorf("%s: status %d and X-Export-Status %q, want 200 and %s", what, a.status, got, want)
 		}
 	}
-	for _, poll := range e.polls {
+	polls := e.polls
+	if c.Hold != nil {
+		polls = append(polls, c.heldPoll(separateKickoff()))
+	}
+	for _, poll := range polls {
 		told("running", poll, "202")
 	}
 	told("complete", e.last, "200")
+	if len(polls) == 0 {
+		c.lack("an export that takes longer than the first poll")
+	}
 	if !c.has(needsFail) {
 		c.lack(needsFail)
 	}
@@ -193,6 +214,15 @@ func separateStatus(c *check) {
 	if _, err := parseOutcome(a.body); err != nil {
 		c.errorf("failed: the body is %v", err)
 	}
+}
+
+// heldPoll is the answer to a poll of an export that cannot go on.
+func (c *check) heldPoll(k kickoff) answer {
+	defer c.Hold("Patient")()
+	e, err := c.begin(c.ctx, k)
+	c.must(err)
+	defer c.drop(e)
+	return c.get(e.status)
 }
 
 func readAgain(c *check) {
@@ -207,23 +237,32 @@ func readAgain(c *check) {
 		c.fatalf("status %d and %d files, want the manifest as it was", a.status, len(again.Output))
 	}
 	for i, item := range again.Output {
-		if item.URL != e.manifest.Output[i].URL {
-			return
+		if item.URL == e.manifest.Output[i].URL {
+			continue
 		}
+		if f := c.read(e, item.URL); f.status != http.StatusOK {
+			c.errorf("a file at its new address: status %d, want 200", f.status)
+		}
+		before, err := http.ParseTime(e.last.header.Get("Expires"))
+		if after, errAfter := http.ParseTime(a.header.Get("Expires")); err == nil && (errAfter != nil || after.Before(before)) {
+			c.errorf("Expires is earlier than that of the addresses before")
+		}
+		return
 	}
 	c.notOffered("the same addresses, which live as long")
 }
 
 // deletion is what the requests around a DELETE of a running export gave.
-type deletion struct{ first, get, second answer }
+type deletion struct{ running, first, get, second answer }
 
 func (c *check) deleted() deletion {
 	c.deletedOnce.Do(func() {
 		c.slots <- struct{}{}
 		defer func() { <-c.slots }()
+		defer c.hold("Patient")()
 		e, err := c.begin(c.ctx, kickoff{})
 		c.must(err)
-		c.theDeletion = deletion{c.drop(e), c.get(e.status), c.drop(e)}
+		c.theDeletion = deletion{c.get(e.status), c.drop(e), c.get(e.status), c.drop(e)}
 	})
 	return c.theDeletion
 }
@@ -238,14 +277,21 @@ func deleteComplete(c *check) {
 	c.refused("GET after DELETE", a)
 	c.refusedWith("GET after DELETE", a, http.StatusNotFound)
 	for _, item := range e.manifest.Output {
-		if a := c.get(item.URL); a.status < 400 {
+		if a := c.read(e, item.URL); a.status < 400 {
 			c.notOffered("the files stay")
 		}
+	}
+	if len(e.manifest.Output) == 0 {
+		c.lack("a Patient")
 	}
 }
 
 func runningStatus(c *check) {
-	c.running()
+	for _, poll := range c.running() {
+		if poll.status != http.StatusAccepted {
+			c.errorf("status %d, want 202", poll.status)
+		}
+	}
 }
 
 func retryAfterForm(c *check) {
@@ -300,6 +346,9 @@ func filesReadable(c *check) {
 }
 
 func deleteRunning(c *check) {
+	if a := c.deleted().running; a.status != http.StatusAccepted {
+		c.lack("an export that takes longer than the first poll")
+	}
 	if a := c.deleted().first; a.status != http.StatusAccepted {
 		c.errorf("status %d, want 202", a.status)
 	}

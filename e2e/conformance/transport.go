@@ -35,15 +35,22 @@ func overTLS(c *check) {
 	if at.Port() == "" {
 		host += ":443"
 	}
-	for version, want := range map[uint16]bool{tls.VersionTLS10: false, tls.VersionTLS11: false, tls.VersionTLS12: true, tls.VersionTLS13: true} {
+	newer := false
+	for _, version := range []uint16{tls.VersionTLS10, tls.VersionTLS11, tls.VersionTLS12, tls.VersionTLS13} {
 		dialer := tls.Dialer{Config: &tls.Config{MinVersion: version, MaxVersion: version, RootCAs: c.Roots}}
 		connection, err := dialer.DialContext(c.ctx, "tcp", host)
 		if err == nil {
 			err = connection.Close()
 		}
-		if got := err == nil; got != want && (want || version < tls.VersionTLS12) {
-			c.errorf("%s is accepted: %t, want %t", tls.VersionName(version), got, want)
+		switch {
+		case version >= tls.VersionTLS12:
+			newer = newer || err == nil
+		case err == nil:
+			c.errorf("%s is accepted", tls.VersionName(version))
 		}
+	}
+	if !newer {
+		c.errorf("neither TLS 1.2 nor 1.3 is accepted")
 	}
 	e := c.export(kickoff{base: c.secure(), query: "_type=Patient"})
 	addresses := []string{e.status, e.manifest.Request}
@@ -70,14 +77,23 @@ func (c *check) grant(grant Grant) string {
 	return token
 }
 
-// narrow is a token for Patients alone.
-func (c *check) narrow() string { return c.grant(Grant{Scopes: "system/Patient.rs"}) }
+// narrow is a token for Patients alone, with which they can be exported: a server that refuses every such token has shown nothing.
+func (c *check) narrow() string {
+	token := c.grant(Grant{Scopes: "system/Patient.rs"})
+	if a := c.try(kickoff{query: "_type=Patient", token: token}); a.status != http.StatusAccepted {
+		c.lack("a token of the scope system/Patient.rs with which Patients can be exported")
+	}
+	return token
+}
 
+// scoped asks for everything with a narrow token; where that is refused, for what the token is for.
 func scoped(c *check) {
-	e, err := c.runExport(c.ctx, kickoff{token: c.narrow()})
+	k := kickoff{token: c.narrow()}
+	e, err := c.runExport(c.ctx, k)
 	if refused, ok := asRefusal(err); ok {
-		c.refused("an export with a narrow token", refused.answer)
-		return
+		c.rejected("an export of everything with a narrow token", refused.answer)
+		k.query = "_type=Patient"
+		e, err = c.runExport(c.ctx, k)
 	}
 	c.must(err)
 	c.drop(e)
@@ -86,42 +102,66 @@ func scoped(c *check) {
 			c.fatalf("the scope is Patient, and the export holds other types")
 		}
 	}
+	if len(e.rows) == 0 {
+		c.lack("an export with a narrow token that holds something")
+	}
 }
 
 func protected(c *check) {
-	e := c.export(kickoff{path: "Patient/$export", query: "_type=Patient,Condition"})
-	for what, token := range map[string]string{"without a token": noToken, "with a narrower token": c.narrow()} {
-		c.refusedWith("a status request "+what, c.send(request{url: e.status, token: token}), 401, 403, 404)
-		if e.manifest.RequiresAccessToken {
-			c.refusedWith("a file "+what, c.send(request{url: e.manifest.Output[0].URL, token: token}), 401, 403, 404)
+	narrow := c.narrow()
+	for _, e := range []*export{c.patients(), c.tokenFiles()} {
+		if e == nil {
+			continue
+		}
+		for what, token := range map[string]string{"without a token": noToken, "with a narrower token": narrow} {
+			c.refusedWith("a status request "+what, c.send(request{url: e.status, token: token}), 401, 403, 404)
+			if e.manifest.RequiresAccessToken {
+				c.refusedWith("a file "+what, c.send(request{url: e.manifest.Output[0].URL, token: token}), 401, 403, 404)
+			}
 		}
 	}
 }
 
 func owned(c *check) {
-	if a := c.send(request{url: c.patients().status, token: c.grant(Grant{Other: true})}); a.status < 400 {
-		c.notOffered("a second client may read the status")
-	} else {
-		c.refused("a status request of a second client", a)
+	other := c.grant(Grant{Other: true})
+	if a := c.try(kickoff{query: "_type=Patient", token: other}); a.status != http.StatusAccepted {
+		c.lack("a second client that may export")
+	}
+	addresses := map[string]string{"the status": c.patients().status}
+	if e := c.tokenFiles(); e != nil {
+		addresses["a file"] = e.manifest.Output[0].URL
+	}
+	for what, address := range addresses {
+		a := c.send(request{url: address, token: other})
+		if a.status < 400 {
+			c.notOffered("a second client may read " + what)
+		}
+		c.rejected(what+" for a second client", a)
 	}
 }
 
 func groupReadable(c *check) {
 	token := c.grant(Grant{Scopes: "system/Patient.rs system/Condition.rs"})
+	if a := c.try(kickoff{path: "Patient/$export", query: "_type=Patient", token: token}); a.status != http.StatusAccepted {
+		c.lack("a token for Patients, and not for Groups, with which Patients can be exported")
+	}
 	a := c.try(kickoff{path: "Group/" + c.groupID() + "/$export", query: "_type=Patient", token: token})
 	c.refused("an export of a Group that may not be read", a)
 	c.refusedWith("an export of a Group that may not be read", a, 401, 403, 404)
 }
 
 func groupDenied(c *check) {
+	if a := c.get(c.Base + "/Group/" + c.DeniedGroup); a.status == http.StatusNotFound {
+		c.lack("the Group that is denied on the server")
+	}
+	c.group() // another one can be exported
 	a := c.try(kickoff{path: "Group/" + c.DeniedGroup + "/$export"})
 	c.refused("an export of the Group that is denied", a)
 	c.refusedWith("an export of the Group that is denied", a, 401, 403, 404)
 }
 
 func beyondScopes(c *check) {
-	a := c.try(kickoff{query: "_type=Condition", token: c.narrow()})
-	c.refused("_type=Condition with a token for Patient", a)
+	c.rejected("_type=Condition with a token for Patient", c.try(kickoff{query: "_type=Condition", token: c.narrow()}))
 }
 
 // largeBytes is more than the buffers between two processes hold.
@@ -139,12 +179,12 @@ func slowDownload(c *check) {
 		c.fatalf("kick-off: status %d, want 202", e.accepted.status)
 	}
 	c.must(c.await(c.ctx, e, ""))
-	c.complete(e)
+	file := c.complete(e).manifest.Output[0].URL
 
 	client := newClient(c.Server)
 	client.Transport = &http.Transport{DialContext: smallBuffers, DisableCompression: true}
 	defer client.CloseIdleConnections()
-	get, err := http.NewRequestWithContext(c.ctx, http.MethodGet, e.manifest.Output[0].URL, nil)
+	get, err := http.NewRequestWithContext(c.ctx, http.MethodGet, file, nil)
 	c.must(err)
 	if e.manifest.RequiresAccessToken && c.Token != nil {
 		get.Header.Set("Authorization", "Bearer "+c.Token(Grant{}))
@@ -155,12 +195,12 @@ func slowDownload(c *check) {
 	_, err = io.ReadFull(in.Body, make([]byte, 1000))
 	c.must(err)
 	for range 60 {
-		if a := c.get(e.manifest.Output[0].URL); a.status >= 400 {
+		if a := c.read(e, file); a.status >= 400 {
 			break
 		}
 		c.must(pause(c.ctx, 500*time.Millisecond))
 	}
-	if a := c.get(e.manifest.Output[0].URL); a.status < 400 {
+	if a := c.read(e, file); a.status < 400 {
 		c.lack("a file that expires within half a minute")
 	}
 	rest, err := io.ReadAll(in.Body)
