@@ -128,8 +128,8 @@ func lenientOutcomes(t *testing.T, c *sidecar) map[string][]byte {
 	t.Helper()
 	files := map[string][]byte{}
 	for _, operation := range []string{"$export", "$export-v4"} {
-		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet,
-			c.base+"/"+operation+"?_type=Patient,Unicorn&_elements=Patient.nose&organizeOutputBy=Device&_until=soon&_foo=1", nil)
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodPost,
+			c.base+"/"+operation+"?_type=Patient,Unicorn&_elements=Patient.nose&organizeOutputBy=Device&includeAssociatedData=_mine&_foo=1", nil)
 		if err != nil {
 			t.Fatal(err)
 		}

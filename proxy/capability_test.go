@@ -250,6 +250,22 @@ func TestMetadataIsAskedUncompressedAndPassedOnWhenItIsNot(t *testing.T) {
 	}
 }
 
+// Ensure the server is asked for what the client asks for, in its format and its mode, and never whether a statement has changed
+// that the client does not hold.
+func TestMetadataIsAskedAsTheClientAsks(t *testing.T) {
+	upstream := newRawUpstream(t, replying(plainReply))
+	h := newHouse(t, "http://"+upstream.address+"/fhir", nil)
+	h.ask(http.MethodGet, h.base+"/metadata?mode=terminology&_format=xml", "Accept", "text/xml;fhirVersion=4.0",
+		"If-None-Match", `"1"`, "If-Modified-Since", "Mon, 02 Jan 2006 15:04:05 GMT")
+	asked := await(t, "request", upstream.seen)
+	if asked.line != "GET /fhir/metadata?mode=terminology&_format=xml HTTP/1.1" || asked.header.Get("Accept") != "text/xml;fhirVersion=4.0" {
+		t.Errorf("the server is asked %s with Accept %q", asked.line, asked.header.Get("Accept"))
+	}
+	if asked.header.Get("If-None-Match")+asked.header.Get("If-Modified-Since") != "" {
+		t.Errorf("the server is asked on condition: %q", asked.header)
+	}
+}
+
 func TestMetadataLeavesOtherAnswersAlone(t *testing.T) {
 	statement := withoutMarked(jsonStatements["compact"])
 	for name, test := range map[string]struct{ method, path, reply string }{
