@@ -22,9 +22,11 @@ test: ## the tests that need nothing but Go
 chaos: ## 2,000 random exports beside random writes, on a virtual clock (CHAOS_SEED=n CHAOS_RUNS=1 repeats one)
 	CHAOS_RUNS=$${CHAOS_RUNS:-2000} go test -count=1 -timeout 30m -run 'TestChaos|TestChain' ./exporter
 
-fuzz: ## new inputs for what reads requests, a minute each (FUZZTIME=10m for longer)
-	for name in $$(go test -list '^Fuzz' ./proxy | grep ^Fuzz); do \
-		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $${FUZZTIME:-1m} ./proxy || exit 1; \
+fuzz: ## new inputs for what reads requests and answers, a minute each (FUZZTIME=10m for longer)
+	for package in ./proxy ./proxy/upstream; do \
+		for name in $$(go test -list '^Fuzz' $$package | grep ^Fuzz); do \
+			go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $${FUZZTIME:-1m} $$package || exit 1; \
+		done; \
 	done
 
 e2e: ## the built binary against HAPI FHIR, S3, GCS and identity servers (needs Java 17, Maven and npm)

@@ -77,6 +77,7 @@ func (s *shortWay) takes(r *http.Request) bool {
 // serve forwards a request and its answer. It panics with http.ErrAbortHandler to cut the client off where an answer cannot be
 // ended, as httputil.ReverseProxy does.
 func (s *shortWay) serve(w http.ResponseWriter, r *http.Request, x *exchange) {
+	header := w.Header()
 	answer, err := s.send(w, r)
 	if err != nil {
 		s.proxy.upstreamFailed(w, r, x, err)
@@ -85,9 +86,7 @@ func (s *shortWay) serve(w http.ResponseWriter, r *http.Request, x *exchange) {
 	whole := false
 	defer func() { answer.Done(whole) }() // also when it is cut off
 	x.answered(answer.StatusCode, true)
-	header := w.Header()
 	trailers := len(answer.Trailer)
-	passHeader(header, answer.Header)
 	for name := range answer.Trailer {
 		header.Add("Trailer", name)
 	}
@@ -123,11 +122,10 @@ func (s *shortWay) send(w http.ResponseWriter, r *http.Request) (*upstream.Answe
 			return nil, errClientLeft
 		}
 	}
-	return s.client.Send(r, wire, func(interim *http.Response) {
-		header := w.Header()
-		passHeader(header, interim.Header)
+	header := w.Header()
+	return s.client.Send(r, wire, header, func(status int) {
 		noGuess(header)
-		w.WriteHeader(interim.StatusCode)
+		w.WriteHeader(status)
 		clear(header)
 	})
 }
@@ -149,7 +147,7 @@ func (p *Proxy) appendHead(b []byte, r *http.Request) []byte {
 	b = append(append(b, host...), "\r\n"...)
 	connection := r.Header["Connection"]
 	for name, values := range r.Header {
-		if hopByHop(name) || name == "X-Forwarded-For" || name == "Content-Length" || connection != nil && named(connection, name) {
+		if upstream.HopByHop(name) || name == "X-Forwarded-For" || name == "Content-Length" || connection != nil && named(connection, name) {
 			continue
 		}
 		for _, value := range values {
@@ -193,32 +191,9 @@ func appendField(b []byte, name, value string) []byte {
 	return append(append(append(append(b, name...), ": "...), value...), "\r\n"...)
 }
 
-// hopByHop tells whether a field belongs to one connection (RFC 9110, section 7.6.1, and what older servers send).
-func hopByHop(name string) bool {
-	switch name {
-	case "Connection", "Keep-Alive", "Proxy-Connection", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Trailer", "Transfer-Encoding", "Upgrade":
-		return true
-	}
-	return false
-}
-
 // named tells whether a field is among those that a Connection header names.
 func named(connection []string, name string) bool {
 	return httpguts.HeaderValuesContainsToken(connection, name)
-}
-
-// passHeader copies the fields of an answer that are for the client.
-func passHeader(to, from http.Header) {
-	connection := from["Connection"]
-	for name, values := range from {
-		if hopByHop(name) || connection != nil && named(connection, name) {
-			continue
-		}
-		if before := to[name]; before != nil {
-			values = append(before[:len(before):len(before)], values...)
-		}
-		to[name] = values
-	}
 }
 
 // noGuess keeps net/http from guessing a Content-Type that the server did not give.
@@ -230,7 +205,7 @@ func noGuess(header http.Header) {
 
 // pass copies the body of an answer, and sends on what there is whenever the server pauses.
 func pass(w http.ResponseWriter, answer *upstream.Answer) error {
-	if answer.Body == http.NoBody {
+	if answer.ContentLength == 0 {
 		return nil
 	}
 	lent := buffers.Get().(*[bufferSize]byte)
@@ -242,7 +217,7 @@ func pass(w http.ResponseWriter, answer *upstream.Answer) error {
 		}
 	}
 	for {
-		n, err := answer.Body.Read(lent[:])
+		n, err := answer.Read(lent[:])
 		if n > 0 {
 			if _, err := w.Write(lent[:n]); err != nil {
 				return err

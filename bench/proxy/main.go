@@ -3,7 +3,7 @@
 // Command proxy measures the forwarder beside nginx, Caddy and httputil.ReverseProxy, all in one run and in turn; bench/proxy/run
 // starts it. It prints tables, and lines of the form: figure: NAME VALUE GOAL.
 //
-// BENCH_CELLS names what to measure (such as 2k,200k; everything by default), BENCH_ROUNDS how often (5 by default).
+// BENCH_CELLS names what to measure (of 2k,200k,200k-length,20m,post1m,latency,memory; all by default), BENCH_ROUNDS how often (5 by default).
 package main
 
 import (
@@ -35,6 +35,8 @@ func run(arguments []string) error {
 		return newUpstream().listenAndServe(arguments[1])
 	case len(arguments) == 3 && arguments[0] == "plain":
 		return servePlain(arguments[1], arguments[2])
+	case len(arguments) == 2 && arguments[0] == "load":
+		return openLoad(arguments[1])
 	case len(arguments) > 0:
 		return errors.New("run it by make bench-proxy")
 	}
@@ -55,14 +57,25 @@ func run(arguments []string) error {
 		return err
 	}
 	defer func() { _ = upstream.stop() }()
-	return throughput(&servers{folder: folder, upstream: upstream}, wanted, rounds)
+	s := &servers{folder: folder, upstream: upstream}
+	if err := speed(s, wanted, rounds); err != nil {
+		return err
+	}
+	if slices.Contains(wanted, memoryCell) {
+		return memory(s, min(rounds, 3)) // it varies little
+	}
+	return nil
 }
+
+// The cells beside those of full load.
+const latencyCell, memoryCell = "latency", "memory"
 
 func wantedCells(list string) ([]string, error) {
 	var known []string
 	for _, c := range cells {
 		known = append(known, c.name)
 	}
+	known = append(known, latencyCell, memoryCell)
 	if list == "" {
 		return known, nil
 	}
@@ -75,8 +88,8 @@ func wantedCells(list string) ([]string, error) {
 	return wanted, nil
 }
 
-// throughput measures the cells of full load, all through the same processes.
-func throughput(s *servers, wanted []string, rounds int) error {
+// speed measures the cells of full load and the latency, all through the same processes.
+func speed(s *servers, wanted []string, rounds int) error {
 	if err := writePostScript(s.folder); err != nil {
 		return err
 	}
@@ -100,6 +113,9 @@ func throughput(s *servers, wanted []string, rounds int) error {
 				return err
 			}
 		}
+	}
+	if slices.Contains(wanted, latencyCell) {
+		return latency(rounds, s.upstream, proxies)
 	}
 	return nil
 }

@@ -73,6 +73,36 @@ func (p *process) pids() []int {
 // tick is the unit of times in /proc, USER_HZ, which is the same on all of Linux' common processors.
 const tick = 10 * time.Millisecond
 
+// pss is the memory of the process and its children in bytes, shared pages counted by their share.
+func (p *process) pss() (sum float64, err error) {
+	for _, pid := range p.pids() {
+		raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+		if err != nil {
+			return 0, err
+		}
+		_, after, found := strings.Cut(string(raw), "\nPss:")
+		if !found {
+			return 0, fmt.Errorf("%s: /proc tells no Pss", p.name)
+		}
+		kib, err := strconv.ParseFloat(strings.Fields(after)[0], 64)
+		if err != nil {
+			return 0, err
+		}
+		sum += kib * 1024
+	}
+	return sum, nil
+}
+
+// moveTo lets the process and its children run on one processor only.
+func (p *process) moveTo(cpu int) error {
+	for _, pid := range p.pids() {
+		if output, err := exec.Command("taskset", "-acp", strconv.Itoa(cpu), strconv.Itoa(pid)).CombinedOutput(); err != nil {
+			return fmt.Errorf("taskset: %w\n%s", err, output)
+		}
+	}
+	return nil
+}
+
 // cpu is the time of processors that the process and its children have had.
 func (p *process) cpu() (time.Duration, error) {
 	var sum time.Duration

@@ -31,38 +31,11 @@ var cells = []cell{
 	{"post1m", posted, 8, true, []goal{{"post1m/nginx", nginx, ">= 1.1"}, {"post1m/caddy", caddy, ">= 1"}}},
 }
 
-// slice is one second of one way.
-type slice struct {
-	perSecond float64
-	cpu       float64 // microseconds of the proxy's, a request
-	others    float64 // of a processor, what neither the proxy nor the upstream nor the load had
-}
-
-// calm is how much of a processor others may take of a slice; else it is measured once more, and the calmer one counts.
-const calm = 0.15
-
-// measure loads every way in turn, in an order that rotates and is reversed every other round.
+// measure loads every way in turn.
 func (c cell) measure(folder string, rounds int, upstream *process, proxies []*process) error {
-	got := map[string][]slice{}
-	for round := range rounds {
-		for i := range proxies {
-			at := (i + round) % len(proxies)
-			if round%2 == 1 {
-				at = len(proxies) - 1 - at
-			}
-			proxy := proxies[at]
-			best, err := c.slice(folder, upstream, proxy)
-			if err == nil && best.others > calm {
-				var again slice
-				if again, err = c.slice(folder, upstream, proxy); again.others < best.others {
-					best = again
-				}
-			}
-			if err != nil {
-				return fmt.Errorf("%s through %s: %w", c.name, proxy.name, err)
-			}
-			got[proxy.name] = append(got[proxy.name], best)
-		}
+	got, err := inTurn(rounds, proxies, func(proxy *process) (slice, error) { return c.slice(folder, upstream, proxy) })
+	if err != nil {
+		return fmt.Errorf("%s %w", c.name, err)
 	}
 	fmt.Printf("\n%-12s %12s %9s %14s %8s\n", c.name, "requests/s", "/ direct", "CPU us a req.", "others")
 	for _, proxy := range proxies {
@@ -79,7 +52,7 @@ func (c cell) measure(folder string, rounds int, upstream *process, proxies []*p
 	return nil
 }
 
-// length is how long a slice lasts.
+// length is how long a slice of full load lasts.
 const length = time.Second
 
 func (c cell) slice(folder string, upstream, proxy *process) (slice, error) {
@@ -87,18 +60,7 @@ func (c cell) slice(folder string, upstream, proxy *process) (slice, error) {
 	if c.post {
 		arguments = append(arguments, "-s", filepath.Join(folder, "post.lua"))
 	}
-	before, err := usage(upstream, proxy)
-	if err != nil {
-		return slice{}, err
-	}
-	wrk := exec.Command("taskset", append(arguments, proxy.url(c.path))...)
-	began := time.Now()
-	output, err := wrk.CombinedOutput()
-	took := time.Since(began).Seconds()
-	if err != nil {
-		return slice{}, fmt.Errorf("wrk: %w\n%s", err, output)
-	}
-	after, err := usage(upstream, proxy)
+	output, used, err := underLoad(upstream, proxy, exec.Command("taskset", append(arguments, proxy.url(c.path))...))
 	if err != nil {
 		return slice{}, err
 	}
@@ -106,25 +68,7 @@ func (c cell) slice(folder string, upstream, proxy *process) (slice, error) {
 	if err != nil {
 		return slice{}, err
 	}
-	of := func(i int) float64 { return (after[i] - before[i]).Seconds() }
-	load := (wrk.ProcessState.UserTime() + wrk.ProcessState.SystemTime()).Seconds()
-	s := slice{perSecond: perSecond, cpu: 1e6 * of(1) / requests, others: (of(2) - of(1) - load) / took}
-	if proxy != upstream {
-		s.others -= of(0) / took
-	}
-	return s, nil
-}
-
-// usage is what the upstream, the proxy and the machine have had of the processors.
-func usage(upstream, proxy *process) (used [3]time.Duration, err error) {
-	if used[0], err = upstream.cpu(); err != nil {
-		return used, err
-	}
-	if used[1], err = proxy.cpu(); err != nil {
-		return used, err
-	}
-	used[2], err = machineCPU()
-	return used, err
+	return slice{perSecond: perSecond, cpu: 1e6 * used.proxy / requests, others: used.others}, nil
 }
 
 var (

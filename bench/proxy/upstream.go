@@ -24,14 +24,16 @@ const (
 	postedChecked = "/fhir/Binary/sum"
 	asleep        = "/fhir/Observation/asleep"
 	awake         = "/fhir/Observation/awake"
+	sleepers      = "/fhir/Observation/sleepers"
 )
 
 // upstream is the server behind the proxies: it looks up answers that are ready to be sent, so that it is not what is measured.
 type upstream struct {
 	answers map[string][]byte
 
-	mu     sync.Mutex
-	waking chan struct{}
+	mu       sync.Mutex
+	sleeping int
+	waking   chan struct{}
 }
 
 // chunkSize is what servers on Tomcat send at a time.
@@ -51,7 +53,6 @@ func newUpstream() *upstream {
 		withLength: answer("200 OK", body(200<<10)),
 		huge:       answer("200 OK", body(20<<20)),
 		posted:     answer("201 Created", body(200)),
-		awake:      answer("200 OK", nil),
 	}
 	return u
 }
@@ -99,31 +100,32 @@ func (u *upstream) serve(conn net.Conn) {
 		prepared, known := u.answers[string(path)]
 		special := ""
 		if !known {
-			special = string(path)
-		} else if string(path) == awake {
-			u.wake()
+			special = string(path) // the reader will reuse its bytes
 		}
 		length, err := readHeader(in)
 		if err != nil {
 			return
 		}
-		switch {
-		case special == postedChecked:
-			sum := sha256.New()
-			if _, err := io.CopyN(sum, in, int64(length)); err != nil {
-				return
-			}
-			prepared = answer("201 Created", fmt.Appendf(nil, "%x", sum.Sum(nil)))
-		case special == asleep:
+		if special == postedChecked {
+			prepared, err = sum(in, length)
+		} else {
+			_, err = in.Discard(length)
+		}
+		if err != nil {
+			return
+		}
+		switch special {
+		case "", postedChecked:
+		case asleep:
 			u.sleep()
 			prepared = u.answers[small]
-		case !known:
+		case awake:
+			u.wake()
+			prepared = answer("200 OK", nil)
+		case sleepers:
+			prepared = answer("200 OK", fmt.Append(nil, u.count()))
+		default:
 			prepared = answer("404 Not Found", nil)
-		}
-		if special != postedChecked {
-			if _, err := in.Discard(length); err != nil {
-				return
-			}
 		}
 		if _, err := conn.Write(prepared); err != nil {
 			return
@@ -151,9 +153,19 @@ func readHeader(in *bufio.Reader) (length int, err error) {
 	}
 }
 
+// sum answers with the checksum of a body.
+func sum(in io.Reader, length int) ([]byte, error) {
+	hash := sha256.New()
+	if _, err := io.CopyN(hash, in, int64(length)); err != nil {
+		return nil, err
+	}
+	return answer("201 Created", fmt.Appendf(nil, "%x", hash.Sum(nil))), nil
+}
+
 // sleep returns when the next request for awake comes.
 func (u *upstream) sleep() {
 	u.mu.Lock()
+	u.sleeping++
 	waking := u.waking
 	u.mu.Unlock()
 	<-waking
@@ -163,5 +175,11 @@ func (u *upstream) wake() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	close(u.waking)
-	u.waking = make(chan struct{})
+	u.sleeping, u.waking = 0, make(chan struct{})
+}
+
+func (u *upstream) count() int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.sleeping
 }

@@ -4,13 +4,12 @@
 //
 // Promises: an answer belongs to its request, or the connection is not used again; a request that is not safe is sent once; no
 // answer is cut short without an error; a caller whose context ends gets back at once, and the server sees the connection close;
-// nothing is kept per waiting request but one small buffer. Answers are parsed by net/http.
+// nothing is kept per waiting request but one small buffer. Heads of the plain form are read here, and as net/http would read them;
+// all others are read by net/http.
 package upstream
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -22,8 +21,6 @@ const (
 	// idleTimeout is how long a connection is kept for the next request, maxIdle how many of them.
 	idleTimeout = 90 * time.Second
 	maxIdle     = 4096
-	// maxInterim is how many interim answers (1xx) may come before the final one.
-	maxInterim = 10
 )
 
 // Client keeps connections to one server. Its methods may be called from any goroutine.
@@ -38,23 +35,32 @@ type Client struct {
 	reaper *time.Timer
 }
 
-// Answer is the server's final answer to a request. Done must be called.
+// Answer is the server's final answer to a request, of which the head has been read. Its body is read by Read, to io.EOF. Done must
+// be called, and nothing of the answer used after it.
 type Answer struct {
-	*http.Response
+	StatusCode int
+	// ContentLength is that of the body in bytes, -1 where it is not known, and 0 where there is none, whatever the header says.
+	ContentLength int64
+	// Trailer has the names that were announced, and behind the body what came.
+	Trailer http.Header
 
 	client *Client
 	conn   *conn
+	// body is what is still to be read; close tells that the connection ends with it.
+	body  io.Reader
+	close bool
 }
 
-// Send sends a request and returns the final answer, of which the head has been read. wire holds the request as it goes over the
-// line, body included; r is the request that it was made of. Interim answers are handed to interim. When a connection that was
-// kept turns out to be dead before it brought a byte of an answer, a safe request is sent again over a new one.
+// Send sends a request and returns the final answer. wire holds the request as it goes over the line, body included; r is the
+// request that it was made of. The fields of the answer are added to header, without those that are for this connection only.
+// Interim answers put theirs there and are told to interim, which takes them out again. When a connection that was kept turns
+// out to be dead before it brought a byte of an answer, a safe request is sent again over a new one.
 //
-// The error is that of the connection, or of an answer that is not HTTP.
-func (c *Client) Send(r *http.Request, wire []byte, interim func(*http.Response)) (*Answer, error) {
+// The error is that of the connection, or of an answer that is not HTTP; header is of no use then.
+func (c *Client) Send(r *http.Request, wire []byte, header http.Header, interim func(status int)) (*Answer, error) {
 	ctx := r.Context()
-	if kept := c.take(); kept != nil {
-		answer, err := c.exchange(ctx, kept, r, wire, interim)
+	if kept := c.take(ctx, len(wire)); kept != nil {
+		answer, err := c.exchange(kept, r, wire, header, interim)
 		if err == nil || kept.answered || !safe(r.Method) || ctx.Err() != nil {
 			return answer, err
 		}
@@ -63,7 +69,9 @@ func (c *Client) Send(r *http.Request, wire []byte, interim func(*http.Response)
 	if err != nil {
 		return nil, err
 	}
-	return c.exchange(ctx, newConn(raw), r, wire, interim)
+	conn := newConn(raw)
+	conn.begin(ctx, len(wire))
+	return c.exchange(conn, r, wire, header, interim)
 }
 
 // safe tells whether nothing is changed by a method (RFC 9110, section 9.2.1). A PUT or DELETE that is sent twice has the same
@@ -77,18 +85,21 @@ func safe(method string) bool {
 }
 
 // exchange sends a request over a connection and reads the head of the answer.
-func (c *Client) exchange(ctx context.Context, conn *conn, r *http.Request, wire []byte, interim func(*http.Response)) (*Answer, error) {
-	conn.begin(ctx)
-	response, err := conn.roundTrip(r, wire, interim) //nolint:bodyclose // Answer.Done ends it, by its connection
+func (c *Client) exchange(conn *conn, r *http.Request, wire []byte, header http.Header, interim func(status int)) (*Answer, error) {
+	answer, err := conn.roundTrip(r, wire, header, interim)
 	if err != nil {
 		conn.abort()
-		if ctx.Err() != nil {
+		if ctx := r.Context(); ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
 		return nil, err
 	}
-	return &Answer{Response: response, client: c, conn: conn}, nil
+	answer.client, answer.conn = c, conn
+	return answer, nil
 }
+
+// Read reads the body.
+func (a *Answer) Read(p []byte) (int, error) { return a.body.Read(p) }
 
 // Paused tells whether the server has sent nothing yet beyond what was read.
 func (a *Answer) Paused() bool { return a.conn.buffered() == 0 }
@@ -96,15 +107,15 @@ func (a *Answer) Paused() bool { return a.conn.buffered() == 0 }
 // Done ends an answer. Its connection is kept for the next request if whole tells that the body was read to its end; if not, it
 // is closed, so that the server sees that nobody reads on.
 func (a *Answer) Done(whole bool) {
-	if whole && a.conn.end() && !a.Close && a.StatusCode != http.StatusSwitchingProtocols {
+	if whole && a.conn.end() && !a.close {
 		a.client.keep(a.conn)
 		return
 	}
 	a.conn.abort()
 }
 
-// take returns a connection that is still good, nil for none.
-func (c *Client) take() *conn {
+// take returns a connection that is still good, for a request of so many bytes; nil for none.
+func (c *Client) take(ctx context.Context, bytes int) *conn {
 	for {
 		c.mu.Lock()
 		last := len(c.idle) - 1
@@ -115,6 +126,7 @@ func (c *Client) take() *conn {
 		conn := c.idle[last]
 		c.idle[last], c.idle = nil, c.idle[:last]
 		c.mu.Unlock()
+		conn.begin(ctx, bytes)
 		if conn.quiet() {
 			return conn
 		}
@@ -168,46 +180,4 @@ func (c *Client) CloseIdle() {
 	for _, conn := range dead {
 		conn.abort()
 	}
-}
-
-var (
-	errInterim  = errors.New("upstream: too many interim answers")
-	errSwitched = errors.New("upstream: another protocol that nobody asked for")
-	errHead     = errors.New("upstream: the head of the answer is too large")
-)
-
-// roundTrip writes the request and reads answers up to the final one.
-func (c *conn) roundTrip(r *http.Request, wire []byte, interim func(*http.Response)) (*http.Response, error) {
-	if _, err := c.Write(wire); err != nil {
-		// The server may have answered and closed without reading on.
-		if response, readErr := c.readAnswer(r, interim); readErr == nil {
-			response.Close = true
-			return response, nil
-		}
-		return nil, fmt.Errorf("upstream: send request: %w", err)
-	}
-	return c.readAnswer(r, interim)
-}
-
-func (c *conn) readAnswer(r *http.Request, interim func(*http.Response)) (*http.Response, error) {
-	if err := c.await(); err != nil {
-		return nil, fmt.Errorf("upstream: await answer: %w", err)
-	}
-	for range maxInterim {
-		c.headLeft = maxHead
-		response, err := http.ReadResponse(c.reader, r)
-		c.headLeft = -1
-		switch {
-		case err != nil && errors.Is(err, io.EOF):
-			return nil, fmt.Errorf("upstream: read answer: %w", io.ErrUnexpectedEOF)
-		case err != nil:
-			return nil, fmt.Errorf("upstream: read answer: %w", err)
-		case response.StatusCode == http.StatusSwitchingProtocols:
-			return nil, errSwitched
-		case response.StatusCode >= http.StatusOK:
-			return response, nil
-		}
-		interim(response)
-	}
-	return nil, errInterim
 }

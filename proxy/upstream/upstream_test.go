@@ -91,11 +91,11 @@ func ask(ctx context.Context, client *upstream.Client, method string) (string, e
 	if err != nil {
 		return "", err
 	}
-	answer, err := client.Send(r, []byte(method+" /x HTTP/1.1\r\nHost: h\r\n\r\n"), func(*http.Response) {})
+	answer, err := client.Send(r, []byte(method+" /x HTTP/1.1\r\nHost: h\r\n\r\n"), http.Header{}, func(int) {})
 	if err != nil {
 		return "", err
 	}
-	body, err := io.ReadAll(answer.Body)
+	body, err := io.ReadAll(answer)
 	answer.Done(err == nil)
 	return fmt.Sprintf("%d %s", answer.StatusCode, body), err
 }
@@ -323,7 +323,7 @@ func TestAnswersAreNotMixed(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				answer, err := client.Send(r, []byte("GET "+path+" HTTP/1.1\r\nHost: h\r\n\r\n"), func(*http.Response) {})
+				answer, err := client.Send(r, []byte("GET "+path+" HTTP/1.1\r\nHost: h\r\n\r\n"), http.Header{}, func(int) {})
 				if err != nil {
 					t.Error(err)
 					return
@@ -332,7 +332,7 @@ func TestAnswersAreNotMixed(t *testing.T) {
 					answer.Done(false)
 					continue
 				}
-				body, err := io.ReadAll(answer.Body)
+				body, err := io.ReadAll(answer)
 				answer.Done(err == nil)
 				if err != nil || string(body) != strings.Repeat(path, 1000) {
 					t.Errorf("%s: got %.20q, %v", path, body, err)
