@@ -169,11 +169,11 @@ func lenientOutcomes(t *testing.T, c *sidecar) map[string][]byte {
 	return files
 }
 
-// otherReleases are statements of FHIR's other releases, in JSON and XML, by HAPI's name of the release.
+// otherReleases are what differs in statements of FHIR's other releases, in JSON and XML, by HAPI's name of the release. What is
+// added for R5 is what is added for R4B, and to read R5's definitions takes the validator longer than all of the others.
 var otherReleases = map[string]struct{ json, xml string }{
 	"DSTU3": {`"fhirVersion":"3.0.2","acceptUnknown":"no"`, `<fhirVersion value="3.0.2"/><acceptUnknown value="no"/>`},
 	"R4B":   {`"fhirVersion":"4.3.0"`, `<fhirVersion value="4.3.0"/>`},
-	"R5":    {`"fhirVersion":"5.0.0"`, `<fhirVersion value="5.0.0"/>`},
 }
 
 // serveStatement serves a statement that holds what differs from release to release, and gives the server's base.

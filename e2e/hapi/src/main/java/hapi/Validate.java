@@ -12,7 +12,7 @@ import org.hl7.fhir.common.hapi.validation.validator.FhirInstanceValidator;
 
 /**
  * HAPI's validator over the files of a folder, one resource each, in JSON (.json) or XML (.xml). They lie in folders that are
- * called as HAPI calls FHIR's releases: DSTU3, R4, R4B, R5.
+ * called as HAPI calls FHIR's releases: DSTU3, R4, R4B.
  */
 public class Validate {
   public static void main(String[] args) throws IOException {
@@ -33,7 +33,7 @@ public class Validate {
   }
 
   private static FhirValidator validatorOf(FhirVersionEnum release) {
-    var context = FhirContext.forCached(release);
+    var context = FhirContext.forVersion(release); // not cached: each release's definitions fill hundreds of megabytes
     return context.newValidator().registerValidatorModule(new FhirInstanceValidator(new ValidationSupportChain(
         new DefaultProfileValidationSupport(context), new CommonCodeSystemsTerminologyService(context),
         new InMemoryTerminologyServerValidationSupport(context), new SnapshotGeneratingValidationSupport(context))));
