@@ -10,6 +10,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"sidecar/exporter/fhir"
@@ -38,6 +39,10 @@ func (p *Proxy) newLongWay() *httputil.ReverseProxy {
 		},
 		ModifyResponse: func(response *http.Response) error {
 			exchangeOf(response.Request.Context()).answered(response.StatusCode, true)
+			if body, ok := response.Request.Body.(*endedBody); ok && !body.ended.Load() && body.http1 {
+				// The rest of the request may never come: net/http would wait for it before it lets the answer go.
+				response.Header.Set("Connection", "close")
+			}
 			return nil
 		},
 		ErrorLog: slog.NewLogLogger(quietHandler{p.Log.Handler()}, slog.LevelDebug),
@@ -56,7 +61,7 @@ type unguessed struct{ http.ResponseWriter }
 
 // WriteHeader sends the header as it is.
 func (u unguessed) WriteHeader(status int) {
-	noGuess(u.Header())
+	asGiven(u.Header(), status)
 	u.ResponseWriter.WriteHeader(status)
 }
 
@@ -75,6 +80,8 @@ func newTransport(certificates *fhir.TLS) *http.Transport {
 		WriteBufferSize:     8 << 10,
 		// The body must arrive as the server encoded it.
 		DisableCompression: true,
+		// The server decides whether it wants a body that the client holds back; one that says nothing gets it after a while.
+		ExpectContinueTimeout: time.Second,
 	}
 	if certificates != nil {
 		certificates.Apply(transport)
@@ -94,7 +101,7 @@ func (p *Proxy) rewrite(r *httputil.ProxyRequest) {
 	// net/http fills the client's map at the end of the body; the copy would stay empty.
 	out.Trailer = r.In.Trailer
 	if out.Body != nil {
-		out.Body = &endedBody{ReadCloser: out.Body}
+		out.Body = &endedBody{ReadCloser: out.Body, http1: r.In.ProtoMajor == 1}
 	}
 	out.Host = r.In.Host
 	if p.UpstreamHost != "" {
@@ -122,16 +129,17 @@ func verbatimPath(u *url.URL, requestURI string) {
 // has made the server close the body by then, that read would fail and cut the answer short (golang/go#40747).
 type endedBody struct {
 	io.ReadCloser
-	ended bool
+	http1 bool // of the client
+	ended atomic.Bool
 }
 
 // Read reads until the first end.
 func (b *endedBody) Read(p []byte) (int, error) {
-	if b.ended {
+	if b.ended.Load() {
 		return 0, io.EOF
 	}
 	n, err := b.ReadCloser.Read(p)
-	b.ended = errors.Is(err, io.EOF)
+	b.ended.Store(errors.Is(err, io.EOF))
 	return n, err
 }
 

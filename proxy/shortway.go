@@ -93,7 +93,7 @@ func (s *shortWay) serve(w http.ResponseWriter, r *http.Request, x *exchange) {
 	if answer.ContentLength < 0 && r.ProtoMajor == 1 {
 		header["Transfer-Encoding"] = chunked // or net/http would count a short body and give its length
 	}
-	noGuess(header)
+	asGiven(header, answer.StatusCode)
 	w.WriteHeader(answer.StatusCode)
 	if err := pass(w, answer); err != nil {
 		panic(http.ErrAbortHandler)
@@ -124,7 +124,7 @@ func (s *shortWay) send(w http.ResponseWriter, r *http.Request) (*upstream.Answe
 	}
 	header := w.Header()
 	return s.client.Send(r, wire, header, func(status int) {
-		noGuess(header)
+		asGiven(header, status)
 		w.WriteHeader(status)
 		clear(header)
 	})
@@ -196,10 +196,20 @@ func named(connection []string, name string) bool {
 	return httpguts.HeaderValuesContainsToken(connection, name)
 }
 
-// noGuess keeps net/http from guessing a Content-Type that the server did not give.
-func noGuess(header http.Header) {
+// asGiven keeps net/http from guessing a Content-Type that the server did not give, and from leaving out of a 304 what it did: it
+// looks for the names as it writes them itself.
+func asGiven(header http.Header, status int) {
 	if header["Content-Type"] == nil {
 		header["Content-Type"] = nil
+	}
+	if status != http.StatusNotModified {
+		return
+	}
+	for _, name := range []string{"Content-Type", "Content-Length"} {
+		if values := header[name]; values != nil {
+			header[strings.ToLower(name)] = values
+			delete(header, name)
+		}
 	}
 }
 
