@@ -129,14 +129,14 @@ var jsonStatements = map[string]string{
 		`{"type":"Basic"«,"extension":[` + strings.Replace(jsonWithout(guideStatement), "valueCanonical", "valueUri", 1) + `]»}],` +
 		`"operation":[{"name":"x","definition":{"reference":"OperationDefinition/x"}}«,` + jsonReferred + `»]}]}`,
 	"there already in STU3": `{"resourceType":"CapabilityStatement","fhirVersion":"3.0.2","instantiates":["` + guideStatement + `"],"rest":[{"mode":"server","operation":[` + jsonReferred + `]}]}`,
-	"terminology":       `{"resourceType":"TerminologyCapabilities","rest":[{"mode":"server"}]}`,
-	"no rest":           `{"resourceType":"CapabilityStatement","status":"active"}`,
-	"client only":       `{"resourceType":"CapabilityStatement","rest":[{"mode":"client"}]}`,
-	"outcome":           `{"resourceType":"OperationOutcome","issue":[]}`,
-	"array":             `[1,2]`,
-	"broken":            `{"resourceType":"CapabilityStatement","rest":[{"mode":"server"`,
-	"rest of own shape": `{"resourceType":"CapabilityStatement","rest":{"mode":"server"}}`,
-	"empty":             ``,
+	"terminology":           `{"resourceType":"TerminologyCapabilities","rest":[{"mode":"server"}]}`,
+	"no rest":               `{"resourceType":"CapabilityStatement","status":"active"}`,
+	"client only":           `{"resourceType":"CapabilityStatement","rest":[{"mode":"client"}]}`,
+	"outcome":               `{"resourceType":"OperationOutcome","issue":[]}`,
+	"array":                 `[1,2]`,
+	"broken":                `{"resourceType":"CapabilityStatement","rest":[{"mode":"server"`,
+	"rest of own shape":     `{"resourceType":"CapabilityStatement","rest":{"mode":"server"}}`,
+	"empty":                 ``,
 }
 
 var xmlStatements = map[string]string{
