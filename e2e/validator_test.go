@@ -89,7 +89,7 @@ func goldenOutcomes(t *testing.T) map[string][]byte {
 
 // saidInSource finds the codes and severities of remarks, failures, holes and refusals of tokens in the source, of which no
 // golden file has all.
-var saidInSource = regexp.MustCompile(`\b(?:Severity: |Code: |Code = (?:\d+, )?|Reason: |Status\w+, )"([^"]*)"|(?m:^\t"([a-z-]+)": +"the(?:y| server))`)
+var saidInSource = regexp.MustCompile(`\b(?:Severity: |Code: |Code = (?:\d+, )?|Reason: |Status\w+, )"([^"]+)"|(?m:^\t"([a-z-]+)": +"the(?:y| server))`)
 
 // codeOutcomes are OperationOutcomes with every code and severity of the source.
 func codeOutcomes(t *testing.T) map[string][]byte {
