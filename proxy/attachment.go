@@ -28,8 +28,8 @@ func (p *Proxy) attachment(w http.ResponseWriter, r *http.Request, job *state.Jo
 		p.refuse(w, r, &refusal{http.StatusNotFound, "not-found", "this export has no such attachment"})
 		return
 	}
-	x, whole := p.begin(r), false
-	defer func() { x.end(whole) }()
+	x, whole := p.ask(r, routeAttachment), false
+	defer func() { x.asked(whole) }()
 	asks := http.Header{}
 	passHeaders(asks, r.Header, attachmentAsks)
 	answer, err := p.Client.OpenBinary(r.Context(), r.Method, vars["path"], asks)

@@ -22,7 +22,7 @@ func (p *Proxy) audited(what string, next http.HandlerFunc) http.HandlerFunc {
 		return next
 	}
 	return func(w http.ResponseWriter, r *http.Request) {
-		ctx, event := r.Context(), &state.Audit{What: what}
+		ctx, event := r.Context(), &state.Audit{What: what, Request: RequestID(r.Context())}
 		answer := &countedAnswer{ResponseWriter: w}
 		whole := false
 		defer func() {

@@ -25,8 +25,8 @@ func (p *Proxy) newForwarder() http.Handler {
 func (p *Proxy) exchanged(forward func(http.ResponseWriter, *http.Request, *exchange)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		x, whole := p.begin(r), false
-		defer func() { x.end(whole) }() // also when the answer is cut off by a panic
-		forward(w, r, x)
+		defer func(ctx context.Context) { x.end(ctx, whole) }(r.Context()) // also when the answer is cut off by a panic
+		forward(x.watch(w), r, x)
 		whole = r.Context().Err() == nil
 	})
 }
@@ -43,6 +43,7 @@ func (p *Proxy) upstreamFailed(w http.ResponseWriter, r *http.Request, x *exchan
 		failure = &refusal{http.StatusGatewayTimeout, "timeout", "the FHIR server did not answer in time"}
 	}
 	x.answered(failure.status, false)
-	p.Log.WarnContext(r.Context(), "request not forwarded", "error", fhir.Cause(err))
-	p.refuse(w, r, failure)
+	ctx := x.within(r.Context())
+	p.Log.WarnContext(ctx, "request not forwarded", "error", fhir.Cause(err))
+	p.refuse(w, r.WithContext(ctx), failure)
 }

@@ -15,6 +15,8 @@ type Metrics struct {
 	// byStatus are the counters of requests that have been used, so that a request looks no label up.
 	byStatus [1000]atomic.Pointer[prometheus.Counter]
 	kickOffs *prometheus.CounterVec
+	// firstByte is of the server's answers, whole of all.
+	firstByte, whole *latency
 }
 
 // NewMetrics returns metrics that are not registered yet.
@@ -27,6 +29,8 @@ func NewMetrics() *Metrics {
 		kickOffs: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "sidecar", Name: "kick_offs_total", Help: "Kick-off requests, by level and result.",
 		}, []string{"level", "result"}),
+		firstByte: newLatency("proxy_first_byte_seconds", "Time to the header of the FHIR server's answers to forwarded requests, by kind of request and class of status."),
+		whole:     newLatency("proxy_request_seconds", "Time to the last byte of the answers to clients, by kind of request and class of status."),
 	}
 	for _, level := range []state.Level{state.System, state.Patient, state.Group} {
 		for _, result := range []string{"accepted", "refused"} {
@@ -53,5 +57,5 @@ func (m *Metrics) requested(status int) {
 
 // Collectors returns what has to be registered.
 func (m *Metrics) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.requests, m.kickOffs}
+	return []prometheus.Collector{m.requests, m.kickOffs, m.firstByte, m.whole}
 }

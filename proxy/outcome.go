@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -67,7 +68,9 @@ func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	p.writeOutcome(w, r, known.status, fhir.NewOutcome("error", known.code, known.text))
 }
 
+// writeOutcome answers with an outcome of our own, by which the request can be found in the log.
 func (p *Proxy) writeOutcome(w http.ResponseWriter, r *http.Request, status int, outcome *fhir.OperationOutcome) {
+	outcome.ID = RequestID(r.Context())
 	body, err := json.Marshal(outcome)
 	if err != nil {
 		p.Log.ErrorContext(r.Context(), "outcome not written", "error", err)
@@ -77,6 +80,7 @@ func (p *Proxy) writeOutcome(w http.ResponseWriter, r *http.Request, status int,
 	header.Set("Content-Type", "application/fhir+json")
 	header.Set("Content-Length", strconv.Itoa(len(body)))
 	header.Set("Cache-Control", "no-store")
+	header.Set(cmp.Or(p.RequestIDHeader, DefaultRequestIDHeader), outcome.ID)
 	w.WriteHeader(status)
 	if _, err := w.Write(body); err != nil {
 		p.Log.DebugContext(r.Context(), "answer not delivered", "error", err)

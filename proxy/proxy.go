@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gorilla/mux"
+	"go.opentelemetry.io/otel/trace"
 
 	"sidecar/exporter/blob"
 	"sidecar/exporter/fhir"
@@ -95,7 +96,13 @@ type Config struct {
 	// Transport forwards everything; nil means the proxy's own means, which are faster.
 	Transport http.RoundTripper
 	Log       *slog.Logger
-	Metrics   *Metrics
+	// AccessLog writes a line into Log for each request.
+	AccessLog bool
+	// RequestIDHeader is the header by which requests have an id, to the server and back; empty means that forwarded ones need none.
+	RequestIDHeader string
+	// Tracer begins a span for each request; nil means that nobody traces, and traceparent passes untouched.
+	Tracer  trace.Tracer
+	Metrics *Metrics
 	// Audit keeps the audit trail of our routes; nil means that there is none.
 	Audit auditor
 }
@@ -134,6 +141,7 @@ func New(cfg Config) (http.Handler, error) {
 	if cfg.Metrics == nil {
 		cfg.Metrics = NewMetrics()
 	}
+	cfg.RequestIDHeader = http.CanonicalHeaderKey(cfg.RequestIDHeader)
 	p := &Proxy{Config: cfg, basePath: strings.TrimRight(cfg.Upstream.EscapedPath(), "/")}
 	if p.Transport == nil {
 		transport := newTransport(p.UpstreamTLS)
@@ -181,8 +189,8 @@ const (
 // routes decides what is ours. Paths are matched in their raw form, so that a "%2F" never becomes a separator.
 func (p *Proxy) routes() *mux.Router {
 	router := mux.NewRouter().SkipClean(true).UseEncodedPath()
-	ours := func(path string, methods map[string]http.HandlerFunc) {
-		router.Path(p.basePath + path).Handler(p.methods(methods))
+	ours := func(path string, route route, methods map[string]http.HandlerFunc) {
+		router.Path(p.basePath + path).Handler(p.methods(route, methods))
 	}
 	kickOff := func(level state.Level, below string) {
 		as := func(shape state.Shape) http.HandlerFunc {
@@ -191,21 +199,21 @@ func (p *Proxy) routes() *mux.Router {
 				p.asKicker(func(w http.ResponseWriter, r *http.Request, who *asker) { p.kickOff(w, r, level, shape, who) })(w, r)
 			})
 		}
-		ours(below+export, map[string]http.HandlerFunc{http.MethodGet: as(""), http.MethodPost: as("")})
-		ours(below+exportV4, map[string]http.HandlerFunc{http.MethodPost: as(state.Shape4)}) // that version forbids GET
+		ours(below+export, routeKickOff, map[string]http.HandlerFunc{http.MethodGet: as(""), http.MethodPost: as("")})
+		ours(below+exportV4, routeKickOff, map[string]http.HandlerFunc{http.MethodPost: as(state.Shape4)}) // that version forbids GET
 	}
 	kickOff(state.System, "/")
 	kickOff(state.Patient, "/Patient/")
 	kickOff(state.Group, "/Group/{group:[^/]+}/")
-	ours("/"+exportStatus+"/{job:[^/]+}{slash:/?}", map[string]http.HandlerFunc{
+	ours("/"+exportStatus+"/{job:[^/]+}{slash:/?}", routeStatus, map[string]http.HandlerFunc{
 		http.MethodGet:    p.asOwner(p.status),
 		http.MethodDelete: p.audited("cancel", p.asOwner(p.cancel)),
 	})
-	ours("/"+exportFile+"/{job:[^/]+}/{name:[^/]+}", map[string]http.HandlerFunc{
+	ours("/"+exportFile+"/{job:[^/]+}/{name:[^/]+}", routeFile, map[string]http.HandlerFunc{
 		http.MethodGet:  p.audited("download", p.byLink(p.file)),
 		http.MethodHead: p.audited("download", p.byLink(p.file)),
 	})
-	ours("/"+exportAttach+"/{job:[^/]+}/{mac:[^/]+}/{path:.+}", map[string]http.HandlerFunc{
+	ours("/"+exportAttach+"/{job:[^/]+}/{mac:[^/]+}/{path:.+}", routeAttachment, map[string]http.HandlerFunc{
 		http.MethodGet:  p.audited("attachment", p.byLink(p.attachment)),
 		http.MethodHead: p.audited("attachment", p.byLink(p.attachment)),
 	})
@@ -216,18 +224,14 @@ func (p *Proxy) routes() *mux.Router {
 
 // methods answers the methods of a path that is ours. OPTIONS belongs to the upstream, whose CORS rules hold for us too;
 // the others are refused, because the server behind would not know the path.
-func (p *Proxy) methods(handlers map[string]http.HandlerFunc) http.Handler {
+func (p *Proxy) methods(route route, handlers map[string]http.HandlerFunc) http.Handler {
 	var allow []string
 	for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodDelete} {
 		if handlers[method] != nil {
 			allow = append(allow, method)
 		}
 	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == http.MethodOptions {
-			p.forward.ServeHTTP(w, r)
-			return
-		}
+	answer := p.own(route, func(w http.ResponseWriter, r *http.Request) {
 		p.allowOrigin(w, r)
 		if handler := handlers[r.Method]; handler != nil {
 			handler(w, r)
@@ -235,5 +239,12 @@ func (p *Proxy) methods(handlers map[string]http.HandlerFunc) http.Handler {
 		}
 		w.Header().Set("Allow", strings.Join(append(allow, http.MethodOptions), ", "))
 		p.refuse(w, r, &refusal{http.StatusMethodNotAllowed, "not-supported", "this path takes " + strings.Join(allow, ", ") + " only"})
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodOptions {
+			p.forward.ServeHTTP(w, r)
+			return
+		}
+		answer(w, r)
 	})
 }

@@ -12,6 +12,8 @@ type Audit struct {
 	Time time.Time `json:"time"`
 	// What is "kick-off", "cancel", "download", "attachment", "completed", "failed" or "expired".
 	What string `json:"what"`
+	// Request is the id of the request, empty for what none has caused.
+	Request string `json:"request,omitempty"`
 	// Status is the HTTP status of the answer, or the one that polls of a failed export get.
 	Status int `json:"status,omitempty"`
 	// Aborted tells that the answer broke off before its end, or before its status where there is none.

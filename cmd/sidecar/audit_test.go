@@ -66,6 +66,11 @@ func TestAuditTrail(t *testing.T) {
 	}
 	s.stop()
 	events, text := trail(t, path)
+	for _, event := range events {
+		if asked := event.What != "completed"; asked != (event.Request != "") {
+			t.Errorf("%s: the id of its request is %q", event.What, event.Request)
+		}
+	}
 	for _, word := range []string{"CANARY", "pat-0", "http"} {
 		if strings.Contains(text, word) {
 			t.Errorf("the trail has %q:\n%s", word, text)
@@ -87,11 +92,11 @@ func TestAuditTrail(t *testing.T) {
 	}
 }
 
-// sortedLines writes events without their times, in an order of their own: two of them may end at the same moment.
+// sortedLines writes events without their times and ids of requests, in an order of their own: two of them may end at the same moment.
 func sortedLines(t *testing.T, events []state.Audit) (lines []string) {
 	t.Helper()
 	for _, event := range events {
-		event.Time = time.Time{}
+		event.Time, event.Request = time.Time{}, ""
 		line, err := json.Marshal(event)
 		if err != nil {
 			t.Fatal(err)

@@ -67,8 +67,9 @@ func marked(t *testing.T) (*fhirtest.Server, string) {
 	return sample, upstream
 }
 
-// Ensure that nothing of what is marked is in a log line of any level and form, a metric, a page for operators, an audit line, an
-// error file, a refusal or a progress text, whatever was asked for and whatever went wrong: only the files have it.
+// Ensure that nothing of what is marked is in a log line of any level and form, the access log among them, a metric, a page for
+// operators, an audit line, an error file, a refusal or a progress text, whatever was asked for and whatever went wrong: only the
+// files have it. (TestExportIsTraced looks at spans.)
 func TestCanary(t *testing.T) {
 	t.Parallel()
 	forms := map[string]func(*collected) slog.Handler{
@@ -87,6 +88,7 @@ func TestCanary(t *testing.T) {
 			s := startSidecar(t, upstream, func(c *config) {
 				c.UpstreamAuth.Basic.Username, c.UpstreamAuth.Basic.Password = "k4n4ri", "k4n4ri"
 				c.Auth.Mode, c.MaxRunning, c.AllowPartial, c.Audit = auth.Upstream, 20, true, auditConfig{To: "file", Path: audit}
+				c.AccessLog, c.RequestIDHeader = true, "X-Request-Id"
 			})
 			s.stop()
 			s.log = slog.New(handler(seen))
@@ -119,7 +121,7 @@ type canaryWalk struct {
 // as asks with the token that holds.
 func (w *canaryWalk) as(method, address string) reply {
 	w.t.Helper()
-	return ask(w.t, method, address, "Authorization", "Bearer k4n4ri-token")
+	return ask(w.t, method, address, "Authorization", "Bearer k4n4ri-token", "X-Request-Id", "k4n4ri")
 }
 
 // note collects what a client is told beside the data.
@@ -188,6 +190,10 @@ func (w *canaryWalk) exports() {
 	if got := w.as(http.MethodGet, w.base+"/Patient/k4n4ri-1"); got.status != http.StatusOK {
 		w.t.Errorf("a forwarded read: %d", got.status)
 	}
+	for _, path := range []string{"/Patient?name=k4n4ri", "/Patient/k4n4ri-1/_history", "/k4n4ri", "/Patient/k4n4ri-1/$k4n4ri"} {
+		w.as(http.MethodGet, w.base+path)
+	}
+	w.as("K4N4RI", w.base+"/Patient/k4n4ri-1")
 }
 
 // refusals asks for what is refused. Names of parameters and types, and codes, are repeated to the client that wrote them, so they
@@ -275,6 +281,11 @@ func (w *canaryWalk) check(audit []byte) {
 	}
 	if text := strings.Join(lines, "\n"); len(lines) < 300 || !strings.Contains(text, "sidecar_") || !strings.Contains(text, "export planned") || !strings.Contains(text, "error file {") {
 		w.t.Errorf("only %d lines were collected, or not of all kinds", len(lines))
+	}
+	for _, want := range []string{`request served`, `sidecar_proxy_request_seconds_count{route="kick-off"`} {
+		if !strings.Contains(strings.Join(lines, "\n"), want) {
+			w.t.Errorf("nothing was collected with %q", want)
+		}
 	}
 	for _, kind := range []string{`"kick-off"`, `"completed"`, `"failed"`, `"cancel"`, `"download"`, `"attachment"`, `"hashes"`, `"sha256"`, `"group"`} {
 		if !bytes.Contains(audit, []byte(kind)) {

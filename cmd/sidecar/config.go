@@ -45,15 +45,17 @@ type config struct {
 	Intercept      bool               `yaml:"intercept"`
 	Auth           authConfig         `yaml:"auth"`
 
-	Listen         string        `yaml:"listen"`
-	TLS            tlsConfig     `yaml:"tls"`
-	AdminListen    string        `yaml:"admin_listen"`
-	AdminToken     secret        `yaml:"admin_token"`
-	PublicURL      string        `yaml:"public_url"`
-	TrustedProxies []string      `yaml:"trusted_proxies"`
-	ShutdownGrace  time.Duration `yaml:"shutdown_grace"`
-	LogLevel       string        `yaml:"log_level"`
-	LogFormat      string        `yaml:"log_format"`
+	Listen          string        `yaml:"listen"`
+	TLS             tlsConfig     `yaml:"tls"`
+	AdminListen     string        `yaml:"admin_listen"`
+	AdminToken      secret        `yaml:"admin_token"`
+	PublicURL       string        `yaml:"public_url"`
+	TrustedProxies  []string      `yaml:"trusted_proxies"`
+	ShutdownGrace   time.Duration `yaml:"shutdown_grace"`
+	LogLevel        string        `yaml:"log_level"`
+	LogFormat       string        `yaml:"log_format"`
+	AccessLog       bool          `yaml:"access_log"`
+	RequestIDHeader string        `yaml:"request_id_header"`
 
 	Data         string               `yaml:"data"`
 	Bucket       bucketConfig         `yaml:"bucket"`

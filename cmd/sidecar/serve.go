@@ -17,6 +17,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
 	"sidecar/exporter"
@@ -52,24 +53,6 @@ func serve(ctx context.Context, args []string, stderr io.Writer) error {
 	return s.run(ctx)
 }
 
-func parseLevel(s string) (slog.Level, error) {
-	var level slog.Level
-	err := level.UnmarshalText([]byte(s))
-	return level, err
-}
-
-func newLog(c *config, out io.Writer) (*slog.Logger, error) {
-	level, err := parseLevel(c.LogLevel)
-	if err != nil {
-		return nil, err
-	}
-	options := &slog.HandlerOptions{Level: level}
-	if c.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(out, options)), nil
-	}
-	return slog.New(slog.NewTextHandler(out, options)), nil
-}
-
 // server is the wiring of one sidecar.
 type server struct {
 	config   *config
@@ -91,6 +74,7 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 		return nil, fmt.Errorf("make data folder: %w", err)
 	}
 	tighten(ctx, log, filepath.Join(c.Data, "state.db"), filepath.Join(c.Data, "spool"), filepath.Join(c.Data, "ledger"))
+	log = slog.New(requestHandler{log.Handler()})
 	s := &server{config: c, log: log}
 	defer func() {
 		if err != nil {
@@ -144,7 +128,7 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	if s.exporter, err = exporter.New(engine); err != nil {
 		return nil, err
 	}
-	if s.handler, err = newProxy(ctx, c, client, s.exporter, s.store, bucket, writes, s.audit, log, frontMetrics); err != nil {
+	if s.handler, err = newProxy(ctx, c, client, s.exporter, s.store, bucket, writes, s.audit, s.traces.tracer(), log, frontMetrics); err != nil {
 		return nil, err
 	}
 	registry := prometheus.NewRegistry()
@@ -176,7 +160,7 @@ func tighten(ctx context.Context, log *slog.Logger, paths ...string) {
 }
 
 func newProxy(
-	ctx context.Context, c *config, client *fhir.Client, engine *exporter.Exporter, store *state.Store, bucket blob.Bucket, writes *proxy.Writes, audit *auditTrail, log *slog.Logger, metrics *proxy.Metrics,
+	ctx context.Context, c *config, client *fhir.Client, engine *exporter.Exporter, store *state.Store, bucket blob.Bucket, writes *proxy.Writes, audit *auditTrail, tracer trace.Tracer, log *slog.Logger, metrics *proxy.Metrics,
 ) (http.Handler, error) {
 	upstream, err := fhir.ParseBase(c.Upstream)
 	if err != nil {
@@ -196,7 +180,7 @@ func newProxy(
 		Upstream: upstream, UpstreamHost: c.UpstreamHost, ForwardHeaders: c.ForwardHeaders, Intercept: c.Intercept,
 		Client: client, Exports: engine, Stages: engine, Jobs: store, Bucket: bucket, Links: c.Links, LinkLifetime: c.LinkLifetime, Writes: writes, Log: log, Metrics: metrics,
 		LinkKey: linkKey, TypesOf: c.typesOf, MaxFileBytes: c.MaxFileBytes, AuthMode: c.Auth.Mode, Auth: authorizer, GroupRules: c.Auth.groupRules(),
-		RequestsPerSecond: c.Limits.RequestsPerSecond,
+		RequestsPerSecond: c.Limits.RequestsPerSecond, AccessLog: c.AccessLog, RequestIDHeader: c.RequestIDHeader, Tracer: tracer,
 	}
 	if audit.out != nil {
 		cfg.Audit = audit

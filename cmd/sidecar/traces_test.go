@@ -105,26 +105,47 @@ func (s *spanSink) under(span, above spanSeen) bool {
 	return span.parent == above.id && span.trace == above.trace
 }
 
-// Ensure an export is a trace of its job, its slices and its pages, and that the server gets the page's place in it.
+// Ensure an export is a trace of its job, its slices and its pages, that the server gets the page's place in it, and that no span
+// holds anything of what is marked.
 func TestExportIsTraced(t *testing.T) {
 	sink := newSpanSink(t)
 	t.Setenv("OTEL_SERVICE_NAME", "my-sidecar")
-	sample, upstream := newSample(t, fhirtest.Plain(), 3)
+	sample, upstream := marked(t)
 	var mu sync.Mutex
-	told := map[string]bool{}
+	told, gate := map[string]bool{}, sample.Gate
 	sample.Gate = func(r *http.Request) *fhirtest.Access {
 		mu.Lock()
 		defer mu.Unlock()
 		told[r.Header.Get("Traceparent")] = true
-		return &fhirtest.Access{}
+		return gate(r)
 	}
-	s := startSidecar(t, upstream, nil)
+	s := startSidecar(t, upstream, func(c *config) {
+		c.UpstreamAuth.Basic.Username, c.UpstreamAuth.Basic.Password, c.RequestIDHeader, c.MaxRunning = "k4n4ri", "k4n4ri", "X-Request-Id", 2
+	})
 	until(t, "bucket", func() bool { return s.server.exporter.Ready(t.Context()) == nil })
-	status := s.kickOff("/$export?_type=Patient,Observation")
-	until(t, "export", func() bool { return ask(t, http.MethodGet, status).status == http.StatusOK })
+	walk := &canaryWalk{sidecar: s, sample: sample, seen: &collected{}}
+	walk.follow(walk.as(http.MethodGet, s.base+"/Patient/$export?_type=Patient,Observation&_typeFilter=Observation%3Fsubject%3DPatient/k4n4ri-1"))
+	status := walk.status
+	for _, path := range []string{"/Patient?name=k4n4ri", "/Patient/k4n4ri-1/_history", "/k4n4ri", "/Group/k4n4ri/$export", "/$export-status/k4n4ri"} {
+		walk.as(http.MethodGet, s.base+path)
+	}
+	walk.as("K4N4RI", s.base+"/Patient/k4n4ri-1")
+	sample.Fail(fhirtest.Fault{Match: func(r *http.Request) bool { return r.URL.Query().Has("_sort") }, Status: http.StatusForbidden, Body: []byte("k4n4ri"), Times: -1})
+	walk.follow(walk.as(http.MethodGet, s.base+"/Group/k4n4ri-g/$export"))
 	s.stop()
+	if raw := strings.ToLower(sink.raw.String()); strings.Contains(raw, canary) || strings.Contains(raw, "127.0.0.1") {
+		t.Errorf("a span holds what is marked, or an address: %q", raw)
+	}
+	for _, name := range []string{"GET search", "GET history", "GET other", "other other", "GET kick-off", "GET status"} {
+		if len(sink.named(name)) == 0 {
+			t.Errorf("no span %q", name)
+		}
+	}
 	exports := sink.named("export")
-	if len(exports) != 1 || !strings.Contains(exports[0].attributes["sidecar.job"], status[strings.LastIndex(status, "/")+1:]) {
+	exports = slices.DeleteFunc(exports, func(span spanSeen) bool {
+		return !strings.Contains(span.attributes["sidecar.job"], status[strings.LastIndex(status, "/")+1:])
+	})
+	if len(exports) != 1 {
 		t.Fatalf("spans of exports: %v", exports)
 	}
 	if sink.service != "my-sidecar" {
@@ -143,6 +164,9 @@ func TestExportIsTraced(t *testing.T) {
 	}
 	inSlice := false
 	for _, page := range sink.named("search Patient") {
+		if !sink.under(page, exports[0]) {
+			continue
+		}
 		for _, slice := range sink.named("slice") {
 			inSlice = inSlice || sink.under(page, slice) && strings.Contains(slice.attributes["sidecar.type"], "Patient")
 		}

@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -39,6 +40,9 @@ func (c *config) validate(found *faultList) {
 			found.add(key, " must be an address such as :8000 or 127.0.0.1:8000")
 		}
 	}
+	if c.RequestIDHeader != "" && !requestIDName.MatchString(c.RequestIDHeader) {
+		found.add("request_id_header", " must be a header's name that ends in ID, such as X-Request-ID")
+	}
 	if c.Data == "" {
 		found.add("data", " is empty")
 	}
@@ -58,6 +62,9 @@ func (c *config) validate(found *faultList) {
 	c.validateChoices(found)
 	c.validateBucket(found)
 }
+
+// requestIDName are names of headers in which ids of requests are sent; a slip must not replace a header that means something.
+var requestIDName = regexp.MustCompile(`^(?i)[a-z0-9-]*id$`)
 
 // minAdminToken is the least length of a token that nobody guesses.
 const minAdminToken = 16

@@ -156,6 +156,19 @@ func counts(c *check) {
 	if c.system().manifest.Output[0].Count == nil {
 		c.notOffered("no count")
 	}
+	e, err := c.organisedOnce()
+	if err != nil || e.manifest == nil {
+		return // other rows look at that
+	}
+	for _, item := range e.manifest.Output {
+		resources := 0
+		for _, b := range c.blocksOf(e.files[item.URL]) {
+			resources += len(b.rows)
+		}
+		if item.Count != nil && *item.Count != resources {
+			c.errorf("count of a file of organised output is %d, it has %d resources beside the headers", *item.Count, resources)
+		}
+	}
 }
 
 // deletions is an export since a moment after which a resource was deleted and another made, changed and deleted again.

@@ -329,9 +329,13 @@ func typeFilterLimits(c *check) {
 
 // organised is an export in blocks of Patients.
 func (c *check) organised() *export {
-	return c.shareOptional("organised", "organizeOutputBy is refused", kickoff{
-		path: "Patient/$export", query: "organizeOutputBy=Patient&_type=Patient,Condition,Observation",
-	})
+	e, err := c.organisedOnce()
+	c.orNotOffered(err, "organizeOutputBy is refused")
+	return c.complete(e)
+}
+
+func (c *check) organisedOnce() (*export, error) {
+	return c.once("organised", kickoff{path: "Patient/$export", query: "organizeOutputBy=Patient&_type=Patient,Condition,Observation"})
 }
 
 func organizeOutputBy(c *check) {

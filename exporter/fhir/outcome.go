@@ -7,8 +7,10 @@ import (
 
 // OperationOutcome is FHIR's answer for an error.
 type OperationOutcome struct {
-	ResourceType string         `json:"resourceType"`
-	Issue        []OutcomeIssue `json:"issue"`
+	ResourceType string `json:"resourceType"`
+	// ID is that of the request which it answers, empty where there is none.
+	ID    string         `json:"id,omitempty"`
+	Issue []OutcomeIssue `json:"issue"`
 }
 
 // OutcomeIssue is one issue of an OperationOutcome. Severity and Code are from FHIR's required value sets
