@@ -203,7 +203,8 @@ func serveStatement(t *testing.T, release struct{ json, xml string }) string {
 	return server.URL + "/fhir"
 }
 
-// Ensure HAPI's validator finds nothing wrong with any OperationOutcome of ours, nor with a completed CapabilityStatement.
+// Ensure HAPI's validator finds nothing wrong with any OperationOutcome of ours, nor with a completed CapabilityStatement, nor with
+// the AuditEvents that a server is sent.
 func TestOutcomesAndStatementsAreValid(t *testing.T) {
 	files := goldenOutcomes(t)
 	files["R4/broken.json"] = []byte(`{"resourceType":"OperationOutcome","issue":[{"severity":"error","code":"broken","diagnostics":"x"}]}`)
@@ -220,6 +221,7 @@ func TestOutcomesAndStatementsAreValid(t *testing.T) {
 		files[release+"/statement.xml"] = statement(t, c.base, "application/fhir+xml")
 		files[release+"/outcome.json"] = files["R4/answer unknown parameter.json"]
 	}
+	maps.Copy(files, auditEvents(t))
 	sound := true
 	for _, f := range validate(t, files) {
 		switch {
@@ -232,6 +234,26 @@ func TestOutcomesAndStatementsAreValid(t *testing.T) {
 	if sound {
 		t.Error("the validator finds nothing wrong with a code that FHIR does not have")
 	}
+}
+
+// auditEvents are what a server has got for exports that were completed, refused, read and deleted.
+func auditEvents(t *testing.T) map[string][]byte {
+	t.Helper()
+	sample := startSample(t, 20)
+	s := startSidecar(t, sample.base, settings{"audit": settings{"fhir": true}})
+	done := s.export(t, "Group/demo-group/$export?_type=Patient,Condition")
+	s.expect(t, "a refused kick-off", http.MethodGet, s.base+"/$export?_since=x", "", http.StatusBadRequest)
+	s.expect(t, "a file that is not there", http.MethodGet, s.base+"/$export-file/x/y", "", http.StatusNotFound)
+	s.release(t, done.statusURL)
+	s.stop(t)
+	files := map[string][]byte{}
+	for n, event := range sample.Resources("AuditEvent") {
+		files[fmt.Sprintf("R4/AuditEvent %d.json", n+1)] = event
+	}
+	if len(files) < 7 {
+		t.Errorf("the server has got %d AuditEvents", len(files))
+	}
+	return files
 }
 
 // statement reads a completed CapabilityStatement.

@@ -40,6 +40,8 @@ type Config struct {
 	Bucket blob.Bucket
 	// Spool is the folder of the spool files; it is created with mode 0700.
 	Spool string
+	// RemoveSpool removes the spool when Run begins: jobs that were under way begin anew, or fail where pages of them were shown.
+	RemoveSpool bool
 	// Workers is the largest number of requests under way at once, over all jobs of the process. It is reached only while
 	// the upstream stays quick.
 	Workers int
@@ -245,7 +247,7 @@ func (e *Exporter) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// dropOrphans removes spool folders without a job, and of jobs that have ended.
+// dropOrphans removes spool folders without a job, and of jobs that have ended; with RemoveSpool all of them.
 func (e *Exporter) dropOrphans(ctx context.Context) error {
 	entries, err := os.ReadDir(e.Spool)
 	if err != nil {
@@ -253,7 +255,12 @@ func (e *Exporter) dropOrphans(ctx context.Context) error {
 	}
 	for _, entry := range entries {
 		job, err := e.Store.Get(ctx, entry.Name())
-		if err == nil && job.Running() || err != nil && !errors.Is(err, state.ErrNotFound) {
+		switch {
+		case err == nil && job.Running() && e.RemoveSpool:
+			if err := e.markAnew(ctx, job.ID); err != nil {
+				return err
+			}
+		case err == nil && job.Running(), err != nil && !errors.Is(err, state.ErrNotFound):
 			continue
 		}
 		if err == nil && job.Status == state.Completed { // a crash came between
@@ -371,6 +378,17 @@ func (e *Exporter) disown(id string, stop context.CancelCauseFunc) {
 // remove deletes the objects, the spool and then the record of a cancelled job. The record goes last, so that a crash or
 // a bucket that cannot be reached leaves the rest for the next sweep.
 func (e *Exporter) remove(ctx context.Context, job *state.Job) error {
+	if err := e.deleteObjects(ctx, job); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(filepath.Join(e.Spool, job.ID)); err != nil {
+		return err
+	}
+	return e.Store.Remove(ctx, job.ID)
+}
+
+// deleteObjects deletes the manifest and the files of a job from the bucket.
+func (e *Exporter) deleteObjects(ctx context.Context, job *state.Job) error {
 	files, err := e.Store.Files(ctx, job.ID)
 	if err != nil {
 		return err
@@ -386,8 +404,5 @@ func (e *Exporter) remove(ctx context.Context, job *state.Job) error {
 		}
 	}
 	failpoint.Pass("after delete")
-	if err := os.RemoveAll(filepath.Join(e.Spool, job.ID)); err != nil {
-		return err
-	}
-	return e.Store.Remove(ctx, job.ID)
+	return nil
 }

@@ -163,6 +163,8 @@ func failureOf(err error) *state.Failure {
 		failure.Status, failure.Code = 400, "invalid"
 	case errors.Is(err, errIncomplete):
 		failure.Code = "incomplete"
+	case errors.Is(err, errSpoolRemoved):
+		failure.Code = "transient"
 	case status == 401 || status == 403 || errors.Is(err, errForbidden):
 		failure.Code = "forbidden"
 	}
@@ -198,6 +200,7 @@ func (e *Exporter) export(ctx context.Context, id string) error {
 		does string // as a status request tells it; empty for the reading, of which the numbers tell
 		do   func(context.Context) error
 	}{
+		{"", func(ctx context.Context) error { return r.anew(ctx, id) }},
 		{"asking the server for its clock", func(ctx context.Context) error { return r.begin(ctx, id) }},
 		{"asking what the server can do", r.probe},
 		{"waiting until the server's last writes have settled", r.settle},

@@ -96,6 +96,17 @@ func (w *Writes) end(open *write, whole bool) {
 	w.changed = make(chan struct{})
 }
 
+// Own notes a write that the sidecar itself sends; send tells whether the server gave a final answer.
+func (w *Writes) Own(send func() (answered bool)) {
+	open := w.begin()
+	answered := false
+	defer func() {
+		open.answered = answered
+		w.end(open, answered)
+	}()
+	answered = send()
+}
+
 // isWrite tells whether a request may change data. Operations may; a search by POST does not.
 func isWrite(r *http.Request) bool {
 	switch r.Method {

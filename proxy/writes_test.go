@@ -109,3 +109,25 @@ func TestWaitForWritesBeforeTheStart(t *testing.T) {
 type brokenBody struct{}
 
 func (brokenBody) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
+
+// Ensure an export waits for a write of the sidecar's own, and for settle after one whose outcome nobody knows.
+func TestWaitForOwnWrites(t *testing.T) {
+	for _, answered := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			writes := NewWrites()
+			<-time.After(time.Minute)
+			go writes.Own(func() bool {
+				<-time.After(3 * time.Second)
+				return answered
+			})
+			<-time.After(time.Second)
+			began, want := time.Now(), 2*time.Second
+			if !answered {
+				want += 10 * time.Second
+			}
+			if err := writes.Wait(t.Context(), began, 10*time.Second); err != nil || time.Since(began) != want {
+				t.Errorf("answered %t: %v, waited %s, want %s", answered, err, time.Since(began), want)
+			}
+		})
+	}
+}

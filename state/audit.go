@@ -41,10 +41,14 @@ type Audit struct {
 }
 
 // GroupHash stands for a Group's id in an audit trail: the SHA-256 of the id in hexadecimal digits, empty for none.
-func GroupHash(id string) string {
-	if id == "" {
+func GroupHash(id string) string { return AuditHash(id) }
+
+// AuditHash stands for a text in an audit trail by which it can be looked for and not be known: its SHA-256 in hexadecimal digits,
+// empty for none.
+func AuditHash(text string) string {
+	if text == "" {
 		return ""
 	}
-	hash := sha256.Sum256([]byte(id))
+	hash := sha256.Sum256([]byte(text))
 	return hex.EncodeToString(hash[:])
 }

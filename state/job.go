@@ -136,7 +136,8 @@ type Job struct {
 
 	// Accepted is the sidecar's time of the kick-off.
 	Accepted time.Time `json:"accepted"`
-	// TransactionTime is T, a whole second of the upstream's clock; fixed once, with InProgress.
+	// TransactionTime is T, a whole second of the upstream's clock; fixed once, with InProgress. A job that begins anew has a new
+	// one, which no client has seen before.
 	TransactionTime time.Time `json:"transactionTime,omitzero"`
 	// ReadAt is T by the sidecar's clock as it was then. It is kept for people: that clock may be set at any time, so nothing
 	// is decided by it.
@@ -145,6 +146,8 @@ type Job struct {
 	Types []string `json:"types,omitempty"`
 	// Referenced are the types of which the job holds what its resources refer to, fixed with the plan.
 	Referenced []string `json:"referenced,omitempty"`
+	// Anew tells that what the job had read was removed at a start: it goes back to where its kick-off left it, see Store.Restart.
+	Anew bool `json:"anew,omitempty"`
 	// Planned tells that the slices stand in the store.
 	Planned bool `json:"planned,omitempty"`
 	// Pages are the parts of the output that can be fetched before the rest, in the order in which they came. A page never
@@ -157,6 +160,14 @@ type Job struct {
 	Issues  []Issue  `json:"issues,omitempty"`
 	// Proof says for each type what was counted and what was written, fixed when the job is completed.
 	Proof []Proof `json:"proof,omitempty"`
+}
+
+// kickedOff is the job as its kick-off made it.
+func (j *Job) kickedOff() *Job {
+	return &Job{
+		ID: j.ID, Folder: j.Folder, Status: Accepted, Kickoff: j.Kickoff, AttachmentKey: j.AttachmentKey, Accepted: j.Accepted,
+		Issues: j.Kickoff.Ignored,
+	}
 }
 
 // Page is what a manifest shows while others are not there yet: all output files of some types.

@@ -61,7 +61,7 @@ func TestStoreBehavesLikeAModel(t *testing.T) {
 	s := &simulation{t: t, rand: rand.New(rand.NewPCG(seed, 1)), path: filepath.Join(t.TempDir(), "state.db"), model: model{}}
 	s.store = open(t, s.path)
 	steps := []func(id string) (got, want error){
-		s.create, s.update, s.plan, s.checkpoint, s.checkpoint, s.allot, s.markStored, s.remove,
+		s.create, s.update, s.plan, s.checkpoint, s.checkpoint, s.allot, s.markStored, s.begin, s.remove,
 	}
 	for n := range 600 {
 		id := fmt.Sprintf("job%d", s.rand.IntN(6))
@@ -181,6 +181,19 @@ func (s *simulation) markStored(id string) (got, want error) {
 		entry.files[file.Name] = stored
 	}
 	return s.store.MarkStored(s.t.Context(), id, file, []state.Slice{slice}), want
+}
+
+// begin takes a job back to its kick-off, now and then.
+func (s *simulation) begin(id string) (got, want error) {
+	if s.rand.IntN(3) > 0 {
+		return nil, nil
+	}
+	entry, want := s.model.live(id)
+	if want == nil {
+		s.model[id] = &modelJob{*newJob(id), map[int]state.Slice{}, map[string]state.File{}}
+		s.model[id].job.Accepted = entry.job.Accepted
+	}
+	return s.store.Restart(s.t.Context(), id), want
 }
 
 func (s *simulation) remove(id string) (got, want error) {

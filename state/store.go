@@ -275,15 +275,18 @@ func (s *Store) File(ctx context.Context, id, name string) (File, error) {
 	return file, err
 }
 
+// Restart takes a job back to where its kick-off left it. The caller has removed its files from the bucket. It fails with
+// ErrFinal when the job does not run any more.
+func (s *Store) Restart(ctx context.Context, id string) error {
+	return s.updateRunning(ctx, id, func(tx *bbolt.Tx, job *Job) error {
+		return errors.Join(deletePrefix(tx.Bucket(slicesBucket), id), deletePrefix(tx.Bucket(filesBucket), id), put(tx.Bucket(jobsBucket), []byte(id), job.kickedOff()))
+	})
+}
+
 // Remove deletes the record of a job with its slices and files. A job that is not there is not an error.
 func (s *Store) Remove(ctx context.Context, id string) error {
 	return s.update(ctx, func(tx *bbolt.Tx) error {
-		for _, bucket := range [][]byte{slicesBucket, filesBucket} {
-			if err := deletePrefix(tx.Bucket(bucket), id); err != nil {
-				return err
-			}
-		}
-		return tx.Bucket(jobsBucket).Delete([]byte(id))
+		return errors.Join(deletePrefix(tx.Bucket(slicesBucket), id), deletePrefix(tx.Bucket(filesBucket), id), tx.Bucket(jobsBucket).Delete([]byte(id)))
 	})
 }
 

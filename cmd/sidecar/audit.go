@@ -19,6 +19,7 @@ import (
 type auditConfig struct {
 	To   string `yaml:"to"`
 	Path string `yaml:"path"`
+	FHIR bool   `yaml:"fhir"`
 }
 
 func (a *auditConfig) validate(found *faultList) {
@@ -32,18 +33,19 @@ func (a *auditConfig) validate(found *faultList) {
 
 // auditTrail writes one line of JSON for each thing that was done.
 type auditTrail struct {
-	log      *slog.Logger
-	failures prometheus.Counter
+	log                     *slog.Logger
+	failures, eventFailures prometheus.Counter
+	events                  *auditSender // nil for no AuditEvents
 
 	mu   sync.Mutex
-	out  io.Writer // nil for no trail
+	out  io.Writer // nil for no lines
 	file *os.File  // nil where it is none of ours
 	torn bool      // the last line may not be whole
 }
 
 // open begins the trail. A file is appended to, so that what rotates it may truncate it.
 func (a *auditConfig) open(log *slog.Logger) (*auditTrail, error) {
-	trail := &auditTrail{log: log, failures: newAuditFailures()}
+	trail := &auditTrail{log: log, failures: newAuditFailures(), eventFailures: newAuditEventFailures()}
 	switch a.To {
 	case "stdout":
 		trail.out = os.Stdout
@@ -66,9 +68,18 @@ func newAuditFailures() prometheus.Counter {
 	})
 }
 
+// kept tells whether anybody wants to know of events.
+func (t *auditTrail) kept() bool { return t.out != nil || t.events != nil }
+
 // Note writes a line. What was done is done: a line that cannot be written is logged and counted.
 func (t *auditTrail) Note(ctx context.Context, event *state.Audit) {
 	event.Time = time.Now().UTC()
+	if t.events != nil {
+		t.events.add(event)
+	}
+	if t.out == nil {
+		return
+	}
 	line, err := json.Marshal(event)
 	if err == nil {
 		err = t.write(append(line, '\n'))
@@ -88,6 +99,23 @@ func (t *auditTrail) write(line []byte) error {
 	n, err := t.out.Write(line)
 	t.torn = err != nil && (n > 0 || t.torn)
 	return err
+}
+
+// send sends AuditEvents until the function is called that it returns, which sends the last ones.
+func (t *auditTrail) send(ctx context.Context) (end func()) {
+	if t.events == nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		t.events.run(ctx)
+	}()
+	return func() {
+		cancel()
+		<-ended
+	}
 }
 
 func (t *auditTrail) close() error {

@@ -129,17 +129,23 @@ func TestAuditFailureIsCounted(t *testing.T) {
 	a := &auditTrail{out: out, log: slog.New(slog.DiscardHandler), failures: newAuditFailures()}
 	a.Note(t.Context(), &state.Audit{What: "cancel"})
 	a.Note(t.Context(), &state.Audit{What: "expired"})
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(a.failures)
-	families, err := registry.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := families[0].GetMetric()[0].GetCounter().GetValue(); got != 1 {
+	if got := counted(t, a.failures); got != 1 {
 		t.Errorf("%v failures counted, want 1", got)
 	}
 	lines := strings.Split(out.String(), "\n")
 	if len(lines) != 3 || !strings.Contains(lines[1], `"expired"`) || !json.Valid([]byte(lines[1])) {
 		t.Errorf("got %q", lines)
 	}
+}
+
+// counted is the value of a counter.
+func counted(t *testing.T, counter prometheus.Counter) float64 {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(counter)
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return families[0].GetMetric()[0].GetCounter().GetValue()
 }

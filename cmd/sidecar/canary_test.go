@@ -105,6 +105,14 @@ func TestCanary(t *testing.T) {
 				t.Fatal(err)
 			}
 			fmt.Fprintf(seen, "audit %s\n", raw)
+			events, _ := trail(t, audit)
+			for _, event := range events {
+				sent, err := newAuditEvent("4.0.1", &event)
+				if err != nil {
+					t.Fatal(err)
+				}
+				fmt.Fprintf(seen, "AuditEvent %s\n", sent)
+			}
 			walk.check(raw)
 		})
 	}

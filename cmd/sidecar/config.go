@@ -58,6 +58,7 @@ type config struct {
 	RequestIDHeader string        `yaml:"request_id_header"`
 
 	Data         string               `yaml:"data"`
+	RemoveSpool  bool                 `yaml:"remove_spool"`
 	Bucket       bucketConfig         `yaml:"bucket"`
 	Links        proxy.Links          `yaml:"links"`
 	LinkLifetime time.Duration        `yaml:"link_lifetime"`

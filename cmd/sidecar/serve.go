@@ -117,12 +117,15 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 		ledger = ""
 	}
 	engine := exporter.Config{
-		Client: client, Store: s.store, Bucket: bucket, Spool: filepath.Join(c.Data, "spool"),
+		Client: client, Store: s.store, Bucket: bucket, Spool: filepath.Join(c.Data, "spool"), RemoveSpool: c.RemoveSpool,
 		Workers: c.Workers, QuietHours: hours, Strategy: c.Strategy, MaxRunning: c.MaxRunning, MaxJobsPerClient: c.Limits.JobsPerClient, MaxExportBytes: c.Limits.ExportBytes, PageSize: c.PageSize, Settle: c.Settle,
 		MaxFileBytes: c.MaxFileBytes, PageRows: c.PageRows, Shape: c.Manifest, Gzip: c.Gzip, Attachments: c.attachments(), Retention: c.Retention, GiveUp: c.GiveUp, Log: log, Metrics: engineMetrics, Tracer: s.traces.tracer(),
 		Writes: inFlight, WithoutReferenced: !c.Referenced, AllowPartial: c.AllowPartial, WithoutHistory: c.WithoutHistory, Ledger: ledger,
 	}
-	if s.audit.out != nil {
+	if c.Audit.FHIR {
+		s.audit.events = newAuditSender(client, writes, s.audit.eventFailures, log)
+	}
+	if s.audit.kept() {
 		engine.Audit = s.audit
 	}
 	if s.exporter, err = exporter.New(engine); err != nil {
@@ -133,7 +136,7 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	registry.MustRegister(s.audit.failures)
+	registry.MustRegister(s.audit.failures, s.audit.eventFailures)
 	registry.MustRegister(append(engineMetrics.Collectors(), frontMetrics.Collectors()...)...)
 	s.admin = admin.New(admin.Config{Metrics: registry, Server: s.exporter, Exports: s.store, Work: s.exporter, Token: string(c.AdminToken)})
 	return s, s.listen(ctx)
@@ -182,7 +185,7 @@ func newProxy(
 		LinkKey: linkKey, TypesOf: c.typesOf, MaxFileBytes: c.MaxFileBytes, AuthMode: c.Auth.Mode, Auth: authorizer, GroupRules: c.Auth.groupRules(),
 		RequestsPerSecond: c.Limits.RequestsPerSecond, AccessLog: c.AccessLog, RequestIDHeader: c.RequestIDHeader, Tracer: tracer,
 	}
-	if audit.out != nil {
+	if audit.kept() {
 		cfg.Audit = audit
 	}
 	if cfg.UpstreamTLS, err = c.UpstreamTLS.open(); err != nil {
@@ -295,7 +298,9 @@ func (s *server) run(ctx context.Context) error {
 		return back.Close()
 	})
 	s.admin.SetReady(true)
+	endAudit := s.audit.send(ctx)
 	err := group.Wait()
+	endAudit()
 	s.traces.close(ctx)
 	s.log.InfoContext(ctx, "sidecar stopped")
 	return errors.Join(err, s.store.Close())

@@ -285,6 +285,7 @@ func (c *Client) small(ctx context.Context, op, address string, header http.Head
 // request is one request to the upstream. form is the body of a POST, and as is who asks.
 type request struct {
 	op, method, address, form string
+	media                     string // of form; empty for that of a search
 	header                    http.Header
 	as                        Credentials
 }
@@ -342,7 +343,7 @@ func (c *Client) execute(ctx context.Context, r request) (*resty.Response, error
 		sent.Header.Set("User-Agent", userAgent)
 		if r.method == http.MethodPost {
 			sent.SetBody(r.form)
-			sent.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+			sent.Header.Set("Content-Type", cmp.Or(r.media, "application/x-www-form-urlencoded"))
 		}
 		c.forwarded(sent.Header)
 		if c.host != "" {
