@@ -117,7 +117,7 @@ func codeOutcomes(t *testing.T) map[string][]byte {
 			}
 		}
 	}
-	if len(files) < 20 {
+	if len(files) < 15 {
 		t.Fatalf("%d codes and severities in the source: they are not found any more", len(files))
 	}
 	return files
