@@ -1,7 +1,7 @@
 # Everyday commands. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos fuzz e2e check bench bench-code bench-hapi bench-polite bench-proxy image lint fmt
+.PHONY: help demo test chaos fuzz e2e soak check bench bench-code bench-hapi bench-polite bench-proxy image lint fmt
 
 # What `sidecar version` says in an image: the nearest tag, else the commit.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -32,6 +32,9 @@ fuzz: ## new inputs for what reads requests and answers, a minute each (FUZZTIME
 e2e: ## the built binary against HAPI FHIR, S3, GCS and identity servers (needs Java 17, Maven and npm)
 	cd e2e && go test -count=1 -timeout 25m ./...
 
+soak: ## mixed traffic against the sidecar built with the race detector, and while its server restarts (SOAK=10m)
+	cd e2e && SOAK=$${SOAK:-10m} go test -count=1 -timeout 0 -v -tags soak -run '^TestSoak' .
+
 check: ## exactly what CI runs: everything above and the linters, race tests, image build line, manifests
 	bash .ci/run
 
@@ -61,7 +64,7 @@ image: ## the container image, with the image builder at hand (IMAGE=name:tag, V
 	exit 1
 
 lint: ## the linters over both modules
-	@lint=$(LINT) && $$lint run --build-tags figures ./... && cd e2e && $$lint run -c ../.golangci.yml --build-tags figures ./...
+	@lint=$(LINT) && $$lint run --build-tags figures ./... && cd e2e && $$lint run -c ../.golangci.yml --build-tags figures,soak ./...
 
 fmt: ## format both modules
 	@lint=$(LINT) && $$lint fmt

@@ -37,6 +37,8 @@ var (
 	theBinary = &build{}
 	// failingBinary can be ended at each moment that its code marks.
 	failingBinary = &build{flags: func(string) ([]string, error) { return []string{"-tags", "failpoints"}, nil }}
+	// raceBinary finds races between requests while it serves them.
+	raceBinary = &build{flags: func(string) ([]string, error) { return []string{"-race"}, nil }}
 )
 
 // get gives the path of the binary.
@@ -71,7 +73,7 @@ func (b *build) run() (string, error) {
 
 func removeSidecarBinaries() error {
 	var errs []error
-	for _, b := range []*build{theBinary, failingBinary, clockBinary} {
+	for _, b := range []*build{theBinary, failingBinary, clockBinary, raceBinary} {
 		if b.path != "" {
 			errs = append(errs, os.RemoveAll(filepath.Dir(b.path)))
 		}

@@ -210,8 +210,10 @@ func (t *targetRead) list(ctx context.Context, ids []string) error {
 }
 
 func (t *targetRead) pages(ctx context.Context, q fhir.Query) error {
-	followed, link := map[string]bool{}, ""
+	var links chain
+	link := ""
 	for {
+		known := len(t.seen)
 		page, err := t.fetch(ctx, nil, q, link)
 		if link != "" && expired(err) { // the list is asked for again
 			return fmt.Errorf("a next link has expired: %w", fhir.ErrMalformed)
@@ -230,10 +232,9 @@ func (t *targetRead) pages(ctx context.Context, q fhir.Query) error {
 		if link, err = page.Next(); err != nil || link == "" {
 			return err
 		}
-		if followed[link] {
+		if !links.goesOn(link, len(t.seen) > known) {
 			return fmt.Errorf("the server's next links do not end: %w", errIncomplete)
 		}
-		followed[link] = true
 	}
 }
 

@@ -293,7 +293,11 @@ func (r *run) history(ctx context.Context, typ, id string, since time.Time, line
 
 func (r *run) historyPages(ctx context.Context, typ, id string, since time.Time, line *timeline, fn func(*fhir.Entry) error) error {
 	link := ""
-	followed := newIDSet()
+	var links chain
+	noted := func(row *fhir.Entry) error {
+		links.saw(row)
+		return fn(row)
+	}
 	for {
 		var next string
 		err := r.pace.do(ctx, func() error {
@@ -308,7 +312,8 @@ func (r *run) historyPages(ctx context.Context, typ, id string, since time.Time,
 				return err
 			}
 			line.begin()
-			if err := eachRow(page, fn); err != nil {
+			links.begin()
+			if err := eachRow(page, noted); err != nil {
 				return err
 			}
 			next, err = page.Next()
@@ -324,7 +329,7 @@ func (r *run) historyPages(ctx context.Context, typ, id string, since time.Time,
 		if next == "" {
 			return nil
 		}
-		if !followed.add(next) {
+		if !links.goesOn(next, links.fresh()) {
 			return fmt.Errorf("next links of the history do not end: %w", errIncomplete)
 		}
 		link = next

@@ -52,7 +52,7 @@ func (w *walk) keyset(ctx context.Context, window fhir.Query) (err error) {
 		switch {
 		case err != nil:
 		case page.rows == 0 && page.next: // access filters and some databases give such pages
-			if link = page.link; link == "" || empty >= maxEmptyPages {
+			if link = page.link; link == "" || empty >= maxStalePages {
 				return fmt.Errorf("empty pages do not end: %w", errStrategy)
 			}
 			empty++

@@ -12,8 +12,6 @@ import (
 const (
 	// maxPasses is how often the server's pages are read until two counts agree with what they held.
 	maxPasses = 5
-	// maxEmptyPages bounds a chain of pages without rows.
-	maxEmptyPages = 1000
 )
 
 // errExpired tells that the server forgot the search behind a next link. The rows are read again from the start.
@@ -201,11 +199,12 @@ func (w *walk) pass(ctx context.Context, q fhir.Query, take func(*fhir.Entry) er
 	q.Count, q.ServerPages = w.bounded(w.pageSize()), true
 	ids := newIDSet()
 	w.passed, w.first = ids, ""
-	followed := map[string]bool{}
-	link, empty := "", 0
+	var links chain
+	link := ""
 	w.linked = false
 	for {
-		next, rows, err := w.serverPage(ctx, q, link, ids, take, broke)
+		known := len(ids.seen)
+		next, err := w.serverPage(ctx, q, link, ids, take, broke)
 		if err != nil {
 			return int64(len(ids.seen)), err
 		}
@@ -215,31 +214,25 @@ func (w *walk) pass(ctx context.Context, q fhir.Query, take func(*fhir.Entry) er
 		if next == "" {
 			return int64(len(ids.seen)), nil
 		}
-		if rows > 0 {
-			empty = 0
-		} else {
-			empty++
-		}
-		if followed[next] || empty > maxEmptyPages {
+		if !links.goesOn(next, len(ids.seen) > known) {
 			if w.profile.Counts { // the count tells whether all rows were met by then
 				return int64(len(ids.seen)), nil
 			}
 			return 0, fmt.Errorf("the server's next links do not end: %w", errIncomplete)
 		}
-		followed[next], w.linked = true, true
-		link = next
+		link, w.linked = next, true
 	}
 }
 
 // serverPage reads the first page of q, or the one behind link.
 func (w *walk) serverPage(
 	ctx context.Context, q fhir.Query, link string, ids *idSet, take func(*fhir.Entry) error, broke func() error,
-) (next string, rows int, err error) {
+) (next string, err error) {
 	slow := 0
 	err = w.pace.doWith(ctx, nil, w.tries(), func() error {
 		before := *w.slice
 		w.added = w.added[:0]
-		next, rows, err = w.readServerPage(ctx, q, link, ids, take)
+		next, err = w.readServerPage(ctx, q, link, ids, take)
 		if err == nil {
 			w.calmer()
 			w.keepPage()
@@ -256,9 +249,9 @@ func (w *walk) serverPage(
 		return err
 	})
 	if link != "" && expired(err) {
-		return "", 0, fmt.Errorf("%w: %w", errExpired, err)
+		return "", fmt.Errorf("%w: %w", errExpired, err)
 	}
-	return next, rows, err
+	return next, err
 }
 
 // slowLinks is how many timeouts it takes to give a next link up.
@@ -275,15 +268,14 @@ func expired(err error) bool {
 
 func (w *walk) readServerPage(
 	ctx context.Context, q fhir.Query, link string, ids *idSet, take func(*fhir.Entry) error,
-) (next string, rows int, err error) {
+) (next string, err error) {
 	page, err := w.fetch(ctx, nil, q, link)
 	if err != nil {
-		return "", 0, err
+		return "", err
 	}
 	page.Collect(w.filter.compartment, len(w.job.Referenced) > 0)
 	w.bare = w.bare[:0]
 	count := func(row *fhir.Entry) error {
-		rows++
 		if ids.add(row.ID); w.first == "" {
 			w.first = row.ID
 		}
@@ -296,11 +288,10 @@ func (w *walk) readServerPage(
 		return count(row)
 	})
 	if err != nil {
-		return "", 0, err
+		return "", err
 	}
 	if _, err := w.eachBare(ctx, count); err != nil {
-		return "", 0, err
+		return "", err
 	}
-	next, err = page.Next()
-	return next, rows, err
+	return page.Next()
 }

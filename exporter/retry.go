@@ -154,7 +154,7 @@ func classify(err error) verdict {
 		return final
 	case errors.Is(err, fhir.ErrForeignLink), errors.Is(err, fhir.ErrTooLarge), errors.Is(err, fhir.ErrNotApplied):
 		return final
-	case errors.Is(err, fhir.ErrMalformed), errors.As(err, &partial):
+	case errors.Is(err, fhir.ErrMalformed), errors.As(err, &partial), errors.Is(err, fhir.ErrClientRefused):
 		return unsure
 	case errors.As(err, &response):
 		switch {

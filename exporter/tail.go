@@ -265,14 +265,14 @@ func (t *typeRepair) addCurrent(ctx context.Context, w *walk) error {
 // they are not sorted; a row may come twice. A page may hold fewer rows than were asked for though it is not the last one.
 func (r *run) tail(ctx context.Context, q fhir.Query, fn func(*fhir.Entry) error) (pages int, err error) {
 	from := q.From
-	before := map[string]struct{}{} // on the page before, since no page shows again what stands on an earlier one alone
-	link, followed := "", newIDSet()
+	link := ""
+	var links chain // no page shows again what stands on an earlier one than that before alone
 	var limits trouble
 	for ; ; pages++ {
 		rows, last, next := 0, q.From, ""
-		var shown map[string]struct{}
 		err = r.pace.do(ctx, func() error {
-			rows, shown = 0, map[string]struct{}{}
+			rows = 0
+			links.begin()
 			page, err := r.pageOf(ctx, q, link)
 			if err != nil {
 				q.Count = limits.slower(err, q.Count)
@@ -283,7 +283,7 @@ func (r *run) tail(ctx context.Context, q fhir.Query, fn func(*fhir.Entry) error
 					return nil
 				}
 				rows++
-				shown[row.ID+"/"+row.Version] = struct{}{}
+				links.saw(row)
 				last = row.LastUpdated
 				return fn(row)
 			})
@@ -296,12 +296,7 @@ func (r *run) tail(ctx context.Context, q fhir.Query, fn func(*fhir.Entry) error
 		if err != nil {
 			return pages, fmt.Errorf("read what changed after the transaction time: %w", err)
 		}
-		fresh := false
-		for row := range shown {
-			_, known := before[row]
-			fresh = fresh || !known
-		}
-		before = shown
+		fresh := links.fresh()
 		switch {
 		case next == "" && (q.Sort == "" || rows < q.Count || link != "" || !fresh && last.Equal(q.From)):
 			return pages + 1, nil
@@ -309,7 +304,7 @@ func (r *run) tail(ctx context.Context, q fhir.Query, fn func(*fhir.Entry) error
 			q.From, link = last, ""
 		case next == "" && !q.ServerPages:
 			q.ServerPages = true
-		case next == "" || !followed.add(next):
+		case next == "" || !links.goesOn(next, fresh):
 			return pages, fmt.Errorf("more changes in one instant than a page holds: %w", errIncomplete)
 		default:
 			link = next

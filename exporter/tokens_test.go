@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"sidecar/exporter"
 	"sidecar/exporter/fhir"
 	"sidecar/exporter/fhir/fhirtest"
+	"sidecar/state"
 )
 
 // shortTokens is a token endpoint whose tokens live for seconds, and the FHIR server that takes them.
@@ -21,6 +23,7 @@ type shortTokens struct {
 	mu     sync.Mutex
 	ends   map[string]time.Time
 	away   bool
+	unsure bool // it says that it does not know who asks
 	denied int
 	missed int
 }
@@ -34,6 +37,12 @@ func (s *shortTokens) RoundTrip(*http.Request) (*http.Response, error) {
 		s.missed++
 		w.WriteHeader(http.StatusServiceUnavailable)
 		return w.Result(), nil
+	}
+	if s.unsure {
+		s.missed++
+		w.WriteHeader(http.StatusUnauthorized)
+		_, err := w.WriteString(`{"error":"invalid_client"}`)
+		return w.Result(), err
 	}
 	token := fmt.Sprintf("token-%d", len(s.ends)+1)
 	s.ends["Bearer "+token] = time.Now().Add(s.life)
@@ -68,6 +77,47 @@ func (s *shortTokens) setAway(away bool) {
 	s.away = away
 }
 
+func (s *shortTokens) setUnsure(unsure bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unsure = unsure
+}
+
+// withTokensOf makes the engine read with tokens of an issuer.
+func (b *bubble) withTokensOf(t *testing.T, issuer *shortTokens) {
+	b.stop()
+	before := b.edit
+	b.edit = func(c *exporter.Config) {
+		before(c)
+		client, err := fhir.NewClient(fhir.Config{
+			BaseURL: b.upstream, Transport: b.link,
+			Credentials: fhir.NewOAuth(fhir.OAuthConfig{TokenURL: "https://id.example/token", ClientID: "c", ClientSecret: "s", Transport: issuer}),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Client = client
+	}
+	b.start()
+}
+
+// Ensure an export with a wrong secret fails at once and says why, and does not wait as for a server that is away.
+func TestWrongSecretFailsAtOnce(t *testing.T) {
+	issuer := &shortTokens{life: time.Hour, ends: map[string]time.Time{}, unsure: true}
+	inBubble(t, fhirtest.Plain(), smallPages, thirtyRows(t), func(t *testing.T, b *bubble) {
+		b.withTokensOf(t, issuer)
+		job := b.finish(b.kickOff(system()))
+		if job.Status != state.Failed || !strings.Contains(job.Failure.Text, "secret, key or scope of the sidecar is refused") || !strings.Contains(job.Failure.Text, "invalid_client") {
+			t.Errorf("%s: %+v", job.Status, job.Failure)
+		}
+		if took := job.Finished.Sub(job.Accepted); took > time.Minute {
+			t.Errorf("it took %s", took)
+		}
+		issuer.setUnsure(false)
+		same(t, b.rows(b.finish(b.kickOff(system()))), b.snapshot())
+	})
+}
+
 // Ensure an export outlives its tokens: those that expire, those that the server takes back, and a token endpoint that is away for
 // longer than a token holds.
 func TestExportOutlivesItsTokens(t *testing.T) {
@@ -86,6 +136,13 @@ func TestExportOutlivesItsTokens(t *testing.T) {
 				s.setAway(false)
 			}()
 		}},
+		"keys are changed": {life: 10 * time.Second, trouble: func(s *shortTokens) {
+			s.setUnsure(true)
+			go func() {
+				time.Sleep(5 * time.Minute)
+				s.setUnsure(false)
+			}()
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			issuer := &shortTokens{life: test.life, ends: map[string]time.Time{}}
@@ -94,20 +151,7 @@ func TestExportOutlivesItsTokens(t *testing.T) {
 				sample.Gate = issuer.admit
 			}
 			inBubble(t, fhirtest.Plain(), smallPages, fill, func(t *testing.T, b *bubble) {
-				b.stop()
-				before := b.edit
-				b.edit = func(c *exporter.Config) {
-					before(c)
-					client, err := fhir.NewClient(fhir.Config{
-						BaseURL: b.upstream, Transport: b.link,
-						Credentials: fhir.NewOAuth(fhir.OAuthConfig{TokenURL: "https://id.example/token", ClientID: "c", ClientSecret: "s", Transport: issuer}),
-					})
-					if err != nil {
-						t.Fatal(err)
-					}
-					c.Client = client
-				}
-				b.start()
+				b.withTokensOf(t, issuer)
 				var pages atomic.Int64
 				b.link.hook = func(r *http.Request) {
 					if isRowPage(r) && pages.Add(1) == 2 && test.trouble != nil {

@@ -237,7 +237,12 @@ func (t *typeRepair) sayLeft(ctx context.Context) error {
 
 // eachPage hands the rows of a search to fn, over all its pages.
 func (r *run) eachPage(ctx context.Context, q fhir.Query, fn func(*fhir.Entry) error) error {
-	link, followed := "", map[string]bool{}
+	link := ""
+	var links chain
+	noted := func(row *fhir.Entry) error {
+		links.saw(row)
+		return fn(row)
+	}
 	for {
 		next := ""
 		err := r.pace.do(ctx, func() error {
@@ -245,7 +250,8 @@ func (r *run) eachPage(ctx context.Context, q fhir.Query, fn func(*fhir.Entry) e
 			if err != nil {
 				return err
 			}
-			if err := eachRow(page, fn); err != nil {
+			links.begin()
+			if err := eachRow(page, noted); err != nil {
 				return err
 			}
 			next, err = page.Next()
@@ -254,10 +260,10 @@ func (r *run) eachPage(ctx context.Context, q fhir.Query, fn func(*fhir.Entry) e
 		if err != nil || next == "" {
 			return err
 		}
-		if followed[next] {
+		if !links.goesOn(next, links.fresh()) {
 			return fmt.Errorf("the server's next links do not end: %w", errIncomplete)
 		}
-		followed[next], link = true, next
+		link = next
 	}
 }
 

@@ -49,6 +49,9 @@ func (p *Proxy) mayKickOff(r *http.Request, kickoff *state.Kickoff, prefer prefe
 
 // whyNoStatement says what to look at where the CapabilityStatement cannot be read.
 func whyNoStatement(err error) string {
+	if errors.Is(err, fhir.ErrCredentials) {
+		return "the setting upstream_auth: the sidecar gets no credentials of its own"
+	}
 	switch fhir.StatusOf(err) {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return "the setting upstream_auth: the server refuses the sidecar's own credentials"

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 // isJSON tells whether a body says to be FHIR's JSON. JSON is UTF-8 by its own standard.
@@ -25,7 +27,7 @@ func (r *reading) body(body []byte, into map[string][]string) error {
 		ResourceType string
 		Parameter    []map[string]json.RawMessage
 	}
-	if json.Unmarshal(body, &wire) != nil {
+	if !jsontext.Value(body).IsValid() || json.Unmarshal(body, &wire) != nil { // not with members that are said twice: which one counts, nobody knows
 		return &refusal{http.StatusBadRequest, "structure", "the body is not a Parameters resource in JSON"}
 	}
 	if wire.ResourceType != "Parameters" {

@@ -62,7 +62,7 @@ func check(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 }
 
 func checkUpstream(ctx context.Context, c *config, r *report) error {
-	client, err := newClient(c, nil, nil)
+	client, err := newClient(c, nil, nil, nil)
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -176,5 +177,52 @@ func TestHeadersThatNeverEndAreGivenUp(t *testing.T) {
 	got := raw(t, s, "GET /fhir/$export HTTP/1.1\r\nHost: h\r\nX-Slow: ")
 	if took := time.Since(begun); took > 2*headerTimeout || len(got) > 1 || len(got) == 1 && got[0] >= 500 {
 		t.Errorf("after %s: %d", took, got)
+	}
+}
+
+// Ensure that no body of a kick-off, however it is made, is more than refused, and that none reaches the upstream.
+func TestHostileBodiesAreRefused(t *testing.T) {
+	t.Parallel()
+	upstream, base := newHeard(t)
+	s := startSidecar(t, base, nil)
+	until(t, "bucket", func() bool { return s.server.exporter.Ready(t.Context()) == nil })
+	const unicorn = `{"name":"_type","valueString":"Unicorn"}`
+	body := func(parameters string) string {
+		return `{"resourceType":"Parameters","parameter":[` + parameters + `]}`
+	}
+	for name, test := range map[string]struct {
+		body, header string
+		status       int
+	}{
+		"ten thousand parameters":      {body(unicorn + strings.Repeat(","+unicorn, 10_000)), "", 400},
+		"brackets":                     {`{"resourceType":"Parameters","parameter":` + strings.Repeat("[", 900_000), "", 400},
+		"brackets that are closed":     {body(`{"name":"_type","valueString":` + strings.Repeat("[", 400_000) + strings.Repeat("]", 400_000) + "}"), "", 400},
+		"a number without end":         {body(`{"name":"_type","valueDecimal":` + strings.Repeat("9", 900_000) + "}"), "", 400},
+		"a name that is said twice":    {body(`{"name":"_type","name":"_since","valueString":"Patient"}`), "", 400},
+		"a value that is said twice":   {body(`{"name":"_type","valueString":"Patient","valueString":"Observation"}`), "", 400},
+		"parameters twice":             {`{"resourceType":"Parameters","parameter":[],"parameter":[{"name":"_type","valueString":"Patient"}]}`, "", 400},
+		"more than a megabyte":         {body(unicorn + strings.Repeat(" ", 1<<20)), "", 413},
+		"a bomb":                       {"\x1f\x8b", "Content-Encoding: gzip\r\n", 415},
+		"another character set":        {body(unicorn), "Content-Type: application/fhir+json; charset=utf-16\r\n", 415},
+		"a form":                       {"_type=Patient", "Content-Type: application/x-www-form-urlencoded\r\n", 415},
+		"parameters without a name":    {body(strings.Repeat("{},", 10_000) + "{}"), "", 400},
+		"a Patient outside the server": {body(`{"name":"patient","valueReference":{"reference":"../../admin"}}`), "", 400},
+		"a Patient of dots":            {body(`{"name":"patient","valueReference":{"reference":"Patient/.."}}`), "", 400},
+	} {
+		t.Run(name, func(t *testing.T) {
+			upstream.take()
+			if !strings.Contains(test.header, "Content-Type") {
+				test.header += "Content-Type: application/fhir+json\r\n"
+			}
+			got := raw(t, s, fmt.Sprintf("POST /fhir/Patient/$export HTTP/1.1\r\nHost: h\r\nConnection: close\r\n%sContent-Length: %d\r\n\r\n%s", test.header, len(test.body), test.body))
+			if len(got) != 1 || got[0] != test.status {
+				t.Errorf("statuses: got %d, want %d alone", got, test.status)
+			}
+			for _, asked := range upstream.take() {
+				if path, _, _ := strings.Cut(asked, "?"); path != "/fhir/metadata" {
+					t.Errorf("the upstream was asked for %.200q", asked)
+				}
+			}
+		})
 	}
 }

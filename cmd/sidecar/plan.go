@@ -34,7 +34,7 @@ func plan(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	client, err := newClient(c, nil, nil)
+	client, err := newClient(c, nil, nil, nil)
 	if err != nil {
 		return err
 	}

@@ -63,7 +63,7 @@ type server struct {
 	handler  http.Handler
 	// front and back are the listeners for clients and operators.
 	front, back net.Listener
-	certificate *frontCertificate // of front, nil for none
+	certificate *fhir.TLS // of front, nil for none
 	audit       *auditTrail
 	traces      *traces // nil for none
 }
@@ -95,7 +95,7 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	}
 	bucket := &lateBucket{open: func(ctx context.Context) (blob.Bucket, error) { return openBucket(ctx, c) }}
 	engineMetrics, frontMetrics := exporter.NewMetrics(), proxy.NewMetrics()
-	client, err := newClient(c, engineMetrics.Observe, s.traces.tracer())
+	client, err := newClient(c, log, engineMetrics.Observe, s.traces.tracer())
 	if err != nil {
 		return nil, err
 	}
@@ -189,7 +189,7 @@ func newProxy(
 	if audit.kept() {
 		cfg.Audit = audit
 	}
-	if cfg.UpstreamTLS, err = c.UpstreamTLS.open(); err != nil {
+	if cfg.UpstreamTLS, err = c.UpstreamTLS.open(log); err != nil {
 		return nil, fmt.Errorf("upstream_tls: %w", err)
 	}
 	if c.PublicURL != "" {
@@ -278,7 +278,7 @@ func (s *server) run(ctx context.Context) error {
 		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 	if s.certificate != nil {
-		front.TLSConfig = s.certificate.config()
+		front.TLSConfig = s.certificate.Server()
 	}
 	back := &http.Server{Handler: s.admin, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout}
 	s.log.InfoContext(ctx, "sidecar serves", "version", versionText(), "upstream", s.config.Upstream, "data", s.config.Data, "listen", s.front.Addr().String(),

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/http"
 	"os"
@@ -130,7 +131,7 @@ func (t *upstreamTLSConfig) validate(found *faultList, upstream string) {
 	case (t.CertificateFile == "") != (t.KeyFile == ""):
 		found.add("upstream_tls", " needs both certificate_file and key_file, or neither")
 	default:
-		if _, err := t.open(); err != nil {
+		if _, err := t.open(nil); err != nil {
 			found.add("upstream_tls", ": %w", err)
 		}
 	}
@@ -167,11 +168,11 @@ func (c *config) attachments() exporter.Attachments {
 }
 
 // open reads the certificates, nil where there are none.
-func (t *upstreamTLSConfig) open() (*fhir.TLS, error) {
+func (t *upstreamTLSConfig) open(log *slog.Logger) (*fhir.TLS, error) {
 	if *t == (upstreamTLSConfig{}) {
 		return nil, nil
 	}
-	return fhir.NewTLS(t.CAFile, t.CertificateFile, t.KeyFile)
+	return fhir.NewTLS(t.CAFile, t.CertificateFile, t.KeyFile, log)
 }
 
 // credentials are the sidecar's own.
@@ -197,8 +198,8 @@ func (a *upstreamAuthConfig) credentials(certificates *fhir.TLS) (fhir.Credentia
 	}), nil
 }
 
-func newClient(c *config, observe func(string, int, time.Duration), tracer trace.Tracer) (*fhir.Client, error) {
-	certificates, err := c.UpstreamTLS.open()
+func newClient(c *config, log *slog.Logger, observe func(string, int, time.Duration), tracer trace.Tracer) (*fhir.Client, error) {
+	certificates, err := c.UpstreamTLS.open(log)
 	if err != nil {
 		return nil, fmt.Errorf("upstream_tls: %w", err)
 	}

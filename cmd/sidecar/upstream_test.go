@@ -94,7 +94,7 @@ func TestCheckNamesAWrongSecret(t *testing.T) {
 		return &fhirtest.Access{}
 	}
 	for secret, want := range map[string]string{
-		"wrong": "FAULT upstream_auth.oauth2: read CapabilityStatement: no credentials now: the token endpoint answers with status 401 (invalid_client): check token_url",
+		"wrong": "FAULT upstream_auth.oauth2: read CapabilityStatement: no credentials now: the client_id, secret, key or scope of the sidecar is refused: the token endpoint answers with status 401 (invalid_client): check token_url",
 		"right": "ok    asked ",
 	} {
 		file := filepath.Join(t.TempDir(), "config.yaml")

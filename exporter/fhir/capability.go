@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -98,6 +99,9 @@ func (c *Client) Capabilities(ctx context.Context) (*CapabilityStatement, error)
 	return statement, nil
 }
 
+// typeName is how types are called. They become parts of addresses and names of files.
+var typeName = regexp.MustCompile(`^[A-Z][A-Za-z0-9]{0,63}$`)
+
 func (w *wireStatement) statement() *CapabilityStatement {
 	s := &CapabilityStatement{
 		FHIRVersion:  w.FHIRVersion,
@@ -114,6 +118,9 @@ func (w *wireStatement) statement() *CapabilityStatement {
 			s.Export = s.Export || operation.Name == "export"
 		}
 		for _, resource := range rest.Resource {
+			if !typeName.MatchString(resource.Type) {
+				continue
+			}
 			for _, operation := range resource.Operation {
 				s.Export = s.Export || operation.Name == "export" || strings.HasSuffix(operation.Name, "-export")
 			}

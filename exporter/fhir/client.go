@@ -143,10 +143,12 @@ func newTransport(base *url.URL, certificates *TLS) *http.Transport {
 		DialContext:           (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
 		TLSHandshakeTimeout:   10 * time.Second,
 		ResponseHeaderTimeout: headerTimeout,
-		MaxIdleConnsPerHost:   32,
-		IdleConnTimeout:       90 * time.Second,
-		ReadBufferSize:        64 << 10,
-		DisableCompression:    local,
+		// Ten times that is what net/http would take. Known servers send a few KiB.
+		MaxResponseHeaderBytes: 1 << 20,
+		MaxIdleConnsPerHost:    32,
+		IdleConnTimeout:        90 * time.Second,
+		ReadBufferSize:         64 << 10,
+		DisableCompression:     local,
 	}
 	if certificates != nil {
 		certificates.Apply(transport)
@@ -331,6 +333,9 @@ func (c *Client) send(ctx context.Context, r request) (io.ReadCloser, http.Heade
 // execute sends one request with the credentials of who asks, and again where the upstream does not accept them any
 // longer and there are newer ones. The answer may have any status, and its body has to be closed.
 func (c *Client) execute(ctx context.Context, r request) (*resty.Response, error) {
+	if path, _, _ := strings.Cut(strings.TrimPrefix(r.address, c.base.String()), "?"); climbs(path) { // by an id that no resource can be read by
+		return nil, &ResponseError{Op: r.op, StatusCode: http.StatusNotFound}
+	}
 	for refused := 0; ; refused++ {
 		began := time.Now()
 		credentials, err := r.as.Header(ctx)

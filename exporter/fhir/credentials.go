@@ -4,12 +4,17 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"net/http"
 )
 
 // ErrCredentials is returned for a request that was not sent because the sidecar's own credentials could not be had. It says
 // nothing about the upstream, and passes when whoever issues them answers again.
 var ErrCredentials = errors.New("no credentials now")
+
+// ErrClientRefused is returned where whoever issues credentials does not take the sidecar's own secret or key, or does not let it
+// have what it asks for, and has not since the start. That is a fault of the configuration: it does not pass by itself.
+var ErrClientRefused = fmt.Errorf("%w: the client_id, secret, key or scope of the sidecar is refused", ErrCredentials)
 
 // Credentials say who asks the upstream. Their methods may be called from any goroutine.
 type Credentials interface {

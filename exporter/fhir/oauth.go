@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/net/http/httpguts"
 	"golang.org/x/oauth2"
 	"golang.org/x/oauth2/clientcredentials"
 	"golang.org/x/sync/singleflight"
@@ -57,6 +58,8 @@ type OAuth struct {
 	header http.Header // nil where there is no token
 	// due is when the token is to be renewed, end when it is not used any more; zero for one without an end.
 	due, end time.Time
+	// worked tells that there was a token once: what is refused afterwards may be accepted again, as while keys are changed.
+	worked bool
 }
 
 // NewOAuth returns credentials of cfg. The token endpoint is asked when they are needed.
@@ -93,7 +96,7 @@ func newTokenTransport(certificates *TLS) *http.Transport {
 		Proxy: http.ProxyFromEnvironment, MaxIdleConnsPerHost: 1, IdleConnTimeout: 90 * time.Second, MaxResponseHeaderBytes: 64 << 10,
 	}
 	if certificates != nil {
-		certificates.apply(transport, false)
+		certificates.ApplyTrust(transport)
 	}
 	return transport
 }
@@ -143,14 +146,22 @@ func (o *OAuth) renew(ctx context.Context) (http.Header, error) {
 	defer cancel()
 	asked := time.Now()
 	token, err := o.fetch(context.WithValue(ctx, oauth2.HTTPClient, o.client))
+	if err == nil && !httpguts.ValidHeaderFieldValue(token.Type()+" "+token.AccessToken) {
+		err = errors.New("the access token cannot be sent")
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if err != nil {
 		if !o.due.IsZero() {
 			o.due = time.Now().Add(tokenPause)
 		}
-		return nil, fmt.Errorf("%w: the token endpoint %s", ErrCredentials, tokenCause(err))
+		kind := ErrCredentials
+		if !o.worked && refusesClient(err) {
+			kind = ErrClientRefused
+		}
+		return nil, fmt.Errorf("%w: the token endpoint %s", kind, tokenCause(err))
 	}
+	o.worked = true
 	header := http.Header{}
 	maps.Copy(header, o.extra)
 	header.Set("Authorization", token.Type()+" "+token.AccessToken)
@@ -161,6 +172,22 @@ func (o *OAuth) renew(ctx context.Context) (http.Header, error) {
 		o.due = asked.Add(o.end.Sub(asked) / 2)
 	}
 	return header, nil
+}
+
+// refusesClient tells whether the endpoint does not take who asks, or what is asked for (RFC 6749, section 5.2).
+func refusesClient(err error) bool {
+	var refused *oauth2.RetrieveError
+	if !errors.As(err, &refused) || refused.Response == nil {
+		return false
+	}
+	if status := refused.Response.StatusCode; status != http.StatusBadRequest && status != http.StatusUnauthorized && status != http.StatusForbidden {
+		return false
+	}
+	switch refused.ErrorCode {
+	case "invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_scope":
+		return true
+	}
+	return false
 }
 
 // tokenCause says why there is no token, without what the endpoint wrote: that may repeat what it was sent.

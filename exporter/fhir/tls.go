@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -17,22 +18,28 @@ import (
 // dialTimeout bounds the making of a connection, its handshake included.
 const dialTimeout = 10 * time.Second
 
-// TLS are the files of the certificates with which the upstream is spoken to. They are looked at for each new connection, so
-// that certificates may be renewed without a restart; while what stands there does not fit together, the last ones hold.
+// TLS are files of certificates, those with which a server is spoken to or those that clients are shown. They are looked at for
+// each new connection, so that certificates may be renewed without a restart; while what stands there does not fit together, the
+// last ones hold.
 type TLS struct {
 	// ca, certificate and key are the names of the files, empty for none.
 	ca, certificate, key string
+	log                  *slog.Logger
 
 	mu sync.Mutex
 	// read is what stood in the files, parsed what it says.
-	read   [3][]byte
-	parsed *tls.Config
+	read      [3][]byte
+	parsed    *tls.Config
+	complains bool // that the files do not hold
 }
 
 // NewTLS reads the certificates: those of ca are trusted beside the system's, certificate and key are the sidecar's own. A
-// name may be empty.
-func NewTLS(ca, certificate, key string) (*TLS, error) {
-	t := &TLS{ca: ca, certificate: certificate, key: key}
+// name may be empty. The log hears of renewals that do not hold; nil means that nobody does.
+func NewTLS(ca, certificate, key string, log *slog.Logger) (*TLS, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	t := &TLS{ca: ca, certificate: certificate, key: key, log: log}
 	if err := t.load(); err != nil {
 		return nil, err
 	}
@@ -42,24 +49,46 @@ func NewTLS(ca, certificate, key string) (*TLS, error) {
 // Apply makes a transport use the certificates.
 func (t *TLS) Apply(transport *http.Transport) { t.apply(transport, true) }
 
-// apply is Apply, or without the sidecar's own certificate for a server that is not the upstream.
+// ApplyTrust makes a transport trust those of ca, and show none: it is for servers other than the upstream. Behind an HTTPS_PROXY
+// net/http makes the connections itself: a renewal of ca is seen there after a restart.
+func (t *TLS) ApplyTrust(transport *http.Transport) {
+	t.apply(transport, false)
+	transport.TLSClientConfig = t.config(false)
+}
+
 func (t *TLS) apply(transport *http.Transport, own bool) {
 	transport.DialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {
-		config := t.current()
-		if !own {
-			config.Certificates = nil
-		}
-		dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}, Config: config}
+		dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}, Config: t.config(own)}
 		return dialer.DialContext(ctx, network, address)
 	}
 }
 
-// current is what holds now.
+// config is what holds now for one connection to a server, with or without the sidecar's own certificate.
+func (t *TLS) config(own bool) *tls.Config {
+	config := t.current().Clone()
+	if !own {
+		config.Certificates = nil
+	}
+	return config
+}
+
+// Server is how a port that shows the certificates speaks TLS, with HTTP/2 for those who know it.
+func (t *TLS) Server() *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		return &t.current().Certificates[0], nil
+	}}
+}
+
+// current is what holds now. It is not to be changed.
 func (t *TLS) current() *tls.Config {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	_ = t.load() // half of a renewal: what was read before goes on holding, and the next connection looks again
-	return t.parsed.Clone()
+	err := t.load() // an error may be half of a renewal: the next connection looks again
+	if err != nil && !t.complains {
+		t.log.Error("certificates cannot be renewed: those before go on being used", "error", err)
+	}
+	t.complains = err != nil
+	return t.parsed
 }
 
 // load reads the files, and parses them if they have changed.

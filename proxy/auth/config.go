@@ -31,7 +31,8 @@ type Config struct {
 	// IntrospectionURL, ClientID and ClientSecret are needed for Introspection.
 	IntrospectionURL, ClientID, ClientSecret string
 
-	// CAFile holds certificates (PEM) that may have signed the identity server's beside those of the system.
+	// CAFile holds certificates (PEM) that may have signed the identity server's beside those of the system. It is looked at
+	// for each new connection.
 	CAFile string
 	// Log hears of an identity server that does not answer; nil means nobody does.
 	Log *slog.Logger
@@ -57,7 +58,7 @@ func New(cfg Config) (Authorizer, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	server, err := newIdentityServer(cfg.CAFile)
+	server, err := newIdentityServer(cfg.CAFile, cfg.Log)
 	if err != nil {
 		return nil, err
 	}

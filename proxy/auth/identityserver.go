@@ -3,15 +3,17 @@ package auth
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/url"
-	"os"
 	"time"
+
+	"github.com/go-jose/go-jose/v4/json" // as for tokens: members that are said twice are refused
+
+	"sidecar/exporter/fhir"
 )
 
 const (
@@ -26,24 +28,17 @@ const (
 // identityServer is asked over HTTP.
 type identityServer struct{ client *http.Client }
 
-func newIdentityServer(caFile string) (*identityServer, error) {
+func newIdentityServer(caFile string, log *slog.Logger) (*identityServer, error) {
 	transport := &http.Transport{
 		Proxy: http.ProxyFromEnvironment, MaxConnsPerHost: questionsAtOnce, MaxIdleConnsPerHost: questionsAtOnce, IdleConnTimeout: time.Minute,
 		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true, MaxResponseHeaderBytes: 64 << 10,
 	}
 	if caFile != "" {
-		pem, err := os.ReadFile(caFile)
+		certificates, err := fhir.NewTLS(caFile, "", "", log)
 		if err != nil {
-			return nil, fmt.Errorf("read certificates of auth.ca_file: %w", err)
+			return nil, fmt.Errorf("auth.ca_file: %w", err)
 		}
-		roots, err := x509.SystemCertPool()
-		if err != nil {
-			return nil, fmt.Errorf("read the system's certificates: %w", err)
-		}
-		if !roots.AppendCertsFromPEM(pem) {
-			return nil, errors.New("auth.ca_file holds no certificate")
-		}
-		transport.TLSClientConfig.RootCAs = roots
+		certificates.ApplyTrust(transport)
 	}
 	return &identityServer{&http.Client{
 		Transport: transport, Timeout: answerTimeout,
