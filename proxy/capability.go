@@ -93,18 +93,23 @@ func lastOf[R interface{ facts() *resourceFacts }](resources []R, typ string) (f
 type additions struct {
 	operations []operation
 	without    map[string][]string
-	// value is the element of an extension that holds such an address: STU3 has no type canonical.
-	value string
+	// stu3 tells that the release has no type canonical: an extension holds a uri, an operation a Reference to its definition.
+	stu3 bool
+}
+
+// value is the element of an extension that holds an address.
+func (a additions) value() string {
+	if a.stu3 {
+		return "valueUri"
+	}
+	return "valueCanonical"
 }
 
 // additionsTo decides what is added to a statement, so that it is true: no operation of which every kick-off is refused, and
 // no type without a word that an operation leaves out.
 func (p *Proxy) additionsTo(d declared) additions {
 	statement := &fhir.CapabilityStatement{FHIRVersion: d.release, Types: slices.Compact(slices.Sorted(slices.Values(d.searched)))}
-	add := additions{without: map[string][]string{}, value: "valueCanonical"}
-	if strings.HasPrefix(d.release, "3.") {
-		add.value = "valueUri"
-	}
+	add := additions{without: map[string][]string{}, stu3: strings.HasPrefix(d.release, "3.")}
 	for _, op := range operations {
 		types, beside, err := p.TypesOf(op.level, statement)
 		if err != nil {

@@ -21,6 +21,7 @@ func TestPreferIsReadInAllItsForms(t *testing.T) {
 		{[]string{"return=minimal, wait=10"}, "", false},
 		{[]string{"Respond-Async, Handling = Lenient"}, "respond-async, handling=lenient", true},
 		{[]string{"respond-async", `handling="lenient"`}, "respond-async, handling=lenient", true},
+		{[]string{"respond-async", `handling="len\ient"`}, "respond-async, handling=lenient", true},
 		{[]string{"respond-async;handling=lenient"}, "respond-async, handling=lenient", true},
 		{[]string{"respond-async; wait=10 , handling=strict"}, "respond-async, handling=strict", false},
 		{[]string{"handling=strict", "handling=lenient"}, "handling=strict", false},

@@ -91,6 +91,8 @@ type Config struct {
 	TypesOf      TypesOf
 	// Writes notes the writes among forwarded requests; nil means that nobody asks for them.
 	Writes *Writes
+	// Live measures how long users wait for forwarded requests; nil means that nobody asks for it.
+	Live *Live
 	// UpstreamTLS are the certificates for the proxy's own transport, nil for the system's and none.
 	UpstreamTLS *fhir.TLS
 	// UpstreamProtocol is the version of HTTP that it speaks, empty for HTTP1.

@@ -72,6 +72,7 @@ type config struct {
 	Limits       limitsConfig  `yaml:"limits"`
 	MaxRunning   int           `yaml:"max_running"`
 	Workers      int           `yaml:"workers"`
+	LiveSlowdown float64       `yaml:"live_slowdown"`
 	QuietHours   string        `yaml:"quiet_hours"`
 	Strategy     string        `yaml:"strategy"`
 	PageSize     int           `yaml:"page_size"`
@@ -145,6 +146,7 @@ func defaultConfig() *config {
 		Limits:        limitsConfig{RequestsPerSecond: 1000, JobsPerClient: 1000},
 		MaxRunning:    exporter.DefaultMaxRunning,
 		Workers:       exporter.DefaultWorkers,
+		LiveSlowdown:  exporter.DefaultLiveSlowdown,
 		Strategy:      exporter.StrategyAuto,
 		GiveUp:        exporter.DefaultGiveUp,
 		MaxFileBytes:  exporter.DefaultMaxFileBytes,

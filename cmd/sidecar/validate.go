@@ -99,6 +99,9 @@ func (c *config) validateNumbers(found *faultList) {
 			found.add(number.key, " must be from %d to %d", number.least, number.most)
 		}
 	}
+	if !(c.LiveSlowdown >= 1.01 && c.LiveSlowdown <= 100) { // NaN is neither
+		found.add("live_slowdown", " must be from 1.01 to 100")
+	}
 	for _, span := range []struct {
 		key         string
 		value       time.Duration
