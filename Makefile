@@ -1,7 +1,7 @@
 # Everyday commands. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos fuzz e2e soak check bench bench-code bench-hapi bench-proxy image lint fmt
+.PHONY: help demo test chaos fuzz e2e soak check bench bench-code bench-hapi bench-polite bench-proxy image lint fmt
 
 # What `sidecar version` says in an image: the nearest tag, else the commit.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -11,7 +11,7 @@ IMAGE ?= sidecar:$(VERSION)
 LINT = $$(bash .ci/tools golangci-lint)
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## a sample FHIR server, the sidecar in front of it, one whole export
 	go run ./cmd/sidecar demo
@@ -46,6 +46,9 @@ bench-code: ## the benchmarks that live with the code
 
 bench-hapi: ## a system export beside plain paging with curl, on one HAPI in one run (needs Java 17, Maven and curl)
 	cd e2e && E2E_FULL=1 go test -count=1 -timeout 25m -v -tags figures -run TestFigures .
+
+bench-polite: ## what users of HAPI feel of an export, twelve minutes (POLITE_ROUNDS=n POLITE_SECONDS=n; needs Java 17 and Maven)
+	cd e2e && go test -count=1 -timeout 25m -v -tags figures -run TestPolite .
 
 bench-proxy: ## the forwarder beside nginx, Caddy and a plain ReverseProxy (needs two processors, wrk, nginx; BENCH_CELLS=2k BENCH_ROUNDS=3)
 	@bash bench/proxy/run

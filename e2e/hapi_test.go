@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -184,6 +185,9 @@ func hapiSources() []string {
 	}
 }
 
+// javaFlags are those of HAPI's virtual machine, as hapi/README.md explains them: it is to be ready soon.
+var javaFlags = []string{"-Xmx1g", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"}
+
 // startHAPI starts a server on the H2 file "hapi" of a folder and waits until it accepts requests.
 func startHAPI(folder string) (*hapiServer, error) {
 	jar, err := filepath.Abs(filepath.Join(hapiFolder, "target", "hapi.jar"))
@@ -191,9 +195,7 @@ func startHAPI(folder string) (*hapiServer, error) {
 		return nil, fmt.Errorf("find hapi.jar: %w", err)
 	}
 	server := &hapiServer{exited: make(chan error, 1), stderr: filepath.Join(folder, "stderr")}
-	// The flags are explained in hapi/README.md.
-	server.cmd = exec.Command("java", "-Xmx1g", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-jar", jar,
-		"--port=0", "--db="+filepath.Join(folder, "hapi"))
+	server.cmd = exec.Command("java", append(slices.Clone(javaFlags), "-jar", jar, "--port=0", "--db="+filepath.Join(folder, "hapi"))...)
 	stdout, err := server.cmd.StdoutPipe()
 	if err != nil {
 		return nil, fmt.Errorf("open the output of HAPI: %w", err)

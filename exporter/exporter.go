@@ -51,6 +51,8 @@ type Config struct {
 	QuietHours *Hours
 	// Traffic tells what users do at the same time; nil means that nobody knows.
 	Traffic Traffic
+	// LiveSlowdown is how many times as long the slow requests of users may take while exports run.
+	LiveSlowdown float64
 	// MaxRunning is the number of exports that may run at once.
 	MaxRunning int
 	// MaxJobsPerClient is the number of exports of one client that are kept, running or ended; 0 bounds nothing.
@@ -143,6 +145,7 @@ func New(cfg Config) (*Exporter, error) {
 	setDefault(&cfg.PageRows, DefaultPageRows)
 	setDefault(&cfg.GiveUp, DefaultGiveUp)
 	setDefault(&cfg.WithoutHistory, IncludeCurrent)
+	setDefault(&cfg.LiveSlowdown, DefaultLiveSlowdown)
 	if cfg.LinkClient == nil {
 		cfg.LinkClient = http.DefaultClient
 	}
@@ -157,12 +160,16 @@ func New(cfg Config) (*Exporter, error) {
 		wake:    make(chan struct{}, 1),
 		retest:  make(chan struct{}, 1),
 		tested:  make(chan struct{}),
-		limiter: newLimiter(cfg.Workers, cfg.QuietHours, cfg.Traffic),
+		limiter: newLimiter(cfg.Workers, cfg.QuietHours),
 		running: map[string]context.CancelCauseFunc{},
 		bucket:  errUntested,
 	}
-	e.limiter.changed = func(allowed int) { e.Metrics.workers.Set(float64(allowed)) }
-	e.limiter.changed(e.limiter.allowed)
+	if cfg.Traffic != nil {
+		e.limiter.polite = newPolite(cfg.Traffic, cfg.LiveSlowdown)
+		e.limiter.polite.seen = e.Metrics.slowdown.Set
+	}
+	e.limiter.changed = e.Metrics.workers.Set
+	e.limiter.changed(e.limiter.budget())
 	e.limiter.waits = func(until time.Time) {
 		e.Log.Info("exports wait for the quiet hours", "until", until)
 	}

@@ -2,6 +2,7 @@ package exporter_test
 
 import (
 	"fmt"
+	"math"
 	"net/http"
 	"slices"
 	"strings"
@@ -135,10 +136,13 @@ func TestWrongGuessCostsOneRequest(t *testing.T) {
 	}
 }
 
-// users is how many requests of users are under way.
+// users is how many requests of users are under way. Nothing is known of their waits.
 type users struct{ atomic.Int64 }
 
-func (u *users) InFlight() int { return int(u.Load()) }
+func (u *users) Present() bool                { return u.Load() > 0 }
+func (u *users) Beside(time.Time)             {}
+func (u *users) Slowdown() (float64, float64) { return 1, math.Inf(1) }
+func (u *users) Forget(bool)                  {}
 
 // Ensure a page that cannot be read behind a guess is asked for again, although users leave the export a single right: the
 // guess must not hold it.

@@ -27,6 +27,7 @@ type Metrics struct {
 	oldest    oldest
 	age       prometheus.GaugeFunc
 	workers   prometheus.Gauge
+	slowdown  prometheus.Gauge
 	bucketUp  prometheus.Gauge
 	stateUp   prometheus.Gauge
 }
@@ -84,7 +85,11 @@ func NewMetrics() *Metrics {
 		}),
 		workers: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: "sidecar", Name: "export_workers",
-			Help: "Requests that exports may have under way at once; it falls when the FHIR server is overloaded.",
+			Help: "Requests that exports may have under way at once, less than 1 with pauses between them; it falls when the FHIR server is overloaded or users wait longer.",
+		}),
+		slowdown: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: "sidecar", Name: "live_slowdown",
+			Help: "How many times as long users' slow requests wait while exports ask the FHIR server as while they pause; 0 before it was seen.",
 		}),
 		stateUp: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: "sidecar", Name: "state_up", Help: "1 while the last test write into the state file succeeded.",
@@ -104,7 +109,7 @@ func NewMetrics() *Metrics {
 
 // Collectors returns what has to be registered.
 func (m *Metrics) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.jobs, m.slices, m.resources, m.bytes, m.upstream, m.latency, m.repaired, m.late, m.proofs, m.missing, m.departed, m.age, m.workers, m.bucketUp, m.stateUp}
+	return []prometheus.Collector{m.jobs, m.slices, m.resources, m.bytes, m.upstream, m.latency, m.repaired, m.late, m.proofs, m.missing, m.departed, m.age, m.workers, m.slowdown, m.bucketUp, m.stateUp}
 }
 
 // Observe counts one request of the client; it fits fhir.Config. A refusal says nothing of how long the work takes, and is

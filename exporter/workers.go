@@ -25,23 +25,17 @@ const (
 	latencyFloor = 50 * time.Millisecond
 )
 
-// Traffic is what users do at the same time as the exports. Exports leave it room.
-type Traffic interface {
-	// InFlight is the number of requests of users that the upstream is answering now.
-	InFlight() int
-}
-
 // limiter is the budget of all jobs for requests under way at once: it grows by one with each run of clean answers, and is
-// halved by each sign of overload. Live traffic is taken off it, down to one request, so that an export always ends.
+// halved by each sign of overload. Beside users it is what polite leaves of it.
 type limiter struct {
-	most    int
-	traffic Traffic // nil for none
-	hours   *Hours  // nil for always
+	most  int
+	hours *Hours // nil for always
 	// changed is told the number of requests allowed, waits the moment at which the hours begin. Both may be nil.
-	changed func(allowed int)
+	changed func(allowed float64)
 	waits   func(until time.Time)
 
 	mu      sync.Mutex
+	polite  *polite // nil where nobody knows of users
 	allowed int
 	busy    int
 	clean   int
@@ -54,8 +48,8 @@ type limiter struct {
 	slow      int
 }
 
-func newLimiter(most int, hours *Hours, traffic Traffic) *limiter {
-	return &limiter{most: most, hours: hours, traffic: traffic, allowed: min(firstWorkers, most), freed: make(chan struct{})}
+func newLimiter(most int, hours *Hours) *limiter {
+	return &limiter{most: most, hours: hours, allowed: min(firstWorkers, most), freed: make(chan struct{})}
 }
 
 // ticket is the right to one request. It must be given back by release.
@@ -73,14 +67,12 @@ func (l *limiter) acquire(ctx context.Context) (t *ticket, late bool, err error)
 		if err := l.awaitHold(ctx); err != nil {
 			return nil, late, err
 		}
-		t, freed := l.take()
+		t, freed, wait := l.take()
 		if t != nil {
 			return t, late, nil
 		}
-		select {
-		case <-freed:
-		case <-ctx.Done():
-			return nil, late, context.Cause(ctx)
+		if err := await(ctx, freed, wait); err != nil {
+			return nil, late, err
 		}
 	}
 }
@@ -90,8 +82,25 @@ func (l *limiter) try() *ticket {
 	if l.hours.until(time.Now()) > 0 || l.holds() > 0 {
 		return nil
 	}
-	t, _ := l.take()
+	t, _, _ := l.take()
 	return t
+}
+
+// await returns when a request has ended, or after a wait if that is given, of which a second is enough: users may have left.
+func await(ctx context.Context, freed <-chan struct{}, wait time.Duration) error {
+	var over <-chan time.Time
+	if wait > 0 {
+		timer := time.NewTimer(min(wait, time.Second))
+		defer timer.Stop()
+		over = timer.C
+	}
+	select {
+	case <-freed:
+	case <-over:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	return nil
 }
 
 // hold lets no request begin for a while, because the server asked one of them to wait: it means all.
@@ -120,18 +129,34 @@ func (l *limiter) awaitHold(ctx context.Context) error {
 	return nil
 }
 
-func (l *limiter) take() (*ticket, <-chan struct{}) {
+// take takes a right if there is room. Else one of ours is under way and closes freed when it ends, or it is a matter of a wait.
+func (l *limiter) take() (t *ticket, freed <-chan struct{}, wait time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	room := l.allowed
-	if l.traffic != nil {
-		room = max(1, room-l.traffic.InFlight())
+	if l.polite != nil {
+		before := l.budget()
+		room, wait = l.polite.room(l.busy, l.allowed)
+		if l.changed != nil && l.budget() != before {
+			l.changed(l.budget())
+		}
 	}
 	if l.busy >= room {
-		return nil, l.freed // one of ours is under way, and wakes who waits when it ends
+		return nil, l.freed, wait
 	}
 	l.busy++
-	return &ticket{began: time.Now()}, nil
+	if l.polite != nil {
+		l.polite.began()
+	}
+	return &ticket{began: time.Now()}, nil, 0
+}
+
+// budget is how many requests exports may have under way on average.
+func (l *limiter) budget() float64 {
+	if l.polite != nil && l.polite.users {
+		return min(l.polite.share, float64(l.allowed))
+	}
+	return float64(l.allowed)
 }
 
 // release gives a right back, with how the request ended. It may be called on a nil ticket.
@@ -142,6 +167,9 @@ func (l *limiter) release(t *ticket, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.busy--
+	if l.polite != nil {
+		l.polite.ended(t.began, l.busy)
+	}
 	close(l.freed)
 	l.freed = make(chan struct{})
 	switch {
@@ -178,7 +206,7 @@ func (l *limiter) halve(began time.Time) {
 func (l *limiter) set(allowed int) {
 	l.allowed = allowed
 	if l.changed != nil {
-		l.changed(allowed)
+		l.changed(l.budget())
 	}
 }
 

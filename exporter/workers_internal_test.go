@@ -26,23 +26,23 @@ func spend(t *testing.T, l *limiter, n int, err error) {
 // Ensure the number of workers starts at two, grows by one per clean run up to the ceiling, and is halved by overload.
 func TestWorkersFollowTheServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLimiter(8, nil, nil)
-		seen := 0
-		l.changed = func(allowed int) { seen = allowed }
+		l := newLimiter(8, nil)
+		seen := 0.0
+		l.changed = func(allowed float64) { seen = allowed }
 		if l.allowed != firstWorkers {
 			t.Fatalf("%d at first, want %d", l.allowed, firstWorkers)
 		}
 		spend(t, l, cleanRun-1, nil)
 		if seen != 0 {
-			t.Errorf("%d before a clean run is over", seen)
+			t.Errorf("%g before a clean run is over", seen)
 		}
 		spend(t, l, 1, nil)
 		if seen != 3 {
-			t.Errorf("%d after a clean run, want 3", seen)
+			t.Errorf("%g after a clean run, want 3", seen)
 		}
 		spend(t, l, 100*cleanRun, nil)
 		if seen != 8 {
-			t.Errorf("%d in the end, want the ceiling 8", seen)
+			t.Errorf("%g in the end, want the ceiling 8", seen)
 		}
 	})
 	for _, test := range []struct {
@@ -59,7 +59,7 @@ func TestWorkersFollowTheServer(t *testing.T) {
 		{context.DeadlineExceeded, 4},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			l := newLimiter(8, nil, nil)
+			l := newLimiter(8, nil)
 			spend(t, l, 10*cleanRun, nil)
 			spend(t, l, 1, test.err)
 			if l.allowed != test.want {
@@ -75,7 +75,7 @@ func TestWorkersFollowTheServer(t *testing.T) {
 // Ensure a request that panics gives its right back while others go on.
 func TestPanicLosesNoRight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &pace{giveUp: time.Minute, limiter: newLimiter(1, nil, nil)}
+		p := &pace{giveUp: time.Minute, limiter: newLimiter(1, nil)}
 		err := guarded(func() error { return p.do(t.Context(), func() error { panic("a test") }) })
 		var fault *panicError
 		if !errors.As(err, &fault) {
@@ -92,7 +92,7 @@ func TestPanicLosesNoRight(t *testing.T) {
 // Ensure requests that were under way together halve the number once.
 func TestOneBurstOfRefusalsHalvesOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLimiter(8, nil, nil)
+		l := newLimiter(8, nil)
 		spend(t, l, 10*cleanRun, nil)
 		var held []*ticket
 		for range 8 {
@@ -114,7 +114,7 @@ func TestOneBurstOfRefusalsHalvesOnce(t *testing.T) {
 // Ensure a run of slow answers is taken for overload, and one slow answer is not.
 func TestRisingLatencyHalves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLimiter(8, nil, nil)
+		l := newLimiter(8, nil)
 		spend(t, l, 10*cleanRun, nil)
 		answer := func(n int, took time.Duration) {
 			for range n {
@@ -141,36 +141,10 @@ func TestRisingLatencyHalves(t *testing.T) {
 	})
 }
 
-type traffic int
-
-func (t *traffic) InFlight() int { return int(*t) }
-
-// Ensure live traffic is taken off the exports' share, down to one request.
-func TestLiveTrafficGoesFirst(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var live traffic
-		l := newLimiter(4, nil, &live)
-		spend(t, l, 10*cleanRun, nil)
-		for _, test := range []struct{ live, want int }{{0, 4}, {1, 3}, {3, 1}, {50, 1}} {
-			live = traffic(test.live)
-			var held []*ticket
-			for one := l.try(); one != nil; one = l.try() {
-				held = append(held, one)
-			}
-			if len(held) != test.want {
-				t.Errorf("%d requests beside %d live ones, want %d", len(held), test.live, test.want)
-			}
-			for _, one := range held {
-				l.release(one, nil)
-			}
-		}
-	})
-}
-
 // Ensure who waits for a right gets it when one is given back, and leaves when the context ends.
 func TestWaitingForARight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLimiter(1, nil, nil)
+		l := newLimiter(1, nil)
 		held := l.try()
 		got := make(chan *ticket)
 		go func() {

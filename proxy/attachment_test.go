@@ -158,7 +158,8 @@ func TestAttachmentMayLieInAStore(t *testing.T) {
 		w.WriteHeader(http.StatusTemporaryRedirect)
 	}), nil)
 	*to = "https://store.example/note?signature=x"
-	if got := h.ask(http.MethodGet, h.attachment(&job, "Binary/note")); got.status != http.StatusTemporaryRedirect || got.header.Get("Location") != *to {
+	if got := h.ask(http.MethodGet, h.attachment(&job, "Binary/note")); got.status != http.StatusTemporaryRedirect || got.header.Get("Location") != *to ||
+		got.header.Get("Cache-Control") != "no-store" {
 		t.Errorf("a store: got %d %q", got.status, got.header)
 	}
 	for _, *to = range []string{"/fhir/Patient/1", "javascript:alert(1)", "file:///etc/passwd", "ftp://store.example/note", "https:note", "data:text/html,x"} {

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bytes"
+	"compress/gzip"
 	"crypto/sha256"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"sidecar/exporter/blob"
 	"sidecar/exporter/fhir"
 	"sidecar/state"
 )
@@ -93,18 +95,23 @@ func lastOf[R interface{ facts() *resourceFacts }](resources []R, typ string) (f
 type additions struct {
 	operations []operation
 	without    map[string][]string
-	// value is the element of an extension that holds such an address: STU3 has no type canonical.
-	value string
+	// stu3 tells that the release has no type canonical: an extension holds a uri, an operation a Reference to its definition.
+	stu3 bool
+}
+
+// value is the element of an extension that holds an address.
+func (a additions) value() string {
+	if a.stu3 {
+		return "valueUri"
+	}
+	return "valueCanonical"
 }
 
 // additionsTo decides what is added to a statement, so that it is true: no operation of which every kick-off is refused, and
 // no type without a word that an operation leaves out.
 func (p *Proxy) additionsTo(d declared) additions {
 	statement := &fhir.CapabilityStatement{FHIRVersion: d.release, Types: slices.Compact(slices.Sorted(slices.Values(d.searched)))}
-	add := additions{without: map[string][]string{}, value: "valueCanonical"}
-	if strings.HasPrefix(d.release, "3.") {
-		add.value = "valueUri"
-	}
+	add := additions{without: map[string][]string{}, stu3: strings.HasPrefix(d.release, "3.")}
 	for _, op := range operations {
 		types, beside, err := p.TypesOf(op.level, statement)
 		if err != nil {
@@ -195,10 +202,16 @@ func (p *Proxy) completeStatement(response *http.Response, client *http.Request)
 	if err := response.Body.Close(); err != nil {
 		return err
 	}
-	body, err := complete(raw, p.additionsTo)
+	text, err := unpacked(response.Header, raw)
+	body := raw
+	if err == nil {
+		body, err = complete(text, p.additionsTo)
+	}
 	if err != nil { // not what it says it is; that is between the server and its client
 		p.Log.WarnContext(client.Context(), "CapabilityStatement passed on as it is", "reason", "it cannot be read")
 		body = raw
+	} else {
+		response.Header.Del("Content-Encoding")
 	}
 	response.Body = io.NopCloser(bytes.NewReader(body))
 	response.ContentLength = int64(len(body))
@@ -242,7 +255,7 @@ func matches(header []string, tag string) bool {
 
 // completer picks the function for the answer's format, nil where there is none.
 func completer(header http.Header) func([]byte, func(declared) additions) ([]byte, error) {
-	if header.Get("Content-Encoding") != "" {
+	if coding := header.Get("Content-Encoding"); coding != "" && coding != blob.Gzip {
 		return nil
 	}
 	media, _, err := mime.ParseMediaType(header.Get("Content-Type"))
@@ -255,6 +268,22 @@ func completer(header http.Header) func([]byte, func(declared) additions) ([]byt
 		return completeXML
 	}
 	return nil
+}
+
+// unpacked is a statement without the compression of a server that compresses whether it is asked to or not.
+func unpacked(header http.Header, raw []byte) ([]byte, error) {
+	if header.Get("Content-Encoding") == "" {
+		return raw, nil
+	}
+	reader, err := gzip.NewReader(bytes.NewReader(raw))
+	if err != nil {
+		return nil, err
+	}
+	text, err := io.ReadAll(io.LimitReader(reader, statementLimit+1))
+	if err == nil && len(text) > statementLimit {
+		err = errStatement
+	}
+	return text, err
 }
 
 // joined is a body of which a part was read already.

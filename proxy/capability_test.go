@@ -29,6 +29,11 @@ const (
 	jsonGroup4  = `{"name":"export-v4","definition":"` + definitionBase + `group-export|4.0.0-ballot"}`
 	jsonGroup   = jsonGroup3 + "," + jsonGroup4
 
+	// STU3 refers to definitions.
+	jsonReferred = `{"name":"export","definition":{"reference":"` + definitionBase + `export"}},{"name":"export-v4","definition":{"reference":"` + definitionBase + `export|4.0.0-ballot"}}`
+	xmlReferred  = `<operation><name value="export"/><definition><reference value="` + definitionBase + `export"/></definition></operation>` +
+		`<operation><name value="export-v4"/><definition><reference value="` + definitionBase + `export|4.0.0-ballot"/></definition></operation>`
+
 	xmlSystem  = `<operation><name value="export"/><definition value="` + definitionBase + `export"/></operation>` + `<operation><name value="export-v4"/><definition value="` + definitionBase + `export|4.0.0-ballot"/></operation>`
 	xmlPatient = `<operation><name value="export"/><definition value="` + definitionBase + `patient-export"/></operation>` + `<operation><name value="export-v4"/><definition value="` + definitionBase + `patient-export|4.0.0-ballot"/></operation>`
 	xmlGroup3  = `<operation><name value="export"/><definition value="` + definitionBase + `group-export"/></operation>`
@@ -121,15 +126,17 @@ var jsonStatements = map[string]string{
 		`{"type":"Group","interaction":[{"code":"search-type"}]«,"operation":[` + jsonGroup + `]»},` +
 		`{"type":"Patient","interaction":[{"code":"search-type"}]«,"operation":[` + jsonPatient + `]»}]«,"operation":[` + jsonSystem + `]»}]}`,
 	"STU3": `{"resourceType":"CapabilityStatement","fhirVersion":"3.0.2","rest":[{"mode":"server","resource":[{"type":"Patient","interaction":[{"code":"search-type"}]},` +
-		`{"type":"Basic"«,"extension":[` + strings.Replace(jsonWithout(guideStatement), "valueCanonical", "valueUri", 1) + `]»}]«,"operation":[` + jsonSystem + `]»}]}`,
-	"terminology":       `{"resourceType":"TerminologyCapabilities","rest":[{"mode":"server"}]}`,
-	"no rest":           `{"resourceType":"CapabilityStatement","status":"active"}`,
-	"client only":       `{"resourceType":"CapabilityStatement","rest":[{"mode":"client"}]}`,
-	"outcome":           `{"resourceType":"OperationOutcome","issue":[]}`,
-	"array":             `[1,2]`,
-	"broken":            `{"resourceType":"CapabilityStatement","rest":[{"mode":"server"`,
-	"rest of own shape": `{"resourceType":"CapabilityStatement","rest":{"mode":"server"}}`,
-	"empty":             ``,
+		`{"type":"Basic"«,"extension":[` + strings.Replace(jsonWithout(guideStatement), "valueCanonical", "valueUri", 1) + `]»}],` +
+		`"operation":[{"name":"x","definition":{"reference":"OperationDefinition/x"}}«,` + jsonReferred + `»]}]}`,
+	"there already in STU3": `{"resourceType":"CapabilityStatement","fhirVersion":"3.0.2","instantiates":["` + guideStatement + `"],"rest":[{"mode":"server","operation":[` + jsonReferred + `]}]}`,
+	"terminology":           `{"resourceType":"TerminologyCapabilities","rest":[{"mode":"server"}]}`,
+	"no rest":               `{"resourceType":"CapabilityStatement","status":"active"}`,
+	"client only":           `{"resourceType":"CapabilityStatement","rest":[{"mode":"client"}]}`,
+	"outcome":               `{"resourceType":"OperationOutcome","issue":[]}`,
+	"array":                 `[1,2]`,
+	"broken":                `{"resourceType":"CapabilityStatement","rest":[{"mode":"server"`,
+	"rest of own shape":     `{"resourceType":"CapabilityStatement","rest":{"mode":"server"}}`,
+	"empty":                 ``,
 }
 
 var xmlStatements = map[string]string{
@@ -148,6 +155,11 @@ var xmlStatements = map[string]string{
 		`<resource><type value="Practitioner"/><interaction><code value="search-type"/></interaction></resource>` +
 		`<resource><type value="Group"/><interaction><code value="search-type"/></interaction>«` + xmlGroup + `»</resource>` +
 		`<resource><type value="Patient"/><interaction><code value="search-type"/></interaction>«` + xmlPatient + `»</resource>«` + xmlSystem + `»</rest></CapabilityStatement>`,
+	"STU3": `<CapabilityStatement xmlns="http://hl7.org/fhir">«<instantiates value="` + guideStatement + `"/>»<fhirVersion value="3.0.2"/><rest><mode value="server"/><resource>«` +
+		strings.ReplaceAll(xmlWithout(guideStatement), "valueCanonical", "valueUri") + `»<type value="Basic"/></resource>` +
+		`<operation><name value="x"/><definition><reference value="OperationDefinition/x"/></definition></operation>«` + xmlReferred + `»</rest></CapabilityStatement>`,
+	"there already in STU3": `<CapabilityStatement xmlns="http://hl7.org/fhir"><instantiates value="` + guideStatement + `"/><fhirVersion value="3.0.2"/>` +
+		`<rest><mode value="server"/>` + xmlReferred + `</rest></CapabilityStatement>`,
 	"there already": `<CapabilityStatement xmlns="http://hl7.org/fhir"><instantiates value="` + guideStatement + `|2.0.0"/><rest><mode value="server"/><resource><type value="Patient"/>` + xmlPatient + `</resource>` +
 		`<resource><type value="Group"/>` + strings.ReplaceAll(xmlGroup, `group-export"`, `group-export|2.0.0"`) + `</resource>` + xmlSystem + `</rest></CapabilityStatement>`,
 	"the older release there": `<CapabilityStatement xmlns="http://hl7.org/fhir"><instantiates value="` + guideStatement + `"/><rest><mode value="server"/><resource><type value="Patient"/>` + xmlPatient + `</resource>` +
@@ -216,25 +228,53 @@ func checkParses(t *testing.T, format, body string) {
 	}
 }
 
-func TestMetadataIsAskedUncompressedAndPassedOnWhenItIsNot(t *testing.T) {
+// Ensure the server is asked for no compression, and that what it compresses all the same is completed: only what cannot be
+// unpacked is passed on as it is.
+func TestMetadataIsAskedUncompressedAndUnpackedWhenItIsNot(t *testing.T) {
+	marked := whole("application/fhir+json", jsonStatements["compact"])
 	var packed bytes.Buffer
 	writer := gzip.NewWriter(&packed)
-	if _, err := io.WriteString(writer, withoutMarked(jsonStatements["compact"])); err != nil {
+	if _, err := io.WriteString(writer, withoutMarked(marked)); err != nil {
 		t.Fatal(err)
 	}
 	if err := writer.Close(); err != nil {
 		t.Fatal(err)
 	}
-	h := metadataOf(t, "application/fhir+json", packed.String(), "Content-Encoding", "gzip")
-	got := h.ask(http.MethodGet, h.base+"/metadata", "Accept-Encoding", "gzip")
-	if got.body != packed.String() || got.header.Get("Content-Encoding") != "gzip" {
-		t.Errorf("the compressed answer was changed: %q", got.header)
+	completed := strings.NewReplacer("«", "", "»", "").Replace(marked)
+	for name, test := range map[string]struct{ coding, sent, want, left string }{
+		"gzip":           {"gzip", packed.String(), completed, ""},
+		"a broken one":   {"gzip", packed.String()[:packed.Len()-9], packed.String()[:packed.Len()-9], "gzip"},
+		"another coding": {"br", "x" + packed.String(), "x" + packed.String(), "br"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := metadataOf(t, "application/fhir+json", test.sent, "Content-Encoding", test.coding)
+			got := h.ask(http.MethodGet, h.base+"/metadata", "Accept-Encoding", "gzip")
+			if got.body != test.want || got.header.Get("Content-Encoding") != test.left || got.header.Get("Content-Length") != strconv.Itoa(len(test.want)) {
+				t.Errorf("got %q and %q", got.header, got.body)
+			}
+		})
 	}
 	upstream := newRawUpstream(t, replying(plainReply))
-	h = newHouse(t, "http://"+upstream.address+"/fhir", nil)
+	h := newHouse(t, "http://"+upstream.address+"/fhir", nil)
 	h.ask(http.MethodGet, h.base+"/metadata", "Accept-Encoding", "br, gzip")
 	if got := await(t, "request", upstream.seen).header.Get("Accept-Encoding"); got != "identity" {
 		t.Errorf("Accept-Encoding: got %q", got)
+	}
+}
+
+// Ensure the server is asked for what the client asks for, in its format and its mode, and never whether a statement has changed
+// that the client does not hold.
+func TestMetadataIsAskedAsTheClientAsks(t *testing.T) {
+	upstream := newRawUpstream(t, replying(plainReply))
+	h := newHouse(t, "http://"+upstream.address+"/fhir", nil)
+	h.ask(http.MethodGet, h.base+"/metadata?mode=terminology&_format=xml", "Accept", "text/xml;fhirVersion=4.0",
+		"If-None-Match", `"1"`, "If-Modified-Since", "Mon, 02 Jan 2006 15:04:05 GMT")
+	asked := await(t, "request", upstream.seen)
+	if asked.line != "GET /fhir/metadata?mode=terminology&_format=xml HTTP/1.1" || asked.header.Get("Accept") != "text/xml;fhirVersion=4.0" {
+		t.Errorf("the server is asked %s with Accept %q", asked.line, asked.header.Get("Accept"))
+	}
+	if asked.header.Get("If-None-Match")+asked.header.Get("If-Modified-Since") != "" {
+		t.Errorf("the server is asked on condition: %q", asked.header)
 	}
 }
 

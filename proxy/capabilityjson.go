@@ -101,17 +101,17 @@ func (r *jsonRest) insertions(add additions) []insertion {
 	for _, op := range add.operations {
 		switch resource := lastOf(r.all, op.resource); {
 		case op.resource == "":
-			out = append(out, r.operations.add(r.self, "operation", jsonOffers(op.offers(r.operations.known)))...)
+			out = append(out, r.operations.add(r.self, "operation", add.jsonOffers(op.offers(r.operations.known)))...)
 		case resource != nil:
-			out = append(out, resource.operations.add(resource.self, "operation", jsonOffers(op.offers(resource.operations.known)))...)
+			out = append(out, resource.operations.add(resource.self, "operation", add.jsonOffers(op.offers(resource.operations.known)))...)
 		default:
-			missing += `,{"type":"` + op.resource + `","operation":[` + jsonOffers(op.offers(nil)) + `]}`
+			missing += `,{"type":"` + op.resource + `","operation":[` + add.jsonOffers(op.offers(nil)) + `]}`
 		}
 	}
 	for _, resource := range r.all {
 		text := ""
 		for _, canonical := range add.without[resource.typ] {
-			text += `,{"url":"` + notSupported + `","` + add.value + `":"` + canonical + `"}`
+			text += `,{"url":"` + notSupported + `","` + add.value() + `":"` + canonical + `"}`
 		}
 		if text != "" && !knows(resource.extensions.known, notSupported) {
 			out = append(out, resource.extensions.add(resource.self, "extension", text[1:])...)
@@ -130,10 +130,14 @@ func (r *jsonRest) insertions(add additions) []insertion {
 }
 
 // jsonOffers are elements of an array.
-func jsonOffers(offers []offer) string {
+func (a additions) jsonOffers(offers []offer) string {
 	var elements []string
 	for _, o := range offers {
-		elements = append(elements, `{"name":"`+o.name+`","definition":"`+o.definition+`"}`)
+		definition := `"` + o.definition + `"`
+		if a.stu3 {
+			definition = `{"reference":` + definition + `}`
+		}
+		elements = append(elements, `{"name":"`+o.name+`","definition":`+definition+`}`)
 	}
 	return strings.Join(elements, ",")
 }
@@ -194,16 +198,21 @@ func (r *jsonResource) read(dec *jsontext.Decoder) (err error) {
 	return err
 }
 
-// read reads an array of objects that are known by a member.
+// read reads an array of objects that are known by a member, a text or, in STU3, a Reference.
 func (l *jsonList) read(dec *jsontext.Decoder, member string) (err error) {
-	l.place, err = jsonArray(dec, func() error {
-		_, err := jsonObject(dec, func(name string) error {
-			if name != member {
-				return dec.SkipValue()
-			}
-			return l.readText(dec)
-		})
-		return err
+	l.place, err = jsonArray(dec, func() error { return l.readMember(dec, member) })
+	return err
+}
+
+func (l *jsonList) readMember(dec *jsontext.Decoder, member string) error {
+	_, err := jsonObject(dec, func(name string) error {
+		switch {
+		case name != member:
+			return dec.SkipValue()
+		case dec.PeekKind() == '{':
+			return l.readMember(dec, "reference")
+		}
+		return l.readText(dec)
 	})
 	return err
 }

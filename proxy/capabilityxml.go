@@ -60,11 +60,11 @@ func (r *xmlRest) insertions(prefix string, add additions) []insertion {
 	for _, op := range add.operations {
 		switch resource := lastOf(r.all, op.resource); {
 		case op.resource == "":
-			out = append(out, insertion{r.operationAt, xmlOffers(prefix, op.offers(r.definitions))})
+			out = append(out, insertion{r.operationAt, add.xmlOffers(prefix, op.offers(r.definitions))})
 		case resource != nil:
-			out = append(out, insertion{resource.end, xmlOffers(prefix, op.offers(resource.definitions))})
+			out = append(out, insertion{resource.end, add.xmlOffers(prefix, op.offers(resource.definitions))})
 		default:
-			text := xmlOffers(prefix, op.offers(nil))
+			text := add.xmlOffers(prefix, op.offers(nil))
 			out = append(out, insertion{r.resourceAt, fmt.Sprintf(`<%[1]sresource><%[1]stype value="%[2]s"/>%[3]s</%[1]sresource>`, prefix, op.resource, text)})
 		}
 	}
@@ -73,17 +73,21 @@ func (r *xmlRest) insertions(prefix string, add additions) []insertion {
 			continue
 		}
 		for _, canonical := range add.without[resource.typ] {
-			text := fmt.Sprintf(`<%[1]sextension url="%[2]s"><%[1]s%[4]s value="%[3]s"/></%[1]sextension>`, prefix, notSupported, canonical, add.value)
+			text := fmt.Sprintf(`<%[1]sextension url="%[2]s"><%[1]s%[4]s value="%[3]s"/></%[1]sextension>`, prefix, notSupported, canonical, add.value())
 			out = append(out, insertion{resource.begin, text})
 		}
 	}
 	return out
 }
 
-func xmlOffers(prefix string, offers []offer) string {
+func (a additions) xmlOffers(prefix string, offers []offer) string {
 	text := ""
 	for _, o := range offers {
-		text += fmt.Sprintf(`<%[1]soperation><%[1]sname value="%[2]s"/><%[1]sdefinition value="%[3]s"/></%[1]soperation>`, prefix, o.name, o.definition)
+		definition := fmt.Sprintf(`<%sdefinition value="%s"/>`, prefix, o.definition)
+		if a.stu3 {
+			definition = fmt.Sprintf(`<%[1]sdefinition><%[1]sreference value="%[2]s"/></%[1]sdefinition>`, prefix, o.definition)
+		}
+		text += fmt.Sprintf(`<%[1]soperation><%[1]sname value="%[2]s"/>%[3]s</%[1]soperation>`, prefix, o.name, definition)
 	}
 	return text
 }
@@ -161,7 +165,7 @@ func (x *xmlReader) open(element xml.StartElement, at int64) {
 	switch x.below() {
 	case "mode":
 		rest.mode = value
-	case "operation/definition":
+	case "operation/definition", "operation/definition/reference":
 		rest.definitions = append(rest.definitions, value)
 	case "resource":
 		x.resource = &xmlResource{begin: x.dec.InputOffset()}

@@ -20,6 +20,7 @@ type exchange struct {
 	first  time.Duration
 	status int
 	write  *write // nil for a request that writes nothing, or where nobody asks
+	wait   wait   // of a user, where somebody asks
 	// What follows is there where somebody wants it.
 	id     string
 	span   trace.Span
@@ -51,6 +52,9 @@ func (p *Proxy) ask(r *http.Request, route route) *exchange {
 	x := &exchange{proxy: p, request: r, route: route, began: time.Now()}
 	if p.Writes != nil && isWrite(r) {
 		x.write = p.Writes.begin()
+	}
+	if p.Live != nil {
+		x.wait = p.Live.begin(r, p.basePath)
 	}
 	return x
 }
@@ -103,6 +107,9 @@ func (x *exchange) answered(status int, theirs bool) {
 	if x.begun(); theirs {
 		x.proxy.Metrics.firstByte.observe(x.route, status, x.first)
 	}
+	if x.proxy.Live != nil {
+		x.proxy.Live.answered(&x.wait, status)
+	}
 	if x.write != nil && theirs {
 		// 202 and 504 say that the server is still at work.
 		x.write.answered = status != http.StatusAccepted && status != http.StatusGatewayTimeout
@@ -124,6 +131,9 @@ func (x *exchange) end(ctx context.Context, whole bool) {
 
 // asked is the end of what ask began.
 func (x *exchange) asked(whole bool) {
+	if x.proxy.Live != nil {
+		x.proxy.Live.end(&x.wait)
+	}
 	if x.write != nil {
 		x.proxy.Writes.end(x.write, whole)
 	}

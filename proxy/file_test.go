@@ -54,7 +54,8 @@ func TestFileIsServedWithRangeAndConditions(t *testing.T) {
 			if test.status == http.StatusNotModified {
 				return
 			}
-			if got.header.Get("Content-Type") != "application/fhir+ndjson" || got.header.Get("Accept-Ranges") != "bytes" {
+			if got.header.Get("Content-Type") != "application/fhir+ndjson" || got.header.Get("Accept-Ranges") != "bytes" ||
+				got.header.Get("Cache-Control") != "private, no-transform" || got.header.Get("Last-Modified") == "" {
 				t.Errorf("header: got %q", got.header)
 			}
 			if length := got.header.Get("Content-Length"); test.method == "HEAD" && length != strconv.Itoa(len(content)) {
@@ -163,6 +164,7 @@ func TestCompressedFileIsServedBothWays(t *testing.T) {
 		{"gzip", "GET", "gzip", nil, 200, true, packed, len(packed)},
 		{"one of several", "GET", "deflate, GZIP;q=0.5, br", nil, 200, true, packed, len(packed)},
 		{"any", "GET", "*", nil, 200, true, packed, len(packed)},
+		{"its older name", "GET", "x-gzip", nil, 200, true, packed, len(packed)},
 		{"none", "GET", "identity", nil, 200, false, content, len(content)},
 		{"refused", "GET", "gzip;q=0, identity", nil, 200, false, content, len(content)},
 		{"refused with blanks", "GET", "gzip; q=0.0", nil, 200, false, content, len(content)},

@@ -96,7 +96,7 @@ func (p *Proxy) rewrite(r *httputil.ProxyRequest) {
 	out := r.Out
 	out.URL.Scheme, out.URL.Host = p.Upstream.Scheme, p.Upstream.Host
 	// ReverseProxy drops parameters that it cannot parse; the server shall see them.
-	out.URL.RawQuery, out.URL.ForceQuery = r.In.URL.RawQuery, r.In.URL.ForceQuery
+	out.URL.RawQuery, out.URL.ForceQuery = strings.ReplaceAll(r.In.URL.RawQuery, " ", "%20"), r.In.URL.ForceQuery // HTTP/2 lets a blank through
 	verbatimPath(out.URL, r.In.RequestURI)
 	// net/http fills the client's map at the end of the body; the copy would stay empty.
 	out.Trailer = r.In.Trailer
@@ -117,10 +117,11 @@ func (p *Proxy) rewrite(r *httputil.ProxyRequest) {
 	setIfAbsent(out.Header, "X-Forwarded-Proto", scheme(r.In))
 }
 
-// verbatimPath keeps a path byte for byte that Go would escape anew, such as one with a raw "|".
+// verbatimPath keeps a path byte for byte that Go would escape anew, such as one with a raw "|". One with a blank, which HTTP/2
+// lets through, would end the target of HTTP/1.1.
 func verbatimPath(u *url.URL, requestURI string) {
 	path, _, _ := strings.Cut(requestURI, "?")
-	if path != u.EscapedPath() && strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "//") {
+	if path != u.EscapedPath() && !strings.Contains(path, " ") && strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "//") {
 		u.Opaque = path
 	}
 }

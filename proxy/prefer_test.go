@@ -21,6 +21,7 @@ func TestPreferIsReadInAllItsForms(t *testing.T) {
 		{[]string{"return=minimal, wait=10"}, "", false},
 		{[]string{"Respond-Async, Handling = Lenient"}, "respond-async, handling=lenient", true},
 		{[]string{"respond-async", `handling="lenient"`}, "respond-async, handling=lenient", true},
+		{[]string{"respond-async", `handling="len\ient"`}, "respond-async, handling=lenient", true},
 		{[]string{"respond-async;handling=lenient"}, "respond-async, handling=lenient", true},
 		{[]string{"respond-async; wait=10 , handling=strict"}, "respond-async, handling=strict", false},
 		{[]string{"handling=strict", "handling=lenient"}, "handling=strict", false},
@@ -126,6 +127,7 @@ func TestSeparateExportStatus(t *testing.T) {
 	}{
 		"accepted": {state.Job{Status: state.Accepted}, "202 Accepted"},
 		"failed":   {state.Job{Status: state.Failed, Failure: &state.Failure{Status: 500, Code: "incomplete", Text: "x"}}, "500 Internal Server Error"},
+		"refused":  {state.Job{Status: state.Failed, Failure: &state.Failure{Status: 400, Code: "not-supported", Text: "x"}}, "400 Bad Request"},
 		"complete": {completed(), "200 OK"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -143,7 +145,7 @@ func TestSeparateExportStatus(t *testing.T) {
 					t.Errorf("separate %t: got %d with X-Export-Status %q", separate, got.status, got.header.Get("X-Export-Status"))
 				}
 				if job.Status == state.Failed {
-					checkOutcome(t, got, got.status, "incomplete")
+					checkOutcome(t, got, got.status, job.Failure.Code)
 				}
 			}
 			h, _ := newFHIRHouse(t, nil)

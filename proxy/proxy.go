@@ -91,8 +91,12 @@ type Config struct {
 	TypesOf      TypesOf
 	// Writes notes the writes among forwarded requests; nil means that nobody asks for them.
 	Writes *Writes
+	// Live measures how long users wait for forwarded requests; nil means that nobody asks for it.
+	Live *Live
 	// UpstreamTLS are the certificates for the proxy's own transport, nil for the system's and none.
 	UpstreamTLS *fhir.TLS
+	// UpstreamProtocol is the version of HTTP that it speaks, empty for HTTP1.
+	UpstreamProtocol fhir.Protocol
 	// Transport forwards everything; nil means the proxy's own means, which are faster.
 	Transport http.RoundTripper
 	Log       *slog.Logger
@@ -145,7 +149,11 @@ func New(cfg Config) (http.Handler, error) {
 	p := &Proxy{Config: cfg, basePath: strings.TrimRight(cfg.Upstream.EscapedPath(), "/")}
 	if p.Transport == nil {
 		transport := newTransport(p.UpstreamTLS)
-		p.Transport, p.short = transport, p.newShortWay(transport)
+		p.UpstreamProtocol.Apply(transport)
+		p.Transport = transport
+		if p.UpstreamProtocol == "" || p.UpstreamProtocol == fhir.HTTP1 {
+			p.short = p.newShortWay(transport)
+		}
 	}
 	p.forward = p.newForwarder()
 	if !cfg.Intercept {

@@ -66,6 +66,9 @@ func (s *shortWay) takes(r *http.Request) bool {
 	if len(r.Header["Expect"]) > 0 || len(r.Header["Upgrade"]) > 0 || len(r.Trailer) > 0 || !strings.HasPrefix(r.RequestURI, "/") {
 		return false
 	}
+	if !httpguts.ValidHeaderFieldName(r.Method) { // HTTP/2 lets a blank through there too; a method is a token, as a name is
+		return false
+	}
 	for i := range len(r.RequestURI) {
 		if c := r.RequestURI[i]; c <= ' ' || c == 0x7f {
 			return false

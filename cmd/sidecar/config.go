@@ -17,6 +17,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"sidecar/exporter"
+	"sidecar/exporter/fhir"
 	"sidecar/proxy"
 	"sidecar/proxy/auth"
 	"sidecar/state"
@@ -40,6 +41,7 @@ type config struct {
 	UpstreamHost   string             `yaml:"upstream_host"`
 	UpstreamAuth   upstreamAuthConfig `yaml:"upstream_auth"`
 	UpstreamTLS    upstreamTLSConfig  `yaml:"upstream_tls"`
+	Protocol       fhir.Protocol      `yaml:"upstream_protocol"`
 	CrawlAs        crawlAs            `yaml:"crawl_as"`
 	ForwardHeaders []string           `yaml:"forward_headers"`
 	Intercept      bool               `yaml:"intercept"`
@@ -70,6 +72,7 @@ type config struct {
 	Limits       limitsConfig  `yaml:"limits"`
 	MaxRunning   int           `yaml:"max_running"`
 	Workers      int           `yaml:"workers"`
+	LiveSlowdown float64       `yaml:"live_slowdown"`
 	QuietHours   string        `yaml:"quiet_hours"`
 	Strategy     string        `yaml:"strategy"`
 	PageSize     int           `yaml:"page_size"`
@@ -126,6 +129,7 @@ type bucketConfig struct {
 // defaultConfig is what holds where nothing is said.
 func defaultConfig() *config {
 	c := &config{
+		Protocol:      fhir.HTTP1,
 		CrawlAs:       asSidecar,
 		Intercept:     true,
 		Listen:        ":8000",
@@ -142,6 +146,7 @@ func defaultConfig() *config {
 		Limits:        limitsConfig{RequestsPerSecond: 1000, JobsPerClient: 1000},
 		MaxRunning:    exporter.DefaultMaxRunning,
 		Workers:       exporter.DefaultWorkers,
+		LiveSlowdown:  exporter.DefaultLiveSlowdown,
 		Strategy:      exporter.StrategyAuto,
 		GiveUp:        exporter.DefaultGiveUp,
 		MaxFileBytes:  exporter.DefaultMaxFileBytes,

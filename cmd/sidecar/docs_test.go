@@ -290,7 +290,7 @@ var metricName = regexp.MustCompile(`sidecar_[a-z_]+`)
 // Ensure the table of metrics is complete and true.
 func TestDocumentedMetricsAreTheRegisteredOnes(t *testing.T) {
 	described := make(chan *prometheus.Desc, 100)
-	for _, collector := range slices.Concat(exporter.NewMetrics().Collectors(), proxy.NewMetrics().Collectors(), []prometheus.Collector{newAuditFailures(), newAuditEventFailures()}) {
+	for _, collector := range slices.Concat(exporter.NewMetrics().Collectors(), proxy.NewMetrics().Collectors(), proxy.NewLive().Collectors(), []prometheus.Collector{newAuditFailures(), newAuditEventFailures()}) {
 		collector.Describe(described)
 	}
 	close(described)

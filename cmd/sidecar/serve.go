@@ -109,6 +109,7 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 		writes = proxy.NewWrites()
 		inFlight = writes
 	}
+	live := proxy.NewLive()
 	ledger := filepath.Join(c.Data, "ledger")
 	if !c.Ledger { // it holds ids, and is of no use when exports have gone on without it
 		if err := os.RemoveAll(ledger); err != nil {
@@ -118,7 +119,7 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	}
 	engine := exporter.Config{
 		Client: client, Store: s.store, Bucket: bucket, Spool: filepath.Join(c.Data, "spool"), RemoveSpool: c.RemoveSpool,
-		Workers: c.Workers, QuietHours: hours, Strategy: c.Strategy, MaxRunning: c.MaxRunning, MaxJobsPerClient: c.Limits.JobsPerClient, MaxExportBytes: c.Limits.ExportBytes, PageSize: c.PageSize, Settle: c.Settle,
+		Workers: c.Workers, Traffic: live, LiveSlowdown: c.LiveSlowdown, QuietHours: hours, Strategy: c.Strategy, MaxRunning: c.MaxRunning, MaxJobsPerClient: c.Limits.JobsPerClient, MaxExportBytes: c.Limits.ExportBytes, PageSize: c.PageSize, Settle: c.Settle,
 		MaxFileBytes: c.MaxFileBytes, PageRows: c.PageRows, Shape: c.Manifest, Gzip: c.Gzip, Attachments: c.attachments(), Retention: c.Retention, GiveUp: c.GiveUp, Log: log, Metrics: engineMetrics, Tracer: s.traces.tracer(),
 		Writes: inFlight, WithoutReferenced: !c.Referenced, AllowPartial: c.AllowPartial, WithoutHistory: c.WithoutHistory, Ledger: ledger,
 	}
@@ -131,12 +132,12 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	if s.exporter, err = exporter.New(engine); err != nil {
 		return nil, err
 	}
-	if s.handler, err = newProxy(ctx, c, client, s.exporter, s.store, bucket, writes, s.audit, s.traces.tracer(), log, frontMetrics); err != nil {
+	if s.handler, err = newProxy(ctx, c, client, s.exporter, s.store, bucket, writes, live, s.audit, s.traces.tracer(), log, frontMetrics); err != nil {
 		return nil, err
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	registry.MustRegister(s.audit.failures, s.audit.eventFailures)
+	registry.MustRegister(append(live.Collectors(), s.audit.failures, s.audit.eventFailures)...)
 	registry.MustRegister(append(engineMetrics.Collectors(), frontMetrics.Collectors()...)...)
 	s.admin = admin.New(admin.Config{Metrics: registry, Server: s.exporter, Exports: s.store, Work: s.exporter, Token: string(c.AdminToken)})
 	return s, s.listen(ctx)
@@ -163,7 +164,7 @@ func tighten(ctx context.Context, log *slog.Logger, paths ...string) {
 }
 
 func newProxy(
-	ctx context.Context, c *config, client *fhir.Client, engine *exporter.Exporter, store *state.Store, bucket blob.Bucket, writes *proxy.Writes, audit *auditTrail, tracer trace.Tracer, log *slog.Logger, metrics *proxy.Metrics,
+	ctx context.Context, c *config, client *fhir.Client, engine *exporter.Exporter, store *state.Store, bucket blob.Bucket, writes *proxy.Writes, live *proxy.Live, audit *auditTrail, tracer trace.Tracer, log *slog.Logger, metrics *proxy.Metrics,
 ) (http.Handler, error) {
 	upstream, err := fhir.ParseBase(c.Upstream)
 	if err != nil {
@@ -180,8 +181,8 @@ func newProxy(
 		}
 	}
 	cfg := proxy.Config{
-		Upstream: upstream, UpstreamHost: c.UpstreamHost, ForwardHeaders: c.ForwardHeaders, Intercept: c.Intercept,
-		Client: client, Exports: engine, Stages: engine, Jobs: store, Bucket: bucket, Links: c.Links, LinkLifetime: c.LinkLifetime, Writes: writes, Log: log, Metrics: metrics,
+		Upstream: upstream, UpstreamHost: c.UpstreamHost, UpstreamProtocol: c.Protocol, ForwardHeaders: c.ForwardHeaders, Intercept: c.Intercept,
+		Client: client, Exports: engine, Stages: engine, Jobs: store, Bucket: bucket, Links: c.Links, LinkLifetime: c.LinkLifetime, Writes: writes, Live: live, Log: log, Metrics: metrics,
 		LinkKey: linkKey, TypesOf: c.typesOf, MaxFileBytes: c.MaxFileBytes, AuthMode: c.Auth.Mode, Auth: authorizer, GroupRules: c.Auth.groupRules(),
 		RequestsPerSecond: c.Limits.RequestsPerSecond, AccessLog: c.AccessLog, RequestIDHeader: c.RequestIDHeader, Tracer: tracer,
 	}
@@ -276,8 +277,13 @@ func (s *server) run(ctx context.Context) error {
 		DisableGeneralOptionsHandler: true, // "OPTIONS *" is the upstream's to answer
 		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
+	front.Protocols = new(http.Protocols)
+	front.Protocols.SetHTTP1(true)
+	front.Protocols.SetHTTP2(true)
 	if s.certificate != nil {
 		front.TLSConfig = s.certificate.Server()
+	} else {
+		front.Protocols.SetUnencryptedHTTP2(true) // a proxy in front may speak it
 	}
 	back := &http.Server{Handler: s.admin, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout}
 	s.log.InfoContext(ctx, "sidecar serves", "version", versionText(), "upstream", s.config.Upstream, "data", s.config.Data, "listen", s.front.Addr().String(),

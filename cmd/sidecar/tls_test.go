@@ -6,11 +6,13 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"sidecar/exporter/fhir"
 	"sidecar/exporter/fhir/fhirtest"
 	"sidecar/state"
 )
@@ -163,6 +165,58 @@ func TestTLSFaultsAreSaid(t *testing.T) {
 	} {
 		if _, err := load(t, "upstream: https://a/fhir\ntls: "+text+"\n"); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s:\n%v\nwant %q", text, err, want)
+		}
+	}
+}
+
+// Ensure the port for clients speaks HTTP/2 without TLS to those who begin with it, and that an upstream that knows nothing else
+// is spoken to in it, for forwarded requests and for exports.
+func TestHTTP2WithoutTLS(t *testing.T) {
+	t.Parallel()
+	sample := fhirtest.New(fhirtest.Plain(), "/fhir")
+	for _, resource := range fhirtest.Generate(1, 3) {
+		if err := sample.Put(resource); err != nil {
+			t.Fatal(err)
+		}
+	}
+	upstream := httptest.NewUnstartedServer(sample)
+	upstream.Config.Protocols = new(http.Protocols)
+	upstream.Config.Protocols.SetUnencryptedHTTP2(true)
+	upstream.Start()
+	t.Cleanup(upstream.Close)
+	s := startSidecar(t, upstream.URL+"/fhir", func(c *config) { c.Protocol = fhir.H2C })
+	transport := &http.Transport{}
+	fhir.H2C.Apply(transport)
+	t.Cleanup(transport.CloseIdleConnections)
+	client := &http.Client{Transport: transport}
+	if got, err := over(t, client, s.base+"/Patient/pat-00001"); err != nil || got.proto != 2 || got.status != http.StatusOK {
+		t.Errorf("forwarded: HTTP/%d, status %d, %v", got.proto, got.status, err)
+	}
+	var got spoken
+	var err error
+	until(t, "kick-off", func() bool {
+		got, err = over(t, client, s.base+"/$export")
+		return err != nil || got.status == http.StatusAccepted
+	})
+	status := got.header.Get("Content-Location")
+	until(t, "export", func() bool {
+		got, err = over(t, client, status)
+		return err != nil || got.status != http.StatusAccepted
+	})
+	if err != nil || got.status != http.StatusOK {
+		t.Errorf("export: status %d, %v", got.status, err)
+	}
+}
+
+// Ensure a version of HTTP that does not fit the upstream is refused before anything is served.
+func TestProtocolFaultsAreSaid(t *testing.T) {
+	for text, want := range map[string]string{
+		"upstream: http://a/fhir\nupstream_protocol: h3\n":   "upstream_protocol must be http/1.1, h2 or h2c",
+		"upstream: http://a/fhir\nupstream_protocol: h2\n":   "upstream_protocol: h2 needs an upstream whose address begins with https:",
+		"upstream: https://a/fhir\nupstream_protocol: h2c\n": "upstream_protocol: h2c needs an upstream whose address begins with http:",
+	} {
+		if _, err := load(t, text); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q:\n%v\nwant %q", text, err, want)
 		}
 	}
 }

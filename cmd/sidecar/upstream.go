@@ -137,6 +137,17 @@ func (t *upstreamTLSConfig) validate(found *faultList, upstream string) {
 	}
 }
 
+func (c *config) validateProtocol(found *faultList) {
+	switch {
+	case c.Protocol != fhir.HTTP1 && c.Protocol != fhir.HTTP2 && c.Protocol != fhir.H2C:
+		found.add("upstream_protocol", " must be http/1.1, h2 or h2c")
+	case c.Protocol == fhir.HTTP2 && strings.HasPrefix(c.Upstream, "http:"):
+		found.add("upstream_protocol", ": h2 needs an upstream whose address begins with https:, the others have h2c")
+	case c.Protocol == fhir.H2C && strings.HasPrefix(c.Upstream, "https:"):
+		found.add("upstream_protocol", ": h2c needs an upstream whose address begins with http:, the others have h2")
+	}
+}
+
 // crawlAs says with whose credentials exports are read.
 type crawlAs string
 
@@ -211,7 +222,7 @@ func newClient(c *config, log *slog.Logger, observe func(string, int, time.Durat
 		credentials = fhir.NewLoans(credentials)
 	}
 	return fhir.NewClient(fhir.Config{
-		BaseURL: c.Upstream, PublicBase: c.PublicURL, Host: c.UpstreamHost, Credentials: credentials, TLS: certificates, Observe: observe, Tracer: tracer,
+		BaseURL: c.Upstream, PublicBase: c.PublicURL, Host: c.UpstreamHost, Credentials: credentials, TLS: certificates, Protocol: c.Protocol, Observe: observe, Tracer: tracer,
 		Spill: filepath.Join(c.Data, "spool"),
 	})
 }

@@ -56,6 +56,7 @@ func (c *config) validate(found *faultList) {
 	c.UpstreamAuth.validate(found)
 	c.validateCrawlAs(found)
 	c.UpstreamTLS.validate(found, c.Upstream)
+	c.validateProtocol(found)
 	c.TLS.validate(found)
 	c.Audit.validate(found)
 	c.validateNumbers(found)
@@ -97,6 +98,9 @@ func (c *config) validateNumbers(found *faultList) {
 		if number.value < number.least || number.value > number.most {
 			found.add(number.key, " must be from %d to %d", number.least, number.most)
 		}
+	}
+	if !(c.LiveSlowdown >= 1.01 && c.LiveSlowdown <= 100) { // NaN is neither
+		found.add("live_slowdown", " must be from 1.01 to 100")
 	}
 	for _, span := range []struct {
 		key         string

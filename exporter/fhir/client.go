@@ -52,6 +52,8 @@ type Config struct {
 	Credentials Credentials
 	// TLS are the certificates for the client's own transport, nil for the system's and none.
 	TLS *TLS
+	// Protocol is the version of HTTP that the client's own transport speaks, empty for HTTP1.
+	Protocol Protocol
 	// Transport sends the requests; nil means one of the client's own.
 	Transport http.RoundTripper
 	// Observe is told of each request what was asked ("search", "next", "history", "count", "read" or "clock"), the status, 0 where
@@ -95,7 +97,7 @@ func NewClient(cfg Config) (*Client, error) {
 	}
 	transport := cfg.Transport
 	if transport == nil {
-		transport = newTransport(base, cfg.TLS)
+		transport = newTransport(base, cfg.TLS, cfg.Protocol)
 	}
 	observe := cfg.Observe
 	if observe == nil {
@@ -136,7 +138,7 @@ func ParseBase(s string) (*url.URL, error) {
 
 // newTransport makes a transport with an idle pool for all workers. Beside the server, on loopback, gzip would only cost
 // both sides processor time.
-func newTransport(base *url.URL, certificates *TLS) *http.Transport {
+func newTransport(base *url.URL, certificates *TLS, protocol Protocol) *http.Transport {
 	ip := net.ParseIP(base.Hostname())
 	local := base.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
 	transport := &http.Transport{
@@ -153,6 +155,7 @@ func newTransport(base *url.URL, certificates *TLS) *http.Transport {
 	if certificates != nil {
 		certificates.Apply(transport)
 	}
+	protocol.Apply(transport)
 	return transport
 }
 

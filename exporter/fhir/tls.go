@@ -58,7 +58,11 @@ func (t *TLS) ApplyTrust(transport *http.Transport) {
 
 func (t *TLS) apply(transport *http.Transport, own bool) {
 	transport.DialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {
-		dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}, Config: t.config(own)}
+		config := t.config(own)
+		if transport.Protocols != nil && transport.Protocols.HTTP2() {
+			config.NextProtos = []string{"h2"}
+		}
+		dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}, Config: config}
 		return dialer.DialContext(ctx, network, address)
 	}
 }

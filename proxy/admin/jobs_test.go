@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -18,12 +19,14 @@ import (
 
 const jobID = "6d0a3c1e-2222-4333-8444-955555555555"
 
-// stored are two exports: one that runs, and an older one that has failed.
+// stored are an export that runs, an older one that has failed, one before it that is complete, and one that ends meanwhile.
 type stored struct{ broken error }
 
 func (s stored) List(context.Context) ([]*state.Job, error) {
 	began := time.Now().Add(-10 * time.Second)
 	return []*state.Job{
+		{ID: "ended", Accepted: began},
+		complete(),
 		{
 			ID: "failed", Status: state.Failed, Accepted: began.Add(-time.Hour), Finished: began.Add(-time.Minute),
 			Failure: &state.Failure{Status: 500, Code: "exception", Text: "a reason"},
@@ -48,7 +51,17 @@ func (s stored) Get(ctx context.Context, id string) (*state.Job, error) {
 }
 
 func (s stored) Slices(_ context.Context, id string) ([]state.Slice, error) {
-	if id != jobID {
+	switch id {
+	case "ended":
+		return nil, state.ErrNotFound
+	case "complete":
+		at := complete().TransactionTime
+		return []state.Slice{{
+			Seq: 3, Type: "Patient", Strategy: state.Keyset, From: at.Add(-3 * time.Hour), To: at, Cursor: at.Add(-time.Hour),
+			Counted: 30, Met: 20, Written: 10, Done: true, Verdict: state.Proved, Holes: []state.Hole{{Type: "Patient", Rows: 1, Reason: "exception"}},
+		}}, nil
+	case jobID:
+	default:
 		return nil, s.broken
 	}
 	return []state.Slice{
@@ -59,6 +72,22 @@ func (s stored) Slices(_ context.Context, id string) ([]state.Slice, error) {
 
 func (s stored) Files(context.Context, string) ([]state.File, error) {
 	return []state.File{{Name: "Patient.1.ndjson", Kind: state.Output, Count: 9, Bytes: 99, Stored: true}}, s.broken
+}
+
+// complete is an export with all that can be known of one.
+func complete() *state.Job {
+	at := time.Date(2021, 12, 8, 8, 0, 0, 0, time.UTC)
+	return &state.Job{
+		ID: "complete", Status: state.Completed, Accepted: at, TransactionTime: at.Add(time.Second), Finished: at.Add(10 * time.Second),
+		Folder: "folder", Types: []string{"Patient"},
+		Issues: []state.Issue{{Severity: "warning", Code: "incomplete", Text: "a remark"}},
+		Proof:  []state.Proof{{Type: "Patient", Expected: 30, Met: 20, Exported: 10, Verdict: state.Proved}},
+		Kickoff: state.Kickoff{
+			Level: state.Group, Group: "group-of-somebody", Since: at, Until: at, Types: []string{"Patient"}, Elements: []string{"id"},
+			Filters: []state.TypeFilter{{Type: "Patient", Query: "name=somebody"}}, Patients: []string{"somebody"},
+			Associated: []string{"LatestProvenanceResources"}, OrganizeBy: "Patient", PartialManifests: true, MinFileBytes: 1, MaxFileBytes: 2,
+		},
+	}
 }
 
 // idle is the work of a process.
@@ -83,10 +112,13 @@ func TestJobsAreListedNewestFirst(t *testing.T) {
 			Failure                  *state.Failure
 		}
 	}
-	if err := json.Unmarshal(got.Body.Bytes(), &shown); err != nil || len(shown.Jobs) != 2 {
+	if err := json.Unmarshal(got.Body.Bytes(), &shown); err != nil || len(shown.Jobs) != 3 {
 		t.Fatalf("%v: got %d %s", err, got.Code, got.Body)
 	}
 	running, failed := shown.Jobs[0], shown.Jobs[1]
+	if shown.Jobs[2].ID != "complete" {
+		t.Errorf("the last is %+v", shown.Jobs[2])
+	}
 	if running.ID != jobID || running.Stage != "waiting" || running.Counted != 70 || running.Met != 100 || running.Written != 90 || running.Retries != 7 {
 		t.Errorf("got %+v", running)
 	}
@@ -98,31 +130,40 @@ func TestJobsAreListedNewestFirst(t *testing.T) {
 	}
 }
 
+// Ensure all that is known of an export is shown, and nothing else.
 func TestOneJobIsShownInDetail(t *testing.T) {
-	got := ask(openJobs(stored{}), http.MethodGet, "/jobs/"+jobID)
-	var shown struct {
-		ID     string
-		Slices []struct {
-			Seq, Counted, Met int64
-			Done              bool
-		}
-		Files []struct {
-			Name   string
-			Count  int64
-			Stored bool
-		}
-	}
-	if err := json.Unmarshal(got.Body.Bytes(), &shown); err != nil || shown.ID != jobID || len(shown.Slices) != 2 || len(shown.Files) != 1 {
+	const want = `{
+  "id": "complete",
+  "status": "completed",
+  "level": "group",
+  "types": ["Patient"],
+  "parameters": ["_since", "_until", "_type", "_typeFilter", "_elements", "patient", "includeAssociatedData", "organizeOutputBy",
+    "allowPartialManifests", "_minimumFileSize", "_maximumFileSize"],
+  "folder": "folder",
+  "accepted": "2021-12-08T08:00:00Z",
+  "transactionTime": "2021-12-08T08:00:01Z",
+  "finished": "2021-12-08T08:00:10Z",
+  "stage": "waiting", "seconds": 10, "counted": 30, "met": 20, "written": 10, "perSecond": 2, "retries": 7,
+  "issues": [{"severity": "warning", "code": "incomplete", "text": "a remark"}],
+  "proof": [{"type": "Patient", "expected": 30, "met": 20, "exported": 10, "repaired": 0, "verdict": "proved"}],
+  "slices": [{"seq": 3, "type": "Patient", "strategy": "keyset", "from": "2021-12-08T05:00:01Z", "to": "2021-12-08T08:00:01Z",
+    "cursor": "2021-12-08T07:00:01Z", "counted": 30, "met": 20, "written": 10, "done": true, "verdict": "proved",
+    "holes": [{"type": "Patient", "rows": 1, "reason": "exception"}]}],
+  "files": [{"name": "Patient.1.ndjson", "kind": "output", "count": 9, "bytes": 99, "stored": true}]
+}`
+	got := ask(openJobs(stored{}), http.MethodGet, "/jobs/complete")
+	var shown, wanted any
+	if err := errors.Join(json.Unmarshal([]byte(want), &wanted), json.Unmarshal(got.Body.Bytes(), &shown)); err != nil {
 		t.Fatalf("%v: got %d %s", err, got.Code, got.Body)
 	}
-	if shown.Slices[0].Met != 60 || shown.Slices[0].Done || !shown.Slices[1].Done || !shown.Files[0].Stored || shown.Files[0].Count != 9 {
-		t.Errorf("got %+v", shown)
+	if !reflect.DeepEqual(shown, wanted) {
+		t.Errorf("got %s", got.Body)
 	}
 }
 
 // Ensure no value that a client gave and no id of a resource is shown.
 func TestJobsShowNobody(t *testing.T) {
-	for _, path := range []string{"/jobs", "/jobs/" + jobID} {
+	for _, path := range []string{"/jobs", "/jobs/" + jobID, "/jobs/complete"} {
 		if got := ask(openJobs(stored{}), http.MethodGet, path).Body.String(); strings.Contains(got, "somebody") || strings.Contains(got, "secret") {
 			t.Errorf("%s shows %s", path, got)
 		}

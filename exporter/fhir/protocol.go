@@ -1,0 +1,25 @@
+package fhir
+
+import "net/http"
+
+// Protocol is the version of HTTP in which the upstream is spoken to.
+type Protocol string
+
+const (
+	// HTTP1 is HTTP/1.1, which every server knows.
+	HTTP1 Protocol = "http/1.1"
+	// HTTP2 is HTTP/2 over TLS.
+	HTTP2 Protocol = "h2"
+	// H2C is HTTP/2 without TLS, of which the server has to know beforehand.
+	H2C Protocol = "h2c"
+)
+
+// Apply makes a transport speak the protocol and no other. HTTP1 and none at all leave it as it is.
+func (p Protocol) Apply(transport *http.Transport) {
+	if p == "" || p == HTTP1 {
+		return
+	}
+	transport.Protocols = new(http.Protocols)
+	transport.Protocols.SetHTTP2(p == HTTP2)
+	transport.Protocols.SetUnencryptedHTTP2(p == H2C)
+}

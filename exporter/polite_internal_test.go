@@ -1,0 +1,124 @@
+package exporter
+
+import (
+	"math"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// felt are users who wait longer the more exports ask.
+type felt struct {
+	here bool
+	// slowdown is what a share makes of their waits; nil means that nothing is known.
+	slowdown func(share float64) float64
+	share    func() float64
+	beside   time.Time
+}
+
+func (f *felt) Present() bool      { return f.here }
+func (f *felt) Beside(u time.Time) { f.beside = u }
+func (f *felt) Forget(bool)        {}
+func (f *felt) Slowdown() (float64, float64) {
+	if f.slowdown == nil {
+		return 1, math.Inf(1)
+	}
+	return f.slowdown(f.share()), 0.1
+}
+
+// paced makes requests of a second, as many at once as it may, and returns the seconds of requests for each second.
+func paced(l *limiter, span time.Duration) float64 {
+	const took = time.Second
+	began, n := time.Now(), 0
+	for until := began.Add(span); time.Now().Before(until); {
+		if held := l.try(); held != nil {
+			n++
+			go func() {
+				time.Sleep(took) // in a bubble
+				l.release(held, nil)
+			}()
+			continue
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	time.Sleep(2 * took)
+	return float64(n) * took.Seconds() / span.Seconds()
+}
+
+// Ensure exports ask as much as users do not feel, and a twentieth whatever they feel: what they do not feel is all but the pauses.
+func TestPaceFollowsUsers(t *testing.T) {
+	for name, test := range map[string]struct {
+		here        bool
+		slowdown    func(share float64) float64
+		least, most float64
+	}{
+		"no users":         {false, nil, 7.9, 8.1},
+		"nothing is known": {true, nil, 0.3, leastPart * 8},
+		"unhurt":           {true, func(float64) float64 { return 1 }, 6, 8},
+		"hurt at once":     {true, func(float64) float64 { return 3 }, leastPart * 8 * 0.7, leastPart * 8 * 1.01},
+		"hurt from two on": {true, func(share float64) float64 { return 1 + 0.1*share/2 }, 0.9, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLimiter(8, nil)
+				users := &felt{here: test.here, slowdown: test.slowdown, share: l.budget}
+				l.allowed, l.polite = 8, newPolite(users, DefaultLiveSlowdown)
+				paced(l, 10*time.Minute)
+				if got := paced(l, 10*time.Minute); got < test.least || got > test.most {
+					t.Errorf("%.2f requests at once on average, want %.2f to %.2f", got, test.least, test.most)
+				}
+			})
+		})
+	}
+}
+
+// Ensure exports pause for a second every few, and users who ask then count as alone; also those who come when the export has ended.
+func TestExportsPauseToSeeUsersAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimiter(2, nil)
+		users := &felt{here: true}
+		l.polite = newPolite(users, DefaultLiveSlowdown)
+		alone, beside := 0, 0
+		go func() {
+			for range 1000 {
+				time.Sleep(100 * time.Millisecond)
+				if users.beside.After(time.Now()) {
+					beside++
+				} else {
+					alone++
+				}
+			}
+		}()
+		paced(l, 100*time.Second)
+		if alone < 100 || alone > 400 || alone+beside < 990 {
+			t.Errorf("%d moments alone, %d beside exports, want one of five or a few more alone", alone, beside)
+		}
+		time.Sleep(10 * time.Second)
+		if users.beside.After(time.Now()) {
+			t.Error("users are beside an export that has ended")
+		}
+	})
+}
+
+// Ensure what was learned is kept while users are away for a moment, and not for long.
+func TestShareIsRemembered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimiter(8, nil)
+		users := &felt{here: true, slowdown: func(float64) float64 { return 1 }, share: l.budget}
+		l.allowed, l.polite = 8, newPolite(users, DefaultLiveSlowdown)
+		paced(l, 10*time.Minute)
+		for _, test := range []struct {
+			away time.Duration
+			want float64
+		}{{time.Minute, 8}, {2 * rememberFor, firstShare}} {
+			users.here = false
+			l.release(l.try(), nil)
+			time.Sleep(test.away)
+			users.here = true
+			l.release(l.try(), nil)
+			if got := l.budget(); math.Abs(got-test.want) > 1 {
+				t.Errorf("%g after %s without users, want %g", got, test.away, test.want)
+			}
+		}
+	})
+}
