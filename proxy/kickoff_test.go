@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"io/fs"
@@ -294,10 +295,7 @@ func TestKickoffRefusesWhatTheUpstreamRefuses(t *testing.T) {
 			if wait := got.header.Get("Retry-After"); (wait != "") != (test.status == 503) {
 				t.Errorf("Retry-After: got %q", wait)
 			}
-			want := test.fault.Header.Get("WWW-Authenticate")
-			if want == "" && test.status == http.StatusUnauthorized {
-				want = "Bearer"
-			}
+			want := cmp.Or(test.fault.Header.Get("WWW-Authenticate"), map[int]string{http.StatusUnauthorized: "Bearer"}[test.status])
 			if got := got.header.Get("WWW-Authenticate"); got != want {
 				t.Errorf("WWW-Authenticate: got %q, want %q, the server's where it has one", got, want)
 			}
