@@ -8,7 +8,7 @@ import (
 )
 
 // errTooCostly ends an export that would have more bytes than one may have.
-var errTooCostly = errors.New("it is larger than exports may be here: ask for fewer types, for fewer patients, or for a shorter time")
+var errTooCostly = errors.New("it is larger than exports may be here (limits.export_bytes): ask for fewer types, for fewer patients, or for a shorter time")
 
 // boundBytes fails with errTooCostly when the files of the job, with those that are announced, are larger than MaxExportBytes.
 func (r *run) boundBytes(ctx context.Context) error {

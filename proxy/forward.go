@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/http"
 
+	"golang.org/x/net/http/httpguts"
+
 	"sidecar/exporter/fhir"
 )
 
@@ -13,12 +15,29 @@ import (
 func (p *Proxy) newForwarder() http.Handler {
 	long := verbatim(p.newLongWay())
 	return p.exchanged(func(w http.ResponseWriter, r *http.Request, x *exchange) {
+		p.declineUpgrade(r)
 		if p.short != nil && p.short.takes(r) {
 			p.short.serve(w, r, x)
 			return
 		}
 		long.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x)))
 	})
+}
+
+// declineUpgrade takes the wish for another protocol off a request where it cannot be granted, as a server may (RFC 9110, section
+// 7.8): HTTP/2 would go past the sidecar with all that follows, and a connection of HTTP/2 to the server cannot be given away.
+func (p *Proxy) declineUpgrade(r *http.Request) {
+	wished := r.Header["Upgrade"]
+	if wished == nil || p.speaksHTTP1() && !httpguts.HeaderValuesContainsToken(wished, "h2c") {
+		return
+	}
+	delete(r.Header, "Upgrade")
+	delete(r.Header, "Http2-Settings")
+}
+
+// speaksHTTP1 tells whether the server is spoken to in HTTP/1.1.
+func (p *Proxy) speaksHTTP1() bool {
+	return p.UpstreamProtocol == "" || p.UpstreamProtocol == fhir.HTTP1
 }
 
 // exchanged frames what forwards a request.

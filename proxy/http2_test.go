@@ -228,3 +228,37 @@ func overHTTP2(t *testing.T, address string, fields [4]string) {
 		}
 	}
 }
+
+// Ensure that nobody goes past the sidecar by an upgrade to HTTP/2, and that the wish for any is declined where the server is not
+// spoken to in HTTP/1.1: clients such as Java's send it along with every request.
+func TestForwardDeclinesUpgrades(t *testing.T) {
+	for name, test := range map[string]struct {
+		back    fhir.Protocol
+		upgrade string
+	}{
+		"h2c":                   {fhir.HTTP1, "h2c"},
+		"h2c among others":      {fhir.HTTP1, "websocket, H2C"},
+		"h2c to h2c":            {fhir.H2C, "h2c"},
+		"websocket to h2c":      {fhir.H2C, "websocket"},
+		"websocket to TLS's h2": {fhir.HTTP2, "websocket"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := make(chan http.Header, 1)
+			client, base := spokenTo(t, fhir.HTTP1, test.back, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got <- r.Header }))
+			request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, base+"/Patient/1", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			request.Header = http.Header{"Connection": {"Upgrade, HTTP2-Settings"}, "Upgrade": {test.upgrade}, "Http2-Settings": {"AAMAAABkAAQCAAAAAAIAAAAA"}, "X-Kept": {"x"}}
+			response, err := client.Do(request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer response.Body.Close()
+			header := <-got
+			if response.StatusCode != http.StatusOK || header.Get("Upgrade") != "" || header.Get("Http2-Settings") != "" || header.Get("X-Kept") != "x" {
+				t.Errorf("got %d, the server was sent %v", response.StatusCode, header)
+			}
+		})
+	}
+}

@@ -151,7 +151,7 @@ func New(cfg Config) (http.Handler, error) {
 		transport := newTransport(p.UpstreamTLS)
 		p.UpstreamProtocol.Apply(transport)
 		p.Transport = transport
-		if p.UpstreamProtocol == "" || p.UpstreamProtocol == fhir.HTTP1 {
+		if p.speaksHTTP1() {
 			p.short = p.newShortWay(transport)
 		}
 	}

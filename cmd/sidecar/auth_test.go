@@ -73,7 +73,7 @@ func TestCheckAsksTheIdentityServer(t *testing.T) {
 		"mode: jwt\n  issuer: ISSUER\n  audience: fhir":                                                      "FAULT identity server: discovery: status 404: check the settings under auth\n",
 		"mode: introspection\n  introspection_url: ISSUER/introspect\n  client_id: a\n  client_secret: b":    "ok    identity server: it says of a made-up token that it does not hold\n",
 		"mode: introspection\n  introspection_url: ISSUER/introspection\n  client_id: a\n  client_secret: b": "FAULT identity server: status 404: check the settings under auth\n",
-		"mode: jwt\n  issuer: ISSUER\n  audience: fhir\n  jwks_url: ISSUER/keys\n  ca_file: /nowhere/at/all": "FAULT identity server: read certificates of auth.ca_file: open /nowhere/at/all: no such file or directory: check the settings under auth\n",
+		"mode: jwt\n  issuer: ISSUER\n  audience: fhir\n  jwks_url: ISSUER/keys\n  ca_file: /nowhere/at/all": "FAULT identity server: auth.ca_file: open /nowhere/at/all: no such file or directory: check the settings under auth\n",
 	} {
 		file := filepath.Join(t.TempDir(), "config.yaml")
 		text := "upstream: " + upstream + "\nauth:\n  " + strings.ReplaceAll(settings, "ISSUER", issuer.URL) + "\n"

@@ -157,11 +157,12 @@ func checkData(c *config, r *report) {
 		return
 	}
 	probe, err := os.CreateTemp(c.Data, ".check-*")
-	if err == nil {
-		err = errors.Join(probe.Close(), os.Remove(probe.Name()))
+	if err == nil { // on a full disk a file can be made and not be written
+		_, err = probe.Write(make([]byte, 64<<10))
+		err = errors.Join(err, probe.Close(), os.Remove(probe.Name()))
 	}
 	if err != nil {
-		r.fault("data folder: %v: give the process the right to write there, or set data", err)
+		r.fault("data folder: %v: give the process the right and the room to write there, or set data", err)
 		return
 	}
 	path := filepath.Join(c.Data, "state.db")

@@ -339,6 +339,7 @@ func TestConfigFaultsAreForPeople(t *testing.T) {
 		"upstream: http://a/fhir\nintercept: maybe\n":                              "line 2: intercept must be true or false",
 		"upstream: http://a/fhir\nforward_headers: X-Key\n":                        "line 2: forward_headers must be a list",
 		"upstream: http://a/fhir\nbucket: s3\n":                                    "line 2: bucket must be a group of settings",
+		"upstream: http://a/fhir\nlive_slowdown: abc\n":                            "line 2: live_slowdown must be a number such as 1.1",
 		"upstream: http://a/fhir\nbucket:\n  kind: s3\n  s3: {bucket: [x]}\n":      "line 4: bucket.s3.bucket must be a text",
 		"upstream: http://a/fhir\nworkers: 2\nupstream: http://b/fhir\n":           "line 3: upstream is said twice, first in line 1",
 		"upstream: ${SIDECAR_TEST_IS_NOT_SET}\n":                                   "line 1: the environment has no SIDECAR_TEST_IS_NOT_SET",

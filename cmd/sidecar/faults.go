@@ -89,6 +89,8 @@ func form(typ reflect.Type) string {
 		return "true or false"
 	case typ.Kind() == reflect.Int, typ.Kind() == reflect.Int64:
 		return "a whole number"
+	case typ.Kind() == reflect.Float64:
+		return "a number such as 1.1"
 	case typ.Kind() == reflect.Slice:
 		return "a list"
 	case typ.Kind() == reflect.Struct:
