@@ -5,7 +5,9 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"net/http"
 	"net/url"
 	"os/exec"
@@ -16,14 +18,17 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
+
+	"sidecar/exporter/fhir/fhirtest"
 )
 
 // Ensure clients with tokens of a real identity server get what the tokens allow, and nobody else anything: with JWTs that
-// are checked by its keys, and with opaque tokens that it is asked about.
+// are checked by its keys, and with opaque tokens that it is asked about. The sidecar reads with a token of its own, for which it
+// shows an assertion that it has signed.
 func TestTokensOfAnIdentityServer(t *testing.T) {
-	warehouse, other := newOIDCClient(t, "warehouse"), newOIDCClient(t, "other")
+	warehouse, other, reader := newOIDCClient(t, "warehouse"), newOIDCClient(t, "other"), newOIDCClient(t, "reader")
 	const secret = "of the sidecar: +%"
-	issuer := startIdentityServer(t, secret, warehouse, other)
+	issuer := startIdentityServer(t, secret, warehouse, other, reader)
 	for mode, auth := range map[string]settings{
 		"jwt": {"issuer": issuer, "audience": "https://fhir.example.org/jwt"},
 		"introspection": {
@@ -35,7 +40,16 @@ func TestTokensOfAnIdentityServer(t *testing.T) {
 			t.Parallel()
 			auth["mode"] = mode
 			auth["clients"] = []settings{{"id": other.ID, "groups": settings{"deny": []string{"demo-group"}}}}
-			s := startSidecar(t, startSample(t, 20).base, settings{"auth": auth})
+			sample := startSample(t, 20)
+			sample.Gate = func(r *http.Request) *fhirtest.Access {
+				if r.URL.Query().Has("_sort") && !strings.HasPrefix(r.Header.Get("Authorization"), "Bearer ") { // an export's
+					return nil
+				}
+				return &fhirtest.Access{}
+			}
+			s := startSidecar(t, sample.base, settings{"auth": auth, "upstream_auth": settings{"oauth2": settings{
+				"token_url": issuer + "/token", "client_id": reader.ID, "private_key": reader.pem, "key_id": reader.ID, "scope": "system/*.rs",
+			}}})
 			token := func(client *oidcClient, scope string) string {
 				return client.token(t, issuer, auth["audience"].(string), scope)
 			}
@@ -128,6 +142,7 @@ type oidcClient struct {
 	ID     string          `json:"id"`
 	Public jose.JSONWebKey `json:"key"`
 	signer jose.Signer
+	pem    string // its private key
 }
 
 func newOIDCClient(t *testing.T, id string) *oidcClient {
@@ -140,7 +155,14 @@ func newOIDCClient(t *testing.T, id string) *oidcClient {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &oidcClient{ID: id, Public: jose.JSONWebKey{Key: key.Public(), KeyID: id, Algorithm: string(jose.ES384), Use: "sig"}, signer: signer}
+	raw, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &oidcClient{
+		ID: id, Public: jose.JSONWebKey{Key: key.Public(), KeyID: id, Algorithm: string(jose.ES384), Use: "sig"}, signer: signer,
+		pem: string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw})),
+	}
 }
 
 // token fetches an access token for the audience.

@@ -72,6 +72,7 @@ func TestAttachmentsFollowTheRightToBinary(t *testing.T) {
 		return func(c *proxy.Config) { c.AuthMode, c.Auth, c.Links = auth.JWT, scopes, links }
 	}
 	streamed := func(c *proxy.Config) { asSidecar(t)(c); c.Links = proxy.Stream }
+	withheld := func(c *proxy.Config) { asSidecar(t)(c); c.TypesOf = allTypes }
 	for name, test := range map[string]struct {
 		edit   func(*proxy.Config)
 		token  string
@@ -83,6 +84,7 @@ func TestAttachmentsFollowTheRightToBinary(t *testing.T) {
 		"files that need a token": {jwt(proxy.Stream), "Bearer all", true},
 		"server that allows":      {asSidecar(t), bearer("c", "right"), false},
 		"server that forbids":     {asSidecar(t), bearer("c", "narrow"), true},
+		"server that withholds":   {withheld, bearer("c", "narrow"), true},
 		"no token":                {asSidecar(t), "", false},
 		"streamed with a token":   {streamed, bearer("c", "right"), true},
 		"streamed without":        {streamed, "", false},
@@ -92,7 +94,11 @@ func TestAttachmentsFollowTheRightToBinary(t *testing.T) {
 			h, sample := newFHIRHouse(t, test.edit)
 			sample.Gate = gate
 			h.accepting()
-			got := h.ask(http.MethodGet, h.base+"/Patient/$export?_type=Patient", "Authorization", test.token)
+			target := "/Patient/$export?_type=Patient"
+			if name == "server that withholds" { // only what is not named is left out
+				target = "/Patient/$export"
+			}
+			got := h.ask(http.MethodGet, h.base+target, "Authorization", test.token)
 			if got.status != http.StatusAccepted {
 				t.Fatalf("kick-off: got %d %s", got.status, got.body)
 			}

@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"io/fs"
@@ -272,6 +273,7 @@ func TestKickoffRefusesWhatTheUpstreamRefuses(t *testing.T) {
 		code   string
 	}{
 		"401 for a type":      {fhirtest.Fault{Match: onSearch, Status: 401, Header: http.Header{"Www-Authenticate": {`Bearer realm="x"`}}}, 401, "login"},
+		"401 without a word":  {fhirtest.Fault{Match: onSearch, Status: 401}, 401, "login"},
 		"403 for a type":      {fhirtest.Fault{Match: onSearch, Status: 403}, 403, "forbidden"},
 		"403 for the Group":   {fhirtest.Fault{Match: onGroup, Status: 403}, 403, "forbidden"},
 		"410 for the Group":   {fhirtest.Fault{Match: onGroup, Status: 410}, 404, "not-found"},
@@ -293,8 +295,9 @@ func TestKickoffRefusesWhatTheUpstreamRefuses(t *testing.T) {
 			if wait := got.header.Get("Retry-After"); (wait != "") != (test.status == 503) {
 				t.Errorf("Retry-After: got %q", wait)
 			}
-			if got, want := got.header.Get("WWW-Authenticate"), test.fault.Header.Get("WWW-Authenticate"); got != want {
-				t.Errorf("WWW-Authenticate: got %q, want the server's %q", got, want)
+			want := cmp.Or(test.fault.Header.Get("WWW-Authenticate"), map[int]string{http.StatusUnauthorized: "Bearer"}[test.status])
+			if got := got.header.Get("WWW-Authenticate"); got != want {
+				t.Errorf("WWW-Authenticate: got %q, want %q, the server's where it has one", got, want)
 			}
 			if len(h.exports.asked) > 0 {
 				t.Error("a job was begun")

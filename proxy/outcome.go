@@ -97,7 +97,11 @@ func upstreamRefusal(err error, what string) error {
 	case status == http.StatusUnauthorized:
 		var response *fhir.ResponseError
 		errors.As(err, &response)
-		return &login{refusal{status, "login", "the FHIR server does not accept these credentials for " + what}, response.Challenge}
+		challenge := response.Challenge
+		if len(challenge) == 0 { // a 401 has to have one (RFC 9110, section 15.5.2), whatever the server forgets
+			challenge = []string{"Bearer"}
+		}
+		return &login{refusal{status, "login", "the FHIR server does not accept these credentials for " + what}, challenge}
 	case status == http.StatusForbidden:
 		return &refusal{status, "forbidden", "the FHIR server does not allow " + what}
 	case status == http.StatusNotFound || status == http.StatusGone:

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -205,6 +206,10 @@ func TestStatusNeedsWhatTheExportShows(t *testing.T) {
 	running := job
 	running.ID, running.Folder, running.Status = "running", "running", state.InProgress
 	h.addJob(running, nil)
+	withheld := running // as long as there is no file its client is asked for what it was let have
+	withheld.ID, withheld.Folder, withheld.Kickoff.Types = "withheld", "withheld", nil
+	withheld.Kickoff.Withheld = []string{"Condition", "Group", "Patient", "Practitioner"}
+	h.addJob(withheld, nil)
 	for _, row := range []struct {
 		job, kind string
 		want      int
@@ -220,6 +225,8 @@ func TestStatusNeedsWhatTheExportShows(t *testing.T) {
 		{running.ID, "right", 202},
 		{running.ID, "narrow", 202},
 		{running.ID, "forged", 401},
+		{withheld.ID, "observations", 202},
+		{withheld.ID, "forged", 401},
 	} {
 		if got := h.ask(http.MethodGet, h.base+"/$export-status/"+row.job, "Authorization", bearer("client-1", row.kind)); got.status != row.want {
 			t.Errorf("status of %s with %s: got %d, want %d: %s", row.job, row.kind, got.status, row.want, got.body)
@@ -249,6 +256,8 @@ func gate(r *http.Request) *fhirtest.Access {
 		return &fhirtest.Access{}
 	case string(kind) == "narrow":
 		return &fhirtest.Access{Types: []string{"Patient", "Group"}}
+	case string(kind) == "observations":
+		return &fhirtest.Access{Types: []string{"Observation"}}
 	case string(kind) == "part":
 		return &fhirtest.Access{Sees: func(typ, id string) bool { return typ != "Observation" || id < "obs-00002" }}
 	}
@@ -324,6 +333,56 @@ func (s served) RoundTrip(r *http.Request) (*http.Response, error) {
 	return recorder.Result(), nil
 }
 
+// allTypes lets every export hold all that the server has.
+func allTypes(_ state.Level, s *fhir.CapabilityStatement) (types, beside []string, err error) {
+	return s.Types, nil, nil
+}
+
+// withoutNetwork is a sidecar before a server, for bubbles.
+func withoutNetwork(t *testing.T, sample *fhirtest.Server) http.Handler {
+	t.Helper()
+	upstream, err := fhir.ParseBase("http://upstream.invalid/fhir")
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := fhir.NewClient(fhir.Config{BaseURL: upstream.String(), Transport: served{sample}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	exports := &exports{kickOff: func(kickoff state.Kickoff) (*state.Job, error) { return &state.Job{ID: "new", Kickoff: kickoff}, nil }}
+	handler, err := proxy.New(proxy.Config{
+		Upstream: upstream, Intercept: true, Client: client, Exports: exports, Jobs: &state.Store{}, Bucket: signing{}, LinkKey: linkKey, Transport: served{sample},
+		TypesOf: allTypes, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return handler
+}
+
+// Ensure that a server is asked eight questions at once for a kick-off, and no more.
+func TestQuestionsAtOnceAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sample := fhirtest.New(fhirtest.Plain(), "/fhir")
+		var asked, most atomic.Int64
+		sample.Gate = func(*http.Request) *fhirtest.Access {
+			if now := asked.Add(1); now > most.Load() {
+				most.Store(now)
+			}
+			time.Sleep(100 * time.Millisecond)
+			asked.Add(-1)
+			return &fhirtest.Access{}
+		}
+		recorder := httptest.NewRecorder()
+		request := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/fhir/$export", nil)
+		request.Header.Set("Authorization", "Bearer a")
+		withoutNetwork(t, sample).ServeHTTP(recorder, request)
+		if recorder.Code != http.StatusAccepted || most.Load() != 8 {
+			t.Errorf("status %d with %d questions at once, want 8", recorder.Code, most.Load())
+		}
+	})
+}
+
 // Ensure that what the server says of a client is asked once a minute, whatever is asked at once, and not remembered longer.
 func TestVerdictOfTheServerHoldsForAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -335,23 +394,7 @@ func TestVerdictOfTheServerHoldsForAMinute(t *testing.T) {
 			}
 			return &fhirtest.Access{}
 		}
-		upstream, err := fhir.ParseBase("http://upstream.invalid/fhir")
-		if err != nil {
-			t.Fatal(err)
-		}
-		client, err := fhir.NewClient(fhir.Config{BaseURL: upstream.String(), Transport: served{sample}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		exports := &exports{kickOff: func(kickoff state.Kickoff) (*state.Job, error) { return &state.Job{ID: "new", Kickoff: kickoff}, nil }}
-		handler, err := proxy.New(proxy.Config{
-			Upstream: upstream, Intercept: true, Client: client, Exports: exports, Jobs: &state.Store{}, Bucket: signing{}, LinkKey: linkKey, Transport: served{sample},
-			TypesOf: func(_ state.Level, s *fhir.CapabilityStatement) ([]string, []string, error) { return s.Types, nil, nil },
-			Log:     slog.New(slog.DiscardHandler),
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		handler := withoutNetwork(t, sample)
 		ask := func(token string) int {
 			request := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/fhir/$export?_type=Patient", nil)
 			request.Header.Set("Authorization", "Bearer "+token)

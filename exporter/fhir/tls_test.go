@@ -2,6 +2,8 @@ package fhir_test
 
 import (
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/pem"
 	"io"
 	"log/slog"
@@ -11,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -112,4 +115,47 @@ func (p *tunnel) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}()
 	_, _ = io.Copy(here, there)
 	_ = here.Close()
+}
+
+// Ensure that the sidecar's own certificate is for the upstream alone: other servers, such as a token endpoint, do not see it.
+func TestOwnCertificateIsForTheUpstreamAlone(t *testing.T) {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Shown", strconv.Itoa(len(r.TLS.PeerCertificates)))
+	}))
+	server.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	key, err := x509.MarshalPKCS8PrivateKey(server.TLS.Certificates[0].PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder := t.TempDir()
+	certificateFile, keyFile := filepath.Join(folder, "tls.crt"), filepath.Join(folder, "tls.key")
+	for file, block := range map[string]*pem.Block{
+		certificateFile: {Type: "CERTIFICATE", Bytes: server.Certificate().Raw}, keyFile: {Type: "PRIVATE KEY", Bytes: key},
+	} {
+		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	certificates, err := fhir.NewTLS(certificateFile, certificateFile, keyFile, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, apply := range map[string]func(*http.Transport){"1": certificates.Apply, "0": certificates.ApplyTrust} {
+		transport := &http.Transport{DisableKeepAlives: true}
+		apply(transport)
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response, err := transport.RoundTrip(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response.Body.Close()
+		if got := response.Header.Get("X-Shown"); got != want {
+			t.Errorf("%s certificates were shown, want %s", got, want)
+		}
+	}
 }
