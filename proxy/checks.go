@@ -149,8 +149,9 @@ func wrongElements(kickoff *state.Kickoff, release string) (wrong faults) {
 	return wrong
 }
 
-// clockLeeway is how far a client's clock may be ahead of the server's.
-const clockLeeway = time.Minute
+// clockLeeway is how far a bound may be ahead of what we take for the server's clock: transaction times are rounded up to a second,
+// and its Date header is a second old or two when it is read.
+const clockLeeway = 5 * time.Second
 
 // wrongTimes says which bounds lie in the future of the server: nobody can know yet what will have changed by then.
 func wrongTimes(kickoff *state.Kickoff, now time.Time) (wrong faults) {
