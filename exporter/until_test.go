@@ -11,9 +11,10 @@ import (
 )
 
 // Ensure _until is an exclusive bound of what a resource was at T: neither what was written at it or after it is in the export,
-// nor what such a resource was before, and no deletion at it or after it is named, also where the server gives deletions no time.
+// nor what such a resource was before, and no deletion at it or after it is named, also where the server gives deletions no time, or
+// ignores every bound.
 func TestUntil(t *testing.T) {
-	for _, server := range append(personalities(), fhirtest.Aidbox()) {
+	for _, server := range append(personalities(), fhirtest.Aidbox(), fhirtest.Superset()) {
 		t.Run(server.Name, func(t *testing.T) {
 			t.Parallel()
 			inBubble(t, server, smallPages, func(*fhirtest.Server) {}, func(t *testing.T, b *bubble) {
