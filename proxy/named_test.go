@@ -9,6 +9,7 @@ import (
 	"sidecar/exporter/fhir/fhirtest"
 	"sidecar/proxy"
 	"sidecar/proxy/auth"
+	"sidecar/state"
 )
 
 // Ensure that a kick-off for a Group or a Patient that is not there is refused at once also where the server does not judge
@@ -76,4 +77,29 @@ func TestKickoffLooksAsWhoReads(t *testing.T) {
 	h.accepting().checkKickoff("/Group/demo-group/$export", "Bearer right", want{202, ""})
 	h.checkKickoff("/Group/no-group/$export", "Bearer right", want{404, ""})
 	h.checkKickoff("/Group/demo-group/$export", "Bearer other", want{401, ""}) // the server does not know this one
+}
+
+// Ensure that an export which was begun without credentials is read without any, whoever asks for it with some: those of another
+// would show its client more.
+func TestNobodyLendsToAnExportWithoutCredentials(t *testing.T) {
+	loans := fhir.NewLoans(nil)
+	h, _ := newFHIRHouse(t, func(c *proxy.Config) {
+		client, err := fhir.NewClient(fhir.Config{BaseURL: c.Upstream.String(), Credentials: loans})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Client = client
+	})
+	for id, want := range map[string]string{"open": "", "guarded": "Bearer x"} {
+		job := completed()
+		job.ID, job.Folder, job.Status, job.Kickoff.Guarded = id, id, state.InProgress, want != ""
+		h.addJob(job, nil)
+		if got := h.ask(http.MethodGet, h.base+"/$export-status/"+id, "Authorization", "Bearer x"); got.status != http.StatusAccepted {
+			t.Fatalf("%s: got %d %s", id, got.status, got.body)
+		}
+		header, err := loans.Header(fhir.OfJob(t.Context(), id))
+		if got := header.Get("Authorization"); err != nil || got != want {
+			t.Errorf("%s is read with %q, want %q: %v", id, got, want, err)
+		}
+	}
 }

@@ -234,6 +234,20 @@ func TestStatusNeedsWhatTheExportShows(t *testing.T) {
 	}
 }
 
+// Ensure that what an export holds only since its rows refer to it needs a scope, too.
+func TestStatusNeedsScopesForReferencedTypes(t *testing.T) {
+	h, _ := newFHIRHouse(t, judged)
+	job := completed()
+	job.Kickoff.Client, job.Kickoff.Guarded, job.Types = "client-1", true, []string{"Patient"}
+	job.Referenced = []string{"Practitioner"}
+	h.addJob(job, twoFiles)
+	for token, want := range map[string]int{"Bearer right": 200, "Bearer narrow": 403} {
+		if got := h.ask(http.MethodGet, h.base+"/$export-status/"+job.ID, "Authorization", token); got.status != want {
+			t.Errorf("%s: got %d, want %d: %s", token, got.status, want, got.body)
+		}
+	}
+}
+
 // bearer is a token that names its client and is not signed: what it is worth is the server's to say.
 func bearer(client, kind string) string {
 	scope := "system/*.rs"

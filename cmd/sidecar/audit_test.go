@@ -65,6 +65,9 @@ func TestAuditTrail(t *testing.T) {
 		t.Fatalf("DELETE: %d", got.status)
 	}
 	s.stop()
+	if info, err := os.Stat(path); err != nil || info.Mode()&othersMay != 0 {
+		t.Errorf("the trail can be read by others: %v, %v", info, err)
+	}
 	events, text := trail(t, path)
 	for _, event := range events {
 		if asked := event.What != "completed"; asked != (event.Request != "") {
