@@ -271,6 +271,32 @@ func TestTokenIsRenewedBeforeItExpires(t *testing.T) {
 	})
 }
 
+// Ensure a token is not used any more shortly before its end: the request could arrive behind it.
+func TestTokenIsNotUsedToItsEnd(t *testing.T) {
+	for life, rest := range map[time.Duration]time.Duration{time.Hour: 25 * time.Second, time.Minute: 5 * time.Second} {
+		t.Run(life.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				issuer := &tokens{life: life}
+				var used string
+				var asked atomic.Int64
+				client := withTokens(t, issuer, protected(func(got string) bool {
+					used = got
+					return true
+				}, &asked))
+				for n := 1; n <= 2; n++ {
+					if err := ask(t.Context(), client); err != nil {
+						t.Fatal(err)
+					}
+					if used != issuer.newest() || issuer.count() != n {
+						t.Errorf("request %d: sent token %q, the newest of %d is %q", n, used, issuer.count(), issuer.newest())
+					}
+					time.Sleep(life - rest)
+				}
+			})
+		})
+	}
+}
+
 // Ensure a token that the upstream takes back is replaced at once, and that an upstream that takes none is asked twice.
 func TestRefusedTokenIsReplacedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
