@@ -57,7 +57,7 @@ func TestKillAtEachKindOfMoment(t *testing.T) {
 		want, moments := undisturbed(t, export.path)
 		kinds := slices.Compact(slices.Sorted(slices.Values(moments)))
 		t.Logf("%s: %d moments of %d kinds", export.name, len(moments), len(kinds))
-		for _, step := range []string{"< PutPlan <", "< roll <", "put < putRows", "< prove <", "< store < do", "< join <", "put < putManifest", "in remove"} {
+		for _, step := range []string{"< PutPlan <", "< roll <", "put < putRows", "< prove <", "< store < do", "< join <", "put < putManifest", "in deleteObjects < remove"} {
 			if !slices.ContainsFunc(kinds, func(kind string) bool { return strings.Contains(kind, step) }) {
 				t.Errorf("%s: no moment of %q in\n%s", export.name, step, strings.Join(kinds, "\n"))
 			}
@@ -226,6 +226,7 @@ func (c *crash) dies(t *testing.T) bool {
 	for deadline := time.Now().Add(crashTimeout); time.Now().Before(deadline); pause(t, glance) {
 		if !c.running() {
 			c.rise(t)
+			c.awaitReady(t) // it is stopped next, and has to be there to hear that
 			return true
 		}
 	}
