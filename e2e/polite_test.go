@@ -39,7 +39,7 @@ func TestPolite(t *testing.T) {
 	javaFlags = []string{"-Xms2g", "-Xmx2g", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=50", "-XX:TieredStopAtLevel=1"}
 	server := hapi(t)
 	first(t, os.Getpid())
-	s := startSidecar(t, server.base, nil)
+	s := startSidecar(t, server.base, settings{"live_slowdown": 1.1})
 	first(t, s.pid)
 	load := newLoad(server.data, s.base)
 	load.closed(t, calibrators, 20*time.Second) // the virtual machine compiles what it runs

@@ -110,6 +110,10 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 		inFlight = writes
 	}
 	live := proxy.NewLive()
+	var traffic exporter.Traffic = live
+	if c.LiveSlowdown == anySlowdown {
+		traffic = nil
+	}
 	ledger := filepath.Join(c.Data, "ledger")
 	if !c.Ledger { // it holds ids, and is of no use when exports have gone on without it
 		if err := os.RemoveAll(ledger); err != nil {
@@ -119,7 +123,7 @@ func newServer(ctx context.Context, c *config, log *slog.Logger) (_ *server, err
 	}
 	engine := exporter.Config{
 		Client: client, Store: s.store, Bucket: bucket, Spool: filepath.Join(c.Data, "spool"), RemoveSpool: c.RemoveSpool,
-		Workers: c.Workers, Traffic: live, LiveSlowdown: c.LiveSlowdown, QuietHours: hours, Strategy: c.Strategy, MaxRunning: c.MaxRunning, MaxJobsPerClient: c.Limits.JobsPerClient, MaxExportBytes: c.Limits.ExportBytes, PageSize: c.PageSize, Settle: c.Settle,
+		Workers: c.Workers, Traffic: traffic, LiveSlowdown: c.LiveSlowdown, QuietHours: hours, Strategy: c.Strategy, MaxRunning: c.MaxRunning, MaxJobsPerClient: c.Limits.JobsPerClient, MaxExportBytes: c.Limits.ExportBytes, PageSize: c.PageSize, Settle: c.Settle,
 		MaxFileBytes: c.MaxFileBytes, PageRows: c.PageRows, Shape: c.Manifest, Gzip: c.Gzip, Attachments: c.attachments(), Retention: c.Retention, GiveUp: c.GiveUp, Log: log, Metrics: engineMetrics, Tracer: s.traces.tracer(),
 		Writes: inFlight, WithoutReferenced: !c.Referenced, AllowPartial: c.AllowPartial, WithoutHistory: c.WithoutHistory, Ledger: ledger,
 	}

@@ -19,6 +19,9 @@ import (
 )
 
 // validate finds all faults, a line each.
+// anySlowdown is the live_slowdown that takes no account of users.
+const anySlowdown = 100
+
 func (c *config) validate(found *faultList) {
 	if c.Upstream == "" {
 		found.add("upstream", " is missing: say -upstream http://my-fhir-server:8080/fhir")
@@ -99,7 +102,7 @@ func (c *config) validateNumbers(found *faultList) {
 			found.add(number.key, " must be from %d to %d", number.least, number.most)
 		}
 	}
-	if !(c.LiveSlowdown >= 1.01 && c.LiveSlowdown <= 100) { // NaN is neither
+	if !(c.LiveSlowdown >= 1.01 && c.LiveSlowdown <= anySlowdown) { // NaN is neither
 		found.add("live_slowdown", " must be from 1.01 to 100")
 	}
 	for _, span := range []struct {
