@@ -243,3 +243,13 @@ func TestSlowServerStarvesNoExport(t *testing.T) {
 		}
 	})
 }
+
+// Ensure that the largest live_slowdown takes no account of users, and any other does.
+func TestLargestSlowdownTakesNoAccountOfUsers(t *testing.T) {
+	for slowdown, want := range map[float64]bool{exporter.DefaultLiveSlowdown: true, anySlowdown - 1: true, anySlowdown: false} {
+		s := startSidecar(t, "http://127.0.0.1:1/fhir", func(c *config) { c.LiveSlowdown = slowdown })
+		if got := s.server.exporter.Traffic != nil; got != want {
+			t.Errorf("live_slowdown %g: users count: got %t, want %t", slowdown, got, want)
+		}
+	}
+}
