@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"sidecar/exporter/fhir/fhirtest"
+	"sidecar/proxy"
 )
 
 // Ensure the alerts that docs/operations.md names work: the first failure is an increase, and a job that hangs has an age.
@@ -44,7 +45,8 @@ func TestKickOffTellsNothingOfTheBucketsInside(t *testing.T) {
 	})
 	got := ask(t, http.MethodGet, s.base+"/$export")
 	checkOutcome(t, got, http.StatusServiceUnavailable, "transient")
-	if strings.Contains(got.body, "127.0.0.1") || strings.Contains(got.body, "S3") || strings.Contains(got.body, "tested") {
+	said := strings.ReplaceAll(got.body, got.header.Get(proxy.DefaultRequestIDHeader), "") // the id is by chance
+	if strings.Contains(said, "127.0.0.1") || strings.Contains(said, "S3") || strings.Contains(said, "tested") {
 		t.Errorf("the answer tells of the inside: %s", got.body)
 	}
 }
