@@ -24,8 +24,9 @@ const (
 	mostTurns = 3
 	surely    = 0.15
 	// sureOf is how many standard errors a slowdown has to be off for a retreat. At this many, chance alone makes for about as many
-	// steps back as the growth makes good.
-	sureOf = 0.6
+	// steps back as the growth makes good. soonSureOf is that of a look before enough was seen for a step forward: to look often
+	// and take the worst would make steps back of chance alone.
+	sureOf, soonSureOf = 0.6, 2.0
 	// rememberFor is how long the share is kept while there are no users.
 	rememberFor = 5 * time.Minute
 	// besideFor is how long behind a request users are thought to be beside exports, if nothing follows.
@@ -140,11 +141,15 @@ func (p *polite) look(allowed int) {
 		p.seen(ratio)
 	}
 	p.turns++
-	hurt := math.Log(ratio) > p.aim+sureOf*doubt
+	enough, sure := doubt < surely || p.turns >= mostTurns, soonSureOf
+	if enough {
+		sure = sureOf
+	}
+	hurt := math.Log(ratio) > p.aim+sure*doubt
 	switch {
 	case hurt:
 		p.share *= retreat
-	case doubt < surely || p.turns >= mostTurns:
+	case enough:
 		p.share *= growth
 	default:
 		return

@@ -88,11 +88,12 @@ func (l *Live) Collectors() []prometheus.Collector {
 // Beside says until when requests that begin do so beside exports. A moment in the past means that exports pause.
 func (l *Live) Beside(until time.Time) { l.beside.Store(until.UnixNano()) }
 
-// Forget starts anew with the requests beside exports. With alone those without lose half of their weight as well: a server that has
-// become slow by itself is soon no slower than usual.
+// Forget starts anew with the requests beside exports. With alone those without lose three quarters of their weight as well: a server
+// that has become slow by itself is soon no slower than usual.
 func (l *Live) Forget(alone bool) {
 	l.waits[1].age(1)
 	if alone {
+		l.waits[0].age(2)
 		l.waits[0].age(2)
 	}
 }

@@ -232,10 +232,10 @@ func TestSlowServerStarvesNoExport(t *testing.T) {
 		var before, during time.Duration
 		s.asked(3, func() {
 			s.exports(3 * time.Minute)
-			before = s.exports(time.Minute)
+			before = s.exports(3 * time.Minute) // long enough for more than one of the turns in which the share moves
 			s.slower.Store(3)
 			s.exports(2 * time.Minute) // until that is known
-			during = s.exports(time.Minute)
+			during = s.exports(5 * time.Minute)
 		})
 		t.Logf("an export takes %v, beside users %v, on a slow server %v", free, before, during)
 		if during > 5*before {
