@@ -30,6 +30,8 @@ type Server struct {
 	mu           sync.Mutex
 	tables       map[string]*table
 	log          []*row
+	// commits are all versions in the order of seq.
+	commits      []*row
 	keys         map[string]string
 	writes       int64
 	transactions int64
