@@ -53,7 +53,7 @@ func exportThrough(t *testing.T, start func(*testing.T) (string, settings)) {
 	t.Helper()
 	linksBelow, bucket := start(t)
 	server := hapi(t)
-	s := startSidecar(t, server.few, settings{"bucket": bucket})
+	s := startSidecar(t, server.base, settings{"bucket": bucket})
 	result := s.export(t, "$export")
 	equalSets(t, result.rows, server.data.system())
 	equalReads(t, server, result.rows)
@@ -65,7 +65,7 @@ func exportThrough(t *testing.T, start func(*testing.T) (string, settings)) {
 	if *result.manifest.RequiresAccessToken {
 		t.Error("requiresAccessToken is true, want false for signed links")
 	}
-	equalRows(t, startSidecar(t, server.few, nil).export(t, "$export").rows, result.rows)
+	equalRows(t, startSidecar(t, server.base, nil).export(t, "$export").rows, result.rows)
 
 	equalSets(t, s.export(t, "Group/e2e-ten/$export").rows, server.data.groupLevel(t, "e2e-ten", time.Now()))
 

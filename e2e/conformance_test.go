@@ -109,7 +109,7 @@ func emptyHAPI(t *testing.T, records [][]byte) http.Handler {
 	if err := buildHAPI(); err != nil {
 		t.Fatal(err)
 	}
-	server, err := startHAPI(t.TempDir(), nil)
+	server, err := startHAPI(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}

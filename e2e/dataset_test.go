@@ -32,8 +32,6 @@ type dataset struct {
 	name  string
 	steps []step
 	rows  map[string]json.RawMessage // by Type/id
-	// readings are what was read of the rows so far.
-	readings map[string]*reading
 	// patients are the ids of the base set in its order; the extras refer to them by position.
 	patients []string
 }
@@ -141,17 +139,6 @@ func (d *dataset) index() error {
 
 func (d *dataset) add(key string, resource json.RawMessage) {
 	d.rows[key] = resource
-	delete(d.readings, key)
-}
-
-// types are those of the records.
-func (d *dataset) types() []string {
-	var types []string
-	for key := range d.rows {
-		types = append(types, typeOf(key))
-	}
-	slices.Sort(types)
-	return slices.Compact(types)
 }
 
 func (d *dataset) hash() string {

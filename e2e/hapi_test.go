@@ -34,9 +34,6 @@ const (
 // that asks for it and stopped by TestMain.
 type hapiServer struct {
 	base string // FHIR base, without a slash at the end
-	// few is another base: of a server with the same records, that offers few types. An export asks for each type that is offered
-	// several times, which is most of its time; that all of HAPI's can be asked for is for some of the tests to show.
-	few  string
 	data *dataset
 
 	cmd    *exec.Cmd
@@ -44,14 +41,12 @@ type hapiServer struct {
 	stderr string
 }
 
-type sharedHAPI struct {
+var theHAPI struct {
 	once   sync.Once
 	server *hapiServer
 	folder string
 	err    error
 }
-
-var theHAPI = &sharedHAPI{}
 
 func TestMain(m *testing.M) {
 	code := m.Run()
@@ -86,16 +81,17 @@ func startSharedHAPI() (*hapiServer, error) {
 	return startLoadedHAPI(theHAPI.folder)
 }
 
-// takeHAPI gives the loaded server to a test after which the records are not what they were, and ends it with the test. Tests
-// that come later get another one.
-func takeHAPI(t *testing.T) *hapiServer {
+// ownHAPI gives a loaded server that ends with the test: for tests after which the records are not what they were.
+func ownHAPI(t *testing.T) *hapiServer {
 	t.Helper()
-	server := hapi(t)
+	server, err := startLoadedHAPI(t.TempDir())
+	if err != nil {
+		t.Fatalf("start HAPI: %v", err)
+	}
 	t.Cleanup(func() {
-		if err := stopSharedHAPI(); err != nil {
+		if err := server.stop(); err != nil {
 			t.Errorf("stop HAPI: %v", err)
 		}
-		theHAPI = &sharedHAPI{}
 	})
 	return server
 }
@@ -117,7 +113,7 @@ func startLoadedHAPI(folder string) (*hapiServer, error) {
 		return nil, err
 	}
 	began := time.Now()
-	server, err := startHAPI(folder, data.types())
+	server, err := startHAPI(folder)
 	if err != nil {
 		return nil, err
 	}
@@ -192,20 +188,14 @@ func hapiSources() []string {
 // javaFlags are those of HAPI's virtual machine, as hapi/README.md explains them: it is to be ready soon.
 var javaFlags = []string{"-Xmx1g", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"}
 
-// emptyTypes are offered with few types although there are no records of them.
-var emptyTypes = []string{"Account", "Basic", "Binary", "Flag", "Goal", "Questionnaire", "Substance"}
-
-// startHAPI starts a server on the H2 file "hapi" of a folder and waits until it accepts requests. With few types it offers these
-// and some empty ones.
-func startHAPI(folder string, types []string) (*hapiServer, error) {
+// startHAPI starts a server on the H2 file "hapi" of a folder and waits until it accepts requests.
+func startHAPI(folder string) (*hapiServer, error) {
 	jar, err := filepath.Abs(filepath.Join(hapiFolder, "target", "hapi.jar"))
 	if err != nil {
 		return nil, fmt.Errorf("find hapi.jar: %w", err)
 	}
 	server := &hapiServer{exited: make(chan error, 1), stderr: filepath.Join(folder, "stderr")}
-	few := slices.Compact(slices.Sorted(slices.Values(slices.Concat(types, emptyTypes))))
-	server.cmd = exec.Command("java", append(slices.Clone(javaFlags),
-		"-jar", jar, "--port=0", "--db="+filepath.Join(folder, "hapi"), "--few-types="+strings.Join(few, ","))...)
+	server.cmd = exec.Command("java", append(slices.Clone(javaFlags), "-jar", jar, "--port=0", "--db="+filepath.Join(folder, "hapi"))...)
 	stdout, err := server.cmd.StdoutPipe()
 	if err != nil {
 		return nil, fmt.Errorf("open the output of HAPI: %w", err)
@@ -222,7 +212,6 @@ func startHAPI(folder string, types []string) (*hapiServer, error) {
 	go server.follow(stdout, ready)
 	select {
 	case server.base = <-ready:
-		server.few = strings.TrimSuffix(server.base, "/fhir") + "/few/fhir"
 		return server, nil
 	case err := <-server.exited:
 		if err == nil {
@@ -338,7 +327,7 @@ func cachePath(data *dataset) (string, error) {
 }
 
 func loadDatabase(folder string, data *dataset) error {
-	server, err := startHAPI(folder, nil)
+	server, err := startHAPI(folder)
 	if err != nil {
 		return err
 	}

@@ -13,7 +13,7 @@ const killTimeout = 3 * time.Minute
 // and that the result is the undisturbed one.
 func TestKilledExportEqualsTheUndisturbedOne(t *testing.T) {
 	server := hapi(t)
-	upstream := startGate(t, server.few)
+	upstream := startGate(t, server.base)
 	bucket := startS3(t)
 	store := startGate(t, bucket.Endpoint)
 	// Small pages and files, so that there is much to interrupt.

@@ -27,7 +27,7 @@ func TestMedplumClient(t *testing.T) {
 	run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
 	for name, test := range map[string]struct{ upstream, since string }{
 		"sample": {startSample(t, 30).base, sampleSince},
-		"HAPI":   {hapi(t).few, ""},
+		"HAPI":   {hapi(t).base, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := startSidecar(t, test.upstream, nil)

@@ -16,9 +16,9 @@ import (
 // Ensure that exports of a server that is written to all the time hold what its history says that it held at their
 // transaction time, no row more, fewer, older or newer, and that increments lead from one such time to the next.
 func TestWriter(t *testing.T) {
-	server := takeHAPI(t)
+	server := ownHAPI(t)
 	// All writes here are short. What settles later is taken from the history in any case.
-	s := startSidecar(t, server.few, settings{"settle": "3s"})
+	s := startSidecar(t, server.base, settings{"settle": "3s"})
 	w := newWriter(t, server)
 	r := &truth{server: server, ledger: w.ledger, versions: map[string]map[int]*version{}}
 	t.Run("system at 5 per second", func(t *testing.T) {

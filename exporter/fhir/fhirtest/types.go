@@ -28,7 +28,7 @@ TerminologyCapabilities TestReport TestScript ValueSet VerificationResult Vision
 // fewTypes are those of a small clinic's records, the first and the last one by name, and some that stay empty.
 var fewTypes = strings.Fields(`
 Account AllergyIntolerance Appointment AuditEvent Binary Bundle Condition Device DocumentReference Encounter Group
-Immunization Location Medication Observation Organization Patient Practitioner PractitionerRole Provenance Task
+Immunization Location Medication MedicationRequest Observation Organization Patient Practitioner PractitionerRole Provenance Task
 VisionPrescription`)
 
 // AllTypes lists the types of R4 that a server offers where its personality names none.
