@@ -138,7 +138,7 @@ func (c *conn) buffered() int {
 func (c *conn) end() bool {
 	clean := c.buffered() == 0 // more would belong to no request
 	c.release()
-	return clean && (c.unwatch == nil || c.unwatch()) && !(c.secure && c.unread())
+	return clean && (c.unwatch == nil || c.unwatch()) && (!c.secure || !c.unread())
 }
 
 // unread tells whether TLS holds bytes that have come with those of the answer: the probe looks at the socket alone, and they would be
