@@ -117,14 +117,8 @@ func (p *Proxy) rewrite(r *httputil.ProxyRequest) {
 	if p.UpstreamHost != "" {
 		out.Host = p.UpstreamHost
 	}
-	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
-		if values, ok := r.In.Header[name]; ok { // Rewrite is handed the request without them
-			out.Header[name] = values
-		}
-	}
-	appendForwardedFor(out.Header, r.In.RemoteAddr)
-	setIfAbsent(out.Header, "X-Forwarded-Host", r.In.Host)
-	setIfAbsent(out.Header, "X-Forwarded-Proto", scheme(r.In))
+	// Rewrite is handed the request without those that came.
+	p.forwardedFields(r.In, out.Header.Add)
 }
 
 // verbatimPath keeps a path byte for byte that Go would escape anew, such as one with a raw "|". One with a blank, which HTTP/2
@@ -152,30 +146,6 @@ func (b *endedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.ended.Store(errors.Is(err, io.EOF))
 	return n, err
-}
-
-func appendForwardedFor(header http.Header, remote string) {
-	client, _, err := net.SplitHostPort(remote)
-	if err != nil {
-		return
-	}
-	if before := header["X-Forwarded-For"]; len(before) > 0 {
-		client = strings.Join(before, ", ") + ", " + client
-	}
-	header.Set("X-Forwarded-For", client)
-}
-
-func setIfAbsent(header http.Header, name, value string) {
-	if _, ok := header[name]; !ok {
-		header.Set(name, value)
-	}
-}
-
-func scheme(r *http.Request) string {
-	if r.TLS != nil {
-		return "https"
-	}
-	return "http"
 }
 
 // bufferPool lends copy buffers to ReverseProxy.

@@ -156,7 +156,7 @@ func (p *Proxy) appendHead(b []byte, r *http.Request) []byte {
 	b = append(append(b, host...), "\r\n"...)
 	connection := r.Header["Connection"]
 	for name, values := range r.Header {
-		if upstream.HopByHop(name) || name == "X-Forwarded-For" || name == "Content-Length" || connection != nil && named(connection, name) {
+		if upstream.HopByHop(name) || isForwarding(name) || name == "Content-Length" || connection != nil && named(connection, name) {
 			continue
 		}
 		for _, value := range values {
@@ -170,30 +170,8 @@ func (p *Proxy) appendHead(b []byte, r *http.Request) []byte {
 	if te := r.Header["Te"]; te != nil && httpguts.HeaderValuesContainsToken(te, "trailers") {
 		b = append(b, "Te: trailers\r\n"...)
 	}
-	return append(p.appendForwarded(b, r), "\r\n"...)
-}
-
-// appendForwarded appends what a proxy adds: for whom it asks.
-func (p *Proxy) appendForwarded(b []byte, r *http.Request) []byte {
-	before := r.Header["X-Forwarded-For"]
-	if client, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
-		b = append(b, "X-Forwarded-For: "...)
-		for _, value := range before {
-			b = append(append(b, value...), ", "...)
-		}
-		b = append(append(b, client...), "\r\n"...)
-	} else {
-		for _, value := range before {
-			b = appendField(b, "X-Forwarded-For", value)
-		}
-	}
-	if _, ok := r.Header["X-Forwarded-Host"]; !ok {
-		b = appendField(b, "X-Forwarded-Host", r.Host)
-	}
-	if _, ok := r.Header["X-Forwarded-Proto"]; !ok {
-		b = appendField(b, "X-Forwarded-Proto", scheme(r))
-	}
-	return b
+	p.forwardedFields(r, func(name, value string) { b = appendField(b, name, value) })
+	return append(b, "\r\n"...)
 }
 
 func appendField(b []byte, name, value string) []byte {

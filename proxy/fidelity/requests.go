@@ -73,6 +73,11 @@ func requests() []sent {
 			arrives: "GET /fhir HTTP/1.1\nHost: h\nX-Forwarded-For: 10.1.1.1, 127.0.0.1\nX-Forwarded-Host: public.example\nX-Forwarded-Proto: https\n\n",
 		},
 		{
+			name: "behind another proxy that says Forwarded", nginx: "it does not continue Forwarded",
+			request: "GET /fhir HTTP/1.1\nHost: h\nForwarded: for=10.1.1.1;host=public.example\nForwarded: for=\"[2001:db8::1]\"\n\n",
+			arrives: "GET /fhir HTTP/1.1\nHost: h\nForwarded: for=10.1.1.1;host=public.example, for=\"[2001:db8::1]\", for=127.0.0.1\n\n",
+		},
+		{
 			name:    "from the client itself",
 			request: "GET /fhir HTTP/1.1\nHost: h:1\n\n",
 			arrives: "GET /fhir HTTP/1.1\nHost: h:1\nX-Forwarded-For: 127.0.0.1\nX-Forwarded-Host: h:1\nX-Forwarded-Proto: http\n\n",
@@ -80,8 +85,8 @@ func requests() []sent {
 		{
 			// A client must not be able to take away what a hop before us has said of it.
 			name:    "forwarding fields that Connection names",
-			request: "GET /fhir HTTP/1.1\nHost: h\nConnection: X-Forwarded-For\nX-Forwarded-For: 10.1.1.1\n\n",
-			arrives: "GET /fhir HTTP/1.1\nHost: h\nX-Forwarded-For: 10.1.1.1, 127.0.0.1\n\n",
+			request: "GET /fhir HTTP/1.1\nHost: h\nConnection: X-Forwarded-For, X-Forwarded-Host, Forwarded\nX-Forwarded-For: 10.1.1.1\nX-Forwarded-Host: public.example\nForwarded: for=10.1.1.1\n\n",
+			arrives: "GET /fhir HTTP/1.1\nHost: h\nX-Forwarded-For: 10.1.1.1, 127.0.0.1\nX-Forwarded-Host: public.example\nForwarded: for=10.1.1.1, for=127.0.0.1\n\n",
 		},
 	}
 	return append(append(table, fieldRequests()...), targetRequests()...)
@@ -100,7 +105,7 @@ func fieldRequests() []sent {
 		"X_Under_Score: 1\nx.dot: 2\nx!#$%&'*+^`|~9: 3",
 		"If-None-Match: W/\"3\"\nIf-Modified-Since: Tue, 02 Jan 2024 03:04:05 GMT",
 		"Range: bytes=0-10,20-30\nIf-Range: \"x\"",
-		"X-Real-IP: 10.1.1.1\nX-Forwarded-Prefix: /a\nX-Forwarded-Port: 1\nVia: 1.1 edge\nTraceparent: 00-a-b-01\nForwarded: for=10.1.1.1;host=h",
+		"X-Real-IP: 10.1.1.1\nX-Forwarded-Prefix: /a\nX-Forwarded-Port: 1\nVia: 1.1 edge\nTraceparent: 00-a-b-01",
 		"Prefer: respond-async\nPrefer: handling=lenient",
 		"Accept: application/fhir+json\nAccept: */*;q=0.1",
 		"X-Long: " + strings.Repeat("l", 20<<10),
