@@ -76,7 +76,8 @@ func passAttachment(w http.ResponseWriter, answer *http.Response) *refusal {
 	// Anybody's document comes from the address of the FHIR server: no browser shall run what is in it.
 	header.Set("Content-Security-Policy", "sandbox")
 	header.Set("X-Content-Type-Options", "nosniff")
-	unguessed{w}.WriteHeader(answer.StatusCode)
+	asGiven(header, answer.StatusCode)
+	w.WriteHeader(answer.StatusCode)
 	return nil
 }
 

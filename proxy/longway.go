@@ -26,6 +26,8 @@ const (
 	dialTimeout = 10 * time.Second
 )
 
+var errStatus = errors.New("a status that HTTP does not have")
+
 // newLongWay returns the forwarder for what the short way does not take: upgrades, requests that wait for a 100, large bodies and
 // those of unknown length, and servers that speak another version of HTTP.
 func (p *Proxy) newLongWay() *httputil.ReverseProxy {
@@ -38,6 +40,9 @@ func (p *Proxy) newLongWay() *httputil.ReverseProxy {
 			p.upstreamFailed(w, r, exchangeOf(r.Context()), err)
 		},
 		ModifyResponse: func(response *http.Response) error {
+			if response.StatusCode < http.StatusContinue {
+				return errStatus // as on the short way
+			}
 			exchangeOf(response.Request.Context()).answered(response.StatusCode, true)
 			if body, ok := response.Request.Body.(*endedBody); ok && !body.ended.Load() && body.http1 {
 				// The rest of the request may never come: net/http would wait for it before it lets the answer go.
@@ -52,17 +57,22 @@ func (p *Proxy) newLongWay() *httputil.ReverseProxy {
 // verbatim switches off what net/http would add of its own: guessing the Content-Type of an answer that comes without
 // one.
 func verbatim(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { next.ServeHTTP(unguessed{w}, r) })
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { next.ServeHTTP(unguessed{w, r}, r) })
 }
 
 // unguessed is a writer whose answers have a Content-Type only where the server gave one. It decides with each status,
 // because ReverseProxy empties the header behind an interim answer.
-type unguessed struct{ http.ResponseWriter }
+type unguessed struct {
+	http.ResponseWriter
+	request *http.Request
+}
 
 // WriteHeader sends the header as it is.
 func (u unguessed) WriteHeader(status int) {
 	asGiven(u.Header(), status)
-	u.ResponseWriter.WriteHeader(status)
+	if status >= http.StatusOK || takesInterim(u.request) {
+		u.ResponseWriter.WriteHeader(status)
+	}
 }
 
 // Unwrap lets flushes and upgrades through.

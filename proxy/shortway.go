@@ -127,11 +127,17 @@ func (s *shortWay) send(w http.ResponseWriter, r *http.Request) (*upstream.Answe
 	}
 	header := w.Header()
 	return s.client.Send(r, wire, header, func(status int) {
-		asGiven(header, status)
-		w.WriteHeader(status)
+		if takesInterim(r) {
+			asGiven(header, status)
+			w.WriteHeader(status)
+		}
 		clear(header)
 	})
 }
+
+// takesInterim tells whether a client knows interim answers: one of HTTP/1.0 would take the first for the final one (RFC 9110,
+// section 15.2).
+func takesInterim(r *http.Request) bool { return r.ProtoAtLeast(1, 1) }
 
 // errClientLeft means that the rest of a request did not come.
 var errClientLeft = errors.New("the client has left")
