@@ -32,7 +32,7 @@ func (p *Proxy) attachment(w http.ResponseWriter, r *http.Request, job *state.Jo
 	defer func() { x.asked(whole) }()
 	asks := http.Header{}
 	passHeaders(asks, r.Header, attachmentAsks)
-	answer, err := p.Client.OpenBinary(r.Context(), r.Method, vars["path"], asks)
+	answer, err := p.Client.OpenBinary(x.connecting(r.Context()), r.Method, vars["path"], asks)
 	if err != nil {
 		p.upstreamFailed(w, r, x, err)
 		return

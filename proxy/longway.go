@@ -43,7 +43,9 @@ func (p *Proxy) newLongWay() *httputil.ReverseProxy {
 			if response.StatusCode < http.StatusContinue {
 				return errStatus // as on the short way
 			}
-			exchangeOf(response.Request.Context()).answered(response.StatusCode, true)
+			x := exchangeOf(response.Request.Context())
+			x.answered(response.StatusCode, true)
+			x.watchBody(response)
 			if body, ok := response.Request.Body.(*endedBody); ok && !body.ended.Load() && body.http1 {
 				// The rest of the request may never come: net/http would wait for it before it lets the answer go.
 				response.Header.Set("Connection", "close")
@@ -145,6 +147,28 @@ func (b *endedBody) Read(p []byte) (int, error) {
 	}
 	n, err := b.ReadCloser.Read(p)
 	b.ended.Store(errors.Is(err, io.EOF))
+	return n, err
+}
+
+// watchBody has the exchange know of a body that the server does not bring to its end.
+func (x *exchange) watchBody(response *http.Response) {
+	if response.StatusCode != http.StatusSwitchingProtocols { // what follows is a connection, not a body
+		response.Body = &watchedBody{response.Body, x}
+	}
+}
+
+// watchedBody is the body of an answer.
+type watchedBody struct {
+	io.ReadCloser
+	exchange *exchange
+}
+
+// Read notes an error.
+func (b *watchedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		b.exchange.cut = err
+	}
 	return n, err
 }
 

@@ -83,6 +83,8 @@ func (s *shortWay) serve(w http.ResponseWriter, r *http.Request, x *exchange) {
 	header := w.Header()
 	answer, err := s.send(w, r)
 	if err != nil {
+		var dial *upstream.DialError
+		x.reached.Store(!errors.As(err, &dial))
 		s.proxy.upstreamFailed(w, r, x, err)
 		return
 	}
@@ -98,7 +100,7 @@ func (s *shortWay) serve(w http.ResponseWriter, r *http.Request, x *exchange) {
 	}
 	asGiven(header, answer.StatusCode)
 	w.WriteHeader(answer.StatusCode)
-	if err := pass(w, answer); err != nil {
+	if err := pass(w, answer, x); err != nil {
 		panic(http.ErrAbortHandler)
 	}
 	for name, values := range answer.Trailer {
@@ -201,7 +203,7 @@ func asGiven(header http.Header, status int) {
 }
 
 // pass copies the body of an answer, and sends on what there is whenever the server pauses.
-func pass(w http.ResponseWriter, answer *upstream.Answer) error {
+func pass(w http.ResponseWriter, answer *upstream.Answer, x *exchange) error {
 	if answer.ContentLength == 0 {
 		return nil
 	}
@@ -224,6 +226,7 @@ func pass(w http.ResponseWriter, answer *upstream.Answer) error {
 		case errors.Is(err, io.EOF):
 			return nil
 		case err != nil:
+			x.cut = err
 			return err
 		case n < shortFlush:
 			if err := flush(); err != nil {
