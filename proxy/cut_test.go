@@ -60,13 +60,13 @@ func TestAnswersThatAreCutOffAreToldOf(t *testing.T) {
 				t.Fatal(err)
 			}
 			response, err := http.DefaultClient.Do(asked)
-			if err != nil {
-				t.Fatal(err)
+			if err == nil {
+				_, err = io.ReadAll(response.Body)
+				response.Body.Close()
 			}
-			if _, err = io.ReadAll(response.Body); (err != nil) != (test.cut == 1) {
+			if (err != nil) != (test.cut == 1) {
 				t.Errorf("%s, %s: the client got %v", name, way, err)
 			}
-			response.Body.Close()
 			if got := cutAnswers(t, metrics); got != test.cut {
 				t.Errorf("%s, %s: counted %v, want %v", name, way, got, test.cut)
 			}
