@@ -103,7 +103,7 @@ upstream_auth:
 		"bucket.s3.bucket is missing",
 		"line 11: bucket.s3 needs both access_key_id and secret_access_key",
 		"line 14: public_url: address must begin with http",
-		`line 15: trusted_proxies: "10.0.0.1" is not a range`,
+		`line 15: trusted_proxies: "10.0.0.1" is not a range of addresses such as 10.0.0.0/8; a single one is written 10.0.0.1/32`,
 		"line 17: upstream_auth.header needs both name and value",
 	} {
 		if !strings.Contains(err.Error(), "\n  "+want) {

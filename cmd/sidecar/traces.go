@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/go-logr/logr"
+	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
 	"go.opentelemetry.io/otel/sdk/resource"
@@ -66,6 +68,12 @@ func openTraces(ctx context.Context, lookup func(string) (string, bool), log *sl
 	}
 	if !wanted {
 		return nil, nil
+	}
+	// OpenTelemetry's own lines hold what they could not read, keys of a collector among it.
+	otel.SetLogger(logr.Discard())
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(error) {}))
+	if names := unreadable(lookup); len(names) > 0 {
+		log.WarnContext(ctx, "traces are sent without what the environment asks for: it cannot be read", "variable", strings.Join(names, ", "))
 	}
 	exporter, err := otlptracehttp.New(ctx)
 	if err != nil {

@@ -18,10 +18,10 @@ import (
 	"sidecar/state"
 )
 
-// validate finds all faults, a line each.
 // anySlowdown is the live_slowdown that takes no account of users.
 const anySlowdown = 100
 
+// validate finds all faults, a line each.
 func (c *config) validate(found *faultList) {
 	if c.Upstream == "" {
 		found.add("upstream", " is missing: say -upstream http://my-fhir-server:8080/fhir")
@@ -35,7 +35,7 @@ func (c *config) validate(found *faultList) {
 	}
 	for _, hop := range c.TrustedProxies {
 		if _, err := netip.ParsePrefix(hop); err != nil {
-			found.add("trusted_proxies", ": %q is not a range of addresses such as 10.0.0.0/8", hop)
+			found.add("trusted_proxies", ": %q is not a range of addresses such as 10.0.0.0/8; a single one is written 10.0.0.1/32", hop)
 		}
 	}
 	for key, address := range map[string]string{"listen": c.Listen, "admin_listen": c.AdminListen} {
