@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"sidecar/exporter/fhir/fhirtest"
@@ -51,5 +52,18 @@ func checkVersion4(t *testing.T, s *sidecar, status string, sample *fhirtest.Ser
 		if len(manifest.Output) != len(sample.Types()) {
 			t.Errorf("output: got %d files, want %d", len(manifest.Output), len(sample.Types()))
 		}
+	}
+}
+
+// Ensure a folder for the files that cannot be one is found by its setting.
+func TestFaultOfTheFolderNamesItsSetting(t *testing.T) {
+	t.Parallel()
+	c := defaultConfig()
+	c.Bucket.Folder.Path = filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(c.Bucket.Folder.Path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openBucket(t.Context(), c); err == nil || !strings.Contains(err.Error(), "bucket.folder.path") {
+		t.Errorf("got %v", err)
 	}
 }

@@ -237,7 +237,9 @@ func openBucket(ctx context.Context, c *config) (bucket blob.Bucket, err error) 
 			PrivateKey: string(b.PrivateKey), KMSKey: b.KMSKey, Endpoint: b.Endpoint,
 		})
 	default:
-		bucket, err = blob.NewDir(c.filesFolder())
+		if bucket, err = blob.NewDir(c.filesFolder()); err != nil {
+			err = fmt.Errorf("bucket.folder.path: %w", err)
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open bucket: %w", err)

@@ -136,7 +136,7 @@ func TestAdviceFitsTheError(t *testing.T) {
 		{fmt.Errorf("%w: 403", blob.ErrRefused), "check its credentials"},
 		{fmt.Errorf("%w: %w", blob.ErrNoCredentials, refused), "give it credentials"}, // nobody was asked but the machine
 		{blob.ErrNoBucket, "check its name"},
-		{fs.ErrPermission, "the right to write there"},
+		{fs.ErrPermission, "the right to write in the folder (setting bucket.folder.path"},
 		{errors.New("something else"), "name, region, credentials and rights"},
 	} {
 		if got := blob.Advice(blob.HideURL(fmt.Errorf("check bucket: write: put x: %w", test.err))); !strings.Contains(got, test.want) {

@@ -33,7 +33,7 @@ func Advice(err error) string {
 	case dialled, named, errors.Is(err, context.DeadlineExceeded):
 		return "it cannot be reached: check its endpoint and region, name resolution, and what stands between"
 	case errors.Is(err, fs.ErrPermission):
-		return "give the process the right to write there"
+		return "give the process the right to write in the folder (setting bucket.folder.path, by default within data)"
 	}
 	return "check its name, region, credentials and rights (put, get, delete)"
 }
