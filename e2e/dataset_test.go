@@ -32,6 +32,8 @@ type dataset struct {
 	name  string
 	steps []step
 	rows  map[string]json.RawMessage // by Type/id
+	// readings are what was read of the rows so far.
+	readings map[string]*reading
 	// patients are the ids of the base set in its order; the extras refer to them by position.
 	patients []string
 }
@@ -139,6 +141,7 @@ func (d *dataset) index() error {
 
 func (d *dataset) add(key string, resource json.RawMessage) {
 	d.rows[key] = resource
+	delete(d.readings, key)
 }
 
 func (d *dataset) hash() string {

@@ -134,9 +134,9 @@ func (d *dataset) whole(t *testing.T, types []string, wanted, allowed func(strin
 	members, want := d.compartment(t, nil, wanted), d.compartment(t, types, wanted)
 	maps.DeleteFunc(members, drop)
 	maps.DeleteFunc(want, drop)
-	for key, resource := range d.rows {
+	for key := range d.rows {
 		if typeOf(key) == "Provenance" && asked("Provenance") &&
-			slices.ContainsFunc(references(parse(t, resource), []string{"target"}), func(target string) bool { return members[target] }) {
+			slices.ContainsFunc(d.read(t, key).targets, func(target string) bool { return members[target] }) {
 			want[key] = true
 		}
 	}
@@ -144,7 +144,7 @@ func (d *dataset) whole(t *testing.T, types []string, wanted, allowed func(strin
 	for range 2 {
 		next := set{}
 		for key := range frontier {
-			for _, reference := range allReferences(parse(t, d.rows[key])) {
+			for _, reference := range d.read(t, key).references {
 				typ := typeOf(reference)
 				if _, there := d.rows[reference]; there && !want[reference] && asked(typ) && slices.Contains(aroundTypes, typ) {
 					want[reference], next[reference] = true, true
@@ -179,7 +179,7 @@ func allReferences(node any) (found []string) {
 func (d *dataset) compartment(t *testing.T, types []string, wanted func(patient string) bool) set {
 	t.Helper()
 	want := set{}
-	for key, resource := range d.rows {
+	for key := range d.rows {
 		typ := typeOf(key)
 		if len(types) > 0 && !slices.Contains(types, typ) {
 			continue
@@ -190,15 +190,36 @@ func (d *dataset) compartment(t *testing.T, types []string, wanted func(patient 
 			}
 			continue
 		}
-		paths := compartmentPaths[typ]
-		if slices.Contains(types, typ) {
-			paths = append(slices.Clone(paths), optionalPaths[typ]...)
+		if len(optionalPaths[typ]) > 0 && !slices.Contains(types, typ) {
+			continue
 		}
-		if len(paths) > 0 && slices.ContainsFunc(patientsAt(t, resource, paths), wanted) {
+		if slices.ContainsFunc(d.read(t, key).patients, wanted) {
 			want[key] = true
 		}
 	}
 	return want
+}
+
+// reading is what the expectations need of a record. It is kept: each of them asks for it of every record.
+type reading struct {
+	patients, targets, references []string
+}
+
+func (d *dataset) read(t *testing.T, key string) *reading {
+	t.Helper()
+	if r := d.readings[key]; r != nil {
+		return r
+	}
+	tree, typ := parse(t, d.rows[key]), typeOf(key)
+	r := &reading{
+		patients: patientsAt(tree, slices.Concat(compartmentPaths[typ], optionalPaths[typ])),
+		targets:  references(tree, []string{"target"}), references: allReferences(tree),
+	}
+	if d.readings == nil {
+		d.readings = map[string]*reading{}
+	}
+	d.readings[key] = r
+	return r
 }
 
 // collectMembers adds the patients of a Group and of the Groups in it, and the ids of these Groups.
@@ -265,9 +286,7 @@ func instants(t *testing.T, text string) (first, after time.Time) {
 }
 
 // patientsAt gives the ids of the Patients that a resource names at the paths.
-func patientsAt(t *testing.T, resource json.RawMessage, paths []string) []string {
-	t.Helper()
-	tree := parse(t, resource)
+func patientsAt(tree any, paths []string) []string {
 	var patients []string
 	for _, path := range paths {
 		for _, reference := range references(tree, strings.Split(path, ".")) {

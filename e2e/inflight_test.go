@@ -13,6 +13,7 @@ import (
 // Ensure an export of an installation through which all writers pass has a write that was under way at its transaction time and
 // was stamped before it, although it showed long after, and does not wait as long as settle says.
 func TestWritesInFlightAreAwaited(t *testing.T) {
+	t.Parallel() // it waits
 	const settle, slow = 15 * time.Second, 4 * time.Second
 	server := startSample(t, 20)
 	began := make(chan time.Time, 1)

@@ -32,7 +32,9 @@ type sampleServer struct {
 // startSample serves a clinic of so many patients, with some rows that were deleted after sampleSince.
 func startSample(t *testing.T, patients int) *sampleServer {
 	t.Helper()
-	s := &sampleServer{Server: fhirtest.New(fhirtest.HAPI(), "/fhir")}
+	personality := fhirtest.HAPI()
+	personality.Types = fhirtest.FewTypes()
+	s := &sampleServer{Server: fhirtest.New(personality, "/fhir")}
 	at := time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
 	for _, resource := range fhirtest.Generate(1, patients) {
 		if err := s.PutAt(resource, at); err != nil {

@@ -215,7 +215,8 @@ func TestOrganisedOutputIsTheGoldenOne(t *testing.T) {
 		}
 	}
 	small := func(c *exporter.Config) { c.MaxFileBytes = 1700 }
-	inBubble(t, fhirtest.HAPI(), small, fill, func(t *testing.T, b *bubble) {
+	all := with(fhirtest.HAPI(), func(p *fhirtest.Personality) { p.Types = fhirtest.AllTypes() }) // the account names each
+	inBubble(t, all, small, fill, func(t *testing.T, b *bubble) {
 		kickoff := system()
 		kickoff.OrganizeBy = "Patient"
 		job := b.finish(b.kickOff(kickoff))

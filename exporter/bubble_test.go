@@ -31,16 +31,17 @@ type bubble struct {
 }
 
 // inBubble runs fn on an engine in a bubble. The sample server is filled by fill, since when the bubble's clock stands
-// still. Each request takes latency, so that checkpoints by time happen.
+// still. Each request takes latency, so that checkpoints by time happen. The server offers few types where the personality
+// names none.
 func inBubble(
 	t *testing.T, personality fhirtest.Personality, edit func(*exporter.Config), fill func(*fhirtest.Server), fn func(*testing.T, *bubble),
 ) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		sample := fhirtest.New(personality, "/fhir")
+		sample := newSample(personality)
 		fill(sample)
 		b := &bubble{events: &events{}, pages: map[string]string{}}
-		b.link = &wire{handler: sample, events: b.events}
+		b.link = &wire{handler: sample, events: b.events, takes: latency}
 		b.engine = &engine{t: t, sample: sample, upstream: "http://fhir.example/fhir", folder: t.TempDir()}
 		b.edit = b.wired(edit)
 		b.start()
@@ -182,7 +183,7 @@ func (b *slowBucket) Delete(ctx context.Context, name string) error {
 	return b.events.pass(ctx, "after delete "+name)
 }
 
-// latency is how long a request takes in the bubble's time.
+// latency is how long a request takes in the bubble's time, unless a test says otherwise.
 const latency = 300 * time.Millisecond
 
 // thinking is how long an answer may take to begin, as with the client's own transport.
@@ -192,6 +193,7 @@ const thinking = 2 * time.Minute
 type wire struct {
 	handler http.Handler
 	events  *events
+	takes   time.Duration
 	// hook sees each request before it is answered. May be nil.
 	hook func(*http.Request)
 }
@@ -202,7 +204,7 @@ func (l *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	select {
-	case <-time.After(latency):
+	case <-time.After(l.takes):
 	case <-r.Context().Done():
 		return nil, r.Context().Err()
 	}

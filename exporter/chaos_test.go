@@ -50,6 +50,8 @@ type chaos struct {
 	gzip   bool
 	// pageRows is how many rows make a manifest page.
 	pageRows int64
+	// takes is how long a request takes.
+	takes time.Duration
 }
 
 // drawChaos draws an export from its seed. Seeds in a row go round the products.
@@ -84,8 +86,12 @@ func drawChaos(seed uint64) *chaos {
 	if random.IntN(3) == 0 {
 		c.kickoff.PartialManifests, c.pageRows = true, 1+random.Int64N(60)
 	}
+	requests := int64(150)
+	if c.takes = []time.Duration{latency, latency, time.Second}[random.IntN(3)]; random.IntN(8) == 0 {
+		c.Types, requests = fhirtest.AllTypes(), 300
+	}
 	if random.IntN(3) == 0 {
-		c.killAt = 1 + random.Int64N(300)
+		c.killAt = 1 + random.Int64N(requests)
 	}
 	c.knobs = knobs{
 		every: []time.Duration{50 * time.Millisecond, 200 * time.Millisecond, time.Second}[random.IntN(3)],
@@ -194,6 +200,7 @@ func (c *chaos) run(t *testing.T) (completed int64) {
 		w.fill()
 	}
 	inBubble(t, c.Personality, edit, fill, func(t *testing.T, b *bubble) {
+		b.link.takes = c.takes
 		if b.link.hook = w.overtake; c.kickoff.PartialManifests {
 			b.slow()
 		}

@@ -45,10 +45,19 @@ type engine struct {
 	ended  chan error
 }
 
+// newSample makes a server that offers few types where the personality names none: each type costs an export several requests,
+// and what one empty type does another one does, too. All of them are in TestEveryProductAtRest and in some runs of TestChaos.
+func newSample(personality fhirtest.Personality) *fhirtest.Server {
+	if personality.Types == nil {
+		personality.Types = fhirtest.FewTypes()
+	}
+	return fhirtest.New(personality, "/fhir")
+}
+
 // startEngine serves the personality with some generated patients and runs an exporter on it.
 func startEngine(t *testing.T, personality fhirtest.Personality, patients int, edit func(*exporter.Config)) *engine {
 	t.Helper()
-	sample := fhirtest.New(personality, "/fhir")
+	sample := newSample(personality)
 	for i, resource := range fhirtest.Generate(1, patients) {
 		if err := sample.PutAt(resource, time.Now().Add(time.Duration(i)*apart-time.Hour)); err != nil {
 			t.Fatal(err)

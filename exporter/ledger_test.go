@@ -80,26 +80,6 @@ func (l *ledger) newest() map[string]fhirtest.LogEntry {
 	return newest
 }
 
-// living lists the resources that exist now, gone those that existed once, both sorted.
-func (l *ledger) living() (living, gone []string) {
-	newest := l.newest()
-	for _, key := range slices.Sorted(maps.Keys(newest)) {
-		if newest[key].Deleted {
-			gone = append(gone, key)
-		} else {
-			living = append(living, key)
-		}
-	}
-	return living, gone
-}
-
-// notBefore lists the living resources whose lastUpdated is not before t, sorted.
-func (l *ledger) notBefore(t time.Time) []string {
-	newest := l.newest()
-	maps.DeleteFunc(newest, func(_ string, v fhirtest.LogEntry) bool { return v.Deleted || v.Updated.Before(t) })
-	return slices.Sorted(maps.Keys(newest))
-}
-
 // expected is what an export with the transaction time has to hold.
 func (l *ledger) expected(t *testing.T, job *state.Job, patients []string) map[string]string {
 	t.Helper()

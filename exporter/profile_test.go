@@ -95,7 +95,7 @@ func TestProfileIsOfOneVersionOfTheServer(t *testing.T) {
 		exportOnce(t, b)
 		newer := fhirtest.Plain()
 		newer.Version = "2.0.0"
-		sample := fhirtest.New(newer, "/fhir")
+		sample := newSample(newer)
 		thirtyRows(t)(sample)
 		<-time.After(time.Hour) // the CapabilityStatement is read again by then
 		b.link.handler, b.sample = sample, sample
@@ -109,7 +109,7 @@ func TestProfileIsOfOneVersionOfTheServer(t *testing.T) {
 func TestBrokenPromiseIsDoubted(t *testing.T) {
 	inBubble(t, fhirtest.Plain(), smallPages, thirtyRows(t), func(t *testing.T, b *bubble) {
 		exportOnce(t, b)
-		b.sample = fhirtest.New(with(fhirtest.Plain(), func(p *fhirtest.Personality) { p.IgnoreSort = true }), "/fhir")
+		b.sample = newSample(with(fhirtest.Plain(), func(p *fhirtest.Personality) { p.IgnoreSort = true }))
 		thirtyRows(t)(b.sample)
 		b.link.handler = b.sample
 		if job := b.finish(b.kickOff(system())); job.Status == state.Completed { // by a poorer strategy

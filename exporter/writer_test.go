@@ -200,7 +200,7 @@ type writing struct {
 
 // choose draws an action: one write, or several of one instant.
 func (w *writer) choose() []writing {
-	living, gone := w.living()
+	living, gone := w.sample.Keys()
 	isGroup := func(key string) bool { return strings.HasPrefix(key, "Group/") }
 	living = slices.DeleteFunc(living, isGroup)
 	dice := w.random.IntN(100)
@@ -360,10 +360,8 @@ func (w *writer) overtake(r *http.Request) {
 		}
 	}
 	typ := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
-	keys := slices.DeleteFunc(w.notBefore(from), func(key string) bool {
-		return typ == "Group" || !strings.HasPrefix(key, typ+"/")
-	})
-	if len(keys) == 0 {
+	keys := w.sample.KeysSince(typ, from)
+	if typ == "Group" || len(keys) == 0 {
 		return
 	}
 	one := w.write(keys[w.random.IntN(len(keys))])

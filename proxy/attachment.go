@@ -32,7 +32,7 @@ func (p *Proxy) attachment(w http.ResponseWriter, r *http.Request, job *state.Jo
 	defer func() { x.asked(whole) }()
 	asks := http.Header{}
 	passHeaders(asks, r.Header, attachmentAsks)
-	answer, err := p.Client.OpenBinary(r.Context(), r.Method, vars["path"], asks)
+	answer, err := p.Client.OpenBinary(x.connecting(r.Context()), r.Method, vars["path"], asks)
 	if err != nil {
 		p.upstreamFailed(w, r, x, err)
 		return
@@ -76,7 +76,8 @@ func passAttachment(w http.ResponseWriter, answer *http.Response) *refusal {
 	// Anybody's document comes from the address of the FHIR server: no browser shall run what is in it.
 	header.Set("Content-Security-Policy", "sandbox")
 	header.Set("X-Content-Type-Options", "nosniff")
-	unguessed{w}.WriteHeader(answer.StatusCode)
+	asGiven(header, answer.StatusCode)
+	w.WriteHeader(answer.StatusCode)
 	return nil
 }
 

@@ -179,9 +179,10 @@ func (p *Proxy) newStatementForwarder() http.Handler {
 				return err
 			}
 			x.answered(response.StatusCode, true)
+			x.watchBody(response)
 			return nil
 		}
-		verbatim(&to).ServeHTTP(w, r)
+		verbatim(&to).ServeHTTP(w, r.WithContext(x.connecting(r.Context())))
 	})
 }
 

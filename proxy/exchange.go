@@ -4,9 +4,13 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"net/http/httptrace"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
+
+	"sidecar/exporter/fhir"
 )
 
 // exchange is one request, from its beginning to the last byte of its answer: one that is forwarded, of which both ways of
@@ -21,6 +25,9 @@ type exchange struct {
 	status int
 	write  *write // nil for a request that writes nothing, or where nobody asks
 	wait   wait   // of a user, where somebody asks
+	// reached tells that there was a connection to the server, cut is why its answer has no end.
+	reached atomic.Bool
+	cut     error
 	// What follows is there where somebody wants it.
 	id     string
 	span   trace.Span
@@ -81,8 +88,11 @@ func (x *exchange) identify() {
 	}
 }
 
-// within returns the context of what is logged and answered of a request, which names it.
+// within returns the context of what is logged and answered of a request, which names it and its span.
 func (x *exchange) within(ctx context.Context) context.Context {
+	if x.span != nil {
+		ctx = trace.ContextWithSpan(ctx, x.span)
+	}
 	if RequestID(ctx) != "" { // x is a part of it
 		return ctx
 	}
@@ -126,7 +136,16 @@ func (x *exchange) begun() {
 // end is called when the last byte has been passed on, or the exchange was cut off: whole tells which.
 func (x *exchange) end(ctx context.Context, whole bool) {
 	x.asked(whole)
+	if x.cut != nil && ctx.Err() == nil { // or the client has left
+		x.proxy.Metrics.cut.Inc()
+		x.proxy.Log.WarnContext(x.within(ctx), "answer cut off", "method", methodOf(x.request), "route", x.route.String(), "error", fhir.Cause(x.cut))
+	}
 	x.ended(ctx, whole)
+}
+
+// connecting is the context of a request that net/http sends: it tells the exchange of the connection.
+func (x *exchange) connecting(ctx context.Context) context.Context {
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { x.reached.Store(true) }})
 }
 
 // asked is the end of what ask began.
@@ -160,10 +179,7 @@ func (x *exchange) log(ctx context.Context, took time.Duration, whole bool) {
 	if x.answer != nil {
 		bytes = x.answer.bytes
 	}
-	if ctx = x.within(ctx); x.span != nil {
-		ctx = trace.ContextWithSpan(ctx, x.span)
-	}
-	x.proxy.Log.LogAttrs(ctx, slog.LevelInfo, "request served",
+	x.proxy.Log.LogAttrs(x.within(ctx), slog.LevelInfo, "request served",
 		slog.String("method", methodOf(x.request)), slog.String("route", x.route.String()), slog.Int("status", x.status), slog.Int64("bytes", bytes),
 		slog.Float64("first_byte", x.first.Seconds()), slog.Float64("seconds", took.Seconds()), slog.Bool("whole", whole))
 }

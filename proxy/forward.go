@@ -20,7 +20,7 @@ func (p *Proxy) newForwarder() http.Handler {
 			p.short.serve(w, r, x)
 			return
 		}
-		long.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x)))
+		long.ServeHTTP(w, r.WithContext(context.WithValue(x.connecting(r.Context()), exchangeKey{}, x)))
 	})
 }
 
@@ -50,6 +50,9 @@ func (p *Proxy) exchanged(forward func(http.ResponseWriter, *http.Request, *exch
 	})
 }
 
+// notKnown keeps clients from sending a write again as if it had not come.
+const notKnown = "; whether the request was carried out is not known"
+
 // upstreamFailed answers for a server that did not.
 func (p *Proxy) upstreamFailed(w http.ResponseWriter, r *http.Request, x *exchange, err error) {
 	if r.Context().Err() != nil || errors.Is(err, errClientLeft) {
@@ -57,9 +60,15 @@ func (p *Proxy) upstreamFailed(w http.ResponseWriter, r *http.Request, x *exchan
 		panic(http.ErrAbortHandler)
 	}
 	failure := &refusal{http.StatusBadGateway, "transient", "the FHIR server cannot be reached"}
+	if x.reached.Load() {
+		failure.text = "the FHIR server gave no valid answer" + notKnown
+	}
 	var timeout net.Error
 	if errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout() {
-		failure = &refusal{http.StatusGatewayTimeout, "timeout", "the FHIR server did not answer in time"}
+		failure = &refusal{http.StatusGatewayTimeout, "timeout", "the FHIR server cannot be reached in time"}
+		if x.reached.Load() {
+			failure.text = "the FHIR server did not answer in time" + notKnown
+		}
 	}
 	x.answered(failure.status, false)
 	ctx := x.within(r.Context())

@@ -8,6 +8,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -89,6 +90,41 @@ func versions(t *testing.T, left chan<- struct{}, next <-chan struct{}) http.Han
 			left <- struct{}{}
 		}
 	})
+}
+
+// Ensure what the documentation says of servers that know HTTP/1.1 only: with h2 they are spoken to in that, unless
+// they refuse the handshake, with h2c in vain.
+func TestServerWithoutHTTP2(t *testing.T) {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.Proto) }))
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	path := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	certificates, err := fhir.NewTLS(path, "", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHouse(t, server.URL+"/fhir", func(c *proxy.Config) { c.UpstreamProtocol, c.UpstreamTLS = fhir.HTTP2, certificates })
+	if got := h.ask(http.MethodGet, h.base+"/Patient"); got.status != http.StatusBadGateway || !strings.Contains(got.body, "cannot be reached") {
+		t.Errorf("h2, refused in the handshake: %d %s", got.status, got.body)
+	}
+	silent := httptest.NewUnstartedServer(server.Config.Handler)
+	silent.Listener = tls.NewListener(silent.Listener, &tls.Config{Certificates: server.TLS.Certificates}) // it chooses no version
+	silent.Start()
+	t.Cleanup(silent.Close)
+	h = newHouse(t, "https"+strings.TrimPrefix(silent.URL, "http")+"/fhir", func(c *proxy.Config) { c.UpstreamProtocol, c.UpstreamTLS = fhir.HTTP2, certificates })
+	if got := h.ask(http.MethodGet, h.base+"/Patient"); got.status != http.StatusOK || got.body != "HTTP/1.1" {
+		t.Errorf("h2, no version chosen: %d %s", got.status, got.body)
+	}
+	plain := httptest.NewServer(server.Config.Handler)
+	t.Cleanup(plain.Close)
+	h = newHouse(t, plain.URL+"/fhir", func(c *proxy.Config) { c.UpstreamProtocol = fhir.H2C })
+	if got := h.ask(http.MethodGet, h.base+"/Patient"); got.status != http.StatusBadGateway || !strings.Contains(got.body, "gave no valid answer") {
+		t.Errorf("h2c: %d %s", got.status, got.body)
+	}
 }
 
 // Ensure that every version of HTTP is forwarded to every other: large bodies and trailers both ways, each flush at once, and a

@@ -26,6 +26,8 @@ const (
 	dialTimeout = 10 * time.Second
 )
 
+var errStatus = errors.New("a status that HTTP does not have")
+
 // newLongWay returns the forwarder for what the short way does not take: upgrades, requests that wait for a 100, large bodies and
 // those of unknown length, and servers that speak another version of HTTP.
 func (p *Proxy) newLongWay() *httputil.ReverseProxy {
@@ -38,7 +40,12 @@ func (p *Proxy) newLongWay() *httputil.ReverseProxy {
 			p.upstreamFailed(w, r, exchangeOf(r.Context()), err)
 		},
 		ModifyResponse: func(response *http.Response) error {
-			exchangeOf(response.Request.Context()).answered(response.StatusCode, true)
+			if response.StatusCode < http.StatusContinue {
+				return errStatus // as on the short way
+			}
+			x := exchangeOf(response.Request.Context())
+			x.answered(response.StatusCode, true)
+			x.watchBody(response)
 			if body, ok := response.Request.Body.(*endedBody); ok && !body.ended.Load() && body.http1 {
 				// The rest of the request may never come: net/http would wait for it before it lets the answer go.
 				response.Header.Set("Connection", "close")
@@ -52,17 +59,22 @@ func (p *Proxy) newLongWay() *httputil.ReverseProxy {
 // verbatim switches off what net/http would add of its own: guessing the Content-Type of an answer that comes without
 // one.
 func verbatim(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { next.ServeHTTP(unguessed{w}, r) })
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { next.ServeHTTP(unguessed{w, r}, r) })
 }
 
 // unguessed is a writer whose answers have a Content-Type only where the server gave one. It decides with each status,
 // because ReverseProxy empties the header behind an interim answer.
-type unguessed struct{ http.ResponseWriter }
+type unguessed struct {
+	http.ResponseWriter
+	request *http.Request
+}
 
 // WriteHeader sends the header as it is.
 func (u unguessed) WriteHeader(status int) {
 	asGiven(u.Header(), status)
-	u.ResponseWriter.WriteHeader(status)
+	if status >= http.StatusOK || takesInterim(u.request) {
+		u.ResponseWriter.WriteHeader(status)
+	}
 }
 
 // Unwrap lets flushes and upgrades through.
@@ -135,6 +147,28 @@ func (b *endedBody) Read(p []byte) (int, error) {
 	}
 	n, err := b.ReadCloser.Read(p)
 	b.ended.Store(errors.Is(err, io.EOF))
+	return n, err
+}
+
+// watchBody has the exchange know of a body that the server does not bring to its end.
+func (x *exchange) watchBody(response *http.Response) {
+	if response.StatusCode != http.StatusSwitchingProtocols { // what follows is a connection, not a body
+		response.Body = &watchedBody{response.Body, x}
+	}
+}
+
+// watchedBody is the body of an answer.
+type watchedBody struct {
+	io.ReadCloser
+	exchange *exchange
+}
+
+// Read notes an error.
+func (b *watchedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		b.exchange.cut = err
+	}
 	return n, err
 }
 

@@ -15,6 +15,7 @@ type Metrics struct {
 	// byStatus are the counters of requests that have been used, so that a request looks no label up.
 	byStatus [1000]atomic.Pointer[prometheus.Counter]
 	kickOffs *prometheus.CounterVec
+	cut      prometheus.Counter
 	// firstByte is of the server's answers, whole of all.
 	firstByte, whole *latency
 }
@@ -29,6 +30,9 @@ func NewMetrics() *Metrics {
 		kickOffs: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "sidecar", Name: "kick_offs_total", Help: "Kick-off requests, by level and result.",
 		}, []string{"level", "result"}),
+		cut: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: "sidecar", Name: "proxy_cut_answers_total", Help: "Forwarded answers that the FHIR server did not bring to their end.",
+		}),
 		firstByte: newLatency("proxy_first_byte_seconds", "Time to the header of the FHIR server's answers to forwarded requests, by kind of request and class of status."),
 		whole:     newLatency("proxy_request_seconds", "Time to the last byte of the answers to clients, by kind of request and class of status."),
 	}
@@ -57,5 +61,5 @@ func (m *Metrics) requested(status int) {
 
 // Collectors returns what has to be registered.
 func (m *Metrics) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.requests, m.kickOffs, m.firstByte, m.whole}
+	return []prometheus.Collector{m.requests, m.kickOffs, m.cut, m.firstByte, m.whole}
 }

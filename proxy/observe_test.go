@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"go.opentelemetry.io/otel/trace"
 
 	"sidecar/proxy"
 )
@@ -23,6 +24,7 @@ import (
 // accessLine is what a line of the access log says.
 type accessLine struct {
 	Msg, Method, Route, Request string
+	Trace, Error                string
 	Status                      int
 	Bytes                       int64
 	Seconds                     float64
@@ -34,21 +36,28 @@ type accessLine struct {
 type logLines struct {
 	mu   sync.Mutex
 	text bytes.Buffer
+	told func(line string) // nil where nobody waits for one
 }
 
 // Write takes a line.
 func (l *logLines) Write(b []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.told != nil {
+		l.told(string(b))
+	}
 	return l.text.Write(b)
 }
 
-// withRequest is a handler that adds the id of the request, as cmd/sidecar has one.
+// withRequest is a handler that adds the id of the request and of its trace, as cmd/sidecar has one.
 type withRequest struct{ slog.Handler }
 
 // Handle adds it.
 func (h withRequest) Handle(ctx context.Context, record slog.Record) error {
 	record.AddAttrs(slog.String("request", proxy.RequestID(ctx)))
+	if span := trace.SpanContextFromContext(ctx); span.IsValid() {
+		record.AddAttrs(slog.String("trace", span.TraceID().String()))
+	}
 	return h.Handler.Handle(ctx, record)
 }
 

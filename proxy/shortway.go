@@ -83,6 +83,8 @@ func (s *shortWay) serve(w http.ResponseWriter, r *http.Request, x *exchange) {
 	header := w.Header()
 	answer, err := s.send(w, r)
 	if err != nil {
+		var dial *upstream.DialError
+		x.reached.Store(!errors.As(err, &dial))
 		s.proxy.upstreamFailed(w, r, x, err)
 		return
 	}
@@ -98,7 +100,7 @@ func (s *shortWay) serve(w http.ResponseWriter, r *http.Request, x *exchange) {
 	}
 	asGiven(header, answer.StatusCode)
 	w.WriteHeader(answer.StatusCode)
-	if err := pass(w, answer); err != nil {
+	if err := pass(w, answer, x); err != nil {
 		panic(http.ErrAbortHandler)
 	}
 	for name, values := range answer.Trailer {
@@ -127,11 +129,17 @@ func (s *shortWay) send(w http.ResponseWriter, r *http.Request) (*upstream.Answe
 	}
 	header := w.Header()
 	return s.client.Send(r, wire, header, func(status int) {
-		asGiven(header, status)
-		w.WriteHeader(status)
+		if takesInterim(r) {
+			asGiven(header, status)
+			w.WriteHeader(status)
+		}
 		clear(header)
 	})
 }
+
+// takesInterim tells whether a client knows interim answers: one of HTTP/1.0 would take the first for the final one (RFC 9110,
+// section 15.2).
+func takesInterim(r *http.Request) bool { return r.ProtoAtLeast(1, 1) }
 
 // errClientLeft means that the rest of a request did not come.
 var errClientLeft = errors.New("the client has left")
@@ -195,7 +203,7 @@ func asGiven(header http.Header, status int) {
 }
 
 // pass copies the body of an answer, and sends on what there is whenever the server pauses.
-func pass(w http.ResponseWriter, answer *upstream.Answer) error {
+func pass(w http.ResponseWriter, answer *upstream.Answer, x *exchange) error {
 	if answer.ContentLength == 0 {
 		return nil
 	}
@@ -218,6 +226,7 @@ func pass(w http.ResponseWriter, answer *upstream.Answer) error {
 		case errors.Is(err, io.EOF):
 			return nil
 		case err != nil:
+			x.cut = err
 			return err
 		case n < shortFlush:
 			if err := flush(); err != nil {

@@ -147,7 +147,9 @@ func checkCommand(t *testing.T, path string, args []string) {
 
 // Ensure the README shows what `sidecar check` says of the sample server.
 func TestDocumentedCheckIsTheRealOne(t *testing.T) {
-	_, upstream := newSample(t, fhirtest.Plain(), 5)
+	personality := fhirtest.Plain()
+	personality.Types = fhirtest.AllTypes()
+	_, upstream := newSample(t, personality, 5)
 	var out bytes.Buffer
 	if err := run(t.Context(), []string{"check", "-upstream", upstream, "-data", filepath.Join(t.TempDir(), "data")}, &out, io.Discard); err != nil {
 		t.Fatalf("check: %v\n%s", err, out.String())

@@ -97,7 +97,9 @@ func TestPlanShowsWhoHasLeftTheGroup(t *testing.T) {
 
 // Ensure plan refuses what a kick-off refuses.
 func TestPlanChecksWhatAKickOffChecks(t *testing.T) {
-	_, upstream := newSample(t, fhirtest.Plain(), 2)
+	personality := fhirtest.Plain()
+	personality.Types = fhirtest.AllTypes() // to be refused for another reason than that the server has not got the type
+	_, upstream := newSample(t, personality, 2)
 	for want, args := range map[string][]string{
 		"does not know this Group":                     {"-level", "group", "-group", "nope"},
 		"_since is in the future":                      {"-since", "9021-12"},

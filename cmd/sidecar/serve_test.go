@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,25 +35,6 @@ func until(t *testing.T, what string, holds func() bool) {
 			t.Fatalf("%s: not within %s", what, patience)
 		}
 	}
-}
-
-// newSample serves a sample FHIR server with some generated patients below /fhir and returns its base.
-func newSample(t *testing.T, personality fhirtest.Personality, patients int) (*fhirtest.Server, string) {
-	t.Helper()
-	return newSampleAt(t, personality, "/fhir", patients)
-}
-
-func newSampleAt(t *testing.T, personality fhirtest.Personality, path string, patients int) (*fhirtest.Server, string) {
-	t.Helper()
-	sample := fhirtest.New(personality, path)
-	for _, resource := range fhirtest.Generate(1, patients) {
-		if err := sample.Put(resource); err != nil {
-			t.Fatal(err)
-		}
-	}
-	upstream := httptest.NewServer(sample)
-	t.Cleanup(upstream.Close)
-	return sample, upstream.URL + path
 }
 
 // sidecar is a running sidecar, wired as `sidecar serve` wires it.

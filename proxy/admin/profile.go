@@ -28,7 +28,7 @@ func showProfile(server profiler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		profile, at := server.Profile(r.Context())
 		if profile == nil {
-			answer(w, http.StatusNotFound, "the server has not been asked yet: the first export does, and so does `sidecar check`\n")
+			answer(w, http.StatusNotFound, "the server has not been asked yet: the first export does\n")
 			return
 		}
 		w.Header().Add("Vary", "Accept")

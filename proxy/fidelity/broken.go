@@ -157,6 +157,8 @@ func (s *script) checkRefused(row sent) {
 		defer request.end(false)
 		request.script = s
 		if row.arrives == "" {
+			request.write(wire("HTTP/1.1 200 OK\nConnection: close\nContent-Length: 0\n\n")) // or nginx would send it again, into the next case
+			<-answered
 			s.failf("a broken request is passed on: %q %q", request.head.first, request.head.fields)
 		}
 		if wrong := difference(request.rest().head, s.parsed(row.arrives, "")); wrong != "" {

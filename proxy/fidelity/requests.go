@@ -84,7 +84,7 @@ func requests() []sent {
 		},
 		{
 			// A client must not be able to take away what a hop before us has said of it.
-			name:    "forwarding fields that Connection names",
+			name: "forwarding fields that Connection names", nginx: "it does not continue Forwarded",
 			request: "GET /fhir HTTP/1.1\nHost: h\nConnection: X-Forwarded-For, X-Forwarded-Host, Forwarded\nX-Forwarded-For: 10.1.1.1\nX-Forwarded-Host: public.example\nForwarded: for=10.1.1.1\n\n",
 			arrives: "GET /fhir HTTP/1.1\nHost: h\nX-Forwarded-For: 10.1.1.1, 127.0.0.1\nX-Forwarded-Host: public.example\nForwarded: for=10.1.1.1, for=127.0.0.1\n\n",
 		},

@@ -31,6 +31,10 @@ func stepEntries() []entry {
 		{"steps/slow head", "", slowHead},
 		{"steps/slow request", "", slowRequest},
 		{"steps/HTTP/1.0 and chunks", "", oldClient},
+		{"steps/HTTP/1.0 and interim answers", "it takes or passes on what an old client does not know", oldClientWaits("")},
+		{"steps/HTTP/1.0 and interim answers, with the wish for an upgrade", "the same", oldClientWaits("Connection: Upgrade\nUpgrade: websocket\n")},
+		{"steps/status below 100", "it passes every number on", oddStatus("")},
+		{"steps/status below 100, with the wish for an upgrade", "the same", oddStatus("Connection: Upgrade\nUpgrade: websocket\n")},
 		{"steps/client closes", "", clientCloses},
 		{"steps/server closes", "", serverCloses},
 		{"steps/closed while idle", "", closedWhileIdle},
@@ -260,6 +264,29 @@ func oldClient(s *script) {
 	}
 }
 
+// oldClientWaits takes the first answer for the final one.
+func oldClientWaits(fields string) func(*script) {
+	return func(s *script) {
+		s.client.send("GET /fhir HTTP/1.0\nHost: h\n" + fields + "\n")
+		s.next().reply("HTTP/1.1 103 Early Hints\nLink: <a>\n\nHTTP/1.1 200 OK\nContent-Length: 3\n\nabc")
+		if got := s.client.head(); got.status() != 200 || len(got.values("Link")) > 0 {
+			s.failf("the first answer is %q %q", got.first, got.fields)
+		}
+		s.expect(s.client.reader, "abc", "body")
+	}
+}
+
+// oddStatus is an answer whose status no client could be told.
+func oddStatus(fields string) func(*script) {
+	return func(s *script) {
+		s.client.send("GET /fhir HTTP/1.1\nHost: h\n" + fields + "\n")
+		s.next().reply("HTTP/1.1 099 Odd\nContent-Length: 2\n\nok")
+		if got := s.client.answer("GET"); got.status() != 502 {
+			s.failf("got %q, want 502", got.first)
+		}
+	}
+}
+
 // clientCloses is a request that ends its connection.
 func clientCloses(s *script) {
 	s.client.send("GET /fhir HTTP/1.1\nHost: h\nConnection: close\n\n")
@@ -321,13 +348,15 @@ func clientLeavesEarly(name, head string) func(*script) {
 		s.client.send("POST /fhir HTTP/1.1\nHost: h\n" + head)
 		if name == "short" { // the proxy may wait for the rest before it asks the server
 			s.client.close()
-			select {
-			case request := <-s.server.arrived:
-				request.script = s
-				request.checkNotWhole()
-			default:
-			}
 			s.connect()
+			s.client.send("GET /fhir/behind HTTP/1.1\nHost: h\n\n")
+			request := s.next()
+			if request.head.first != "GET /fhir/behind HTTP/1.1" {
+				request.checkNotWhole()
+				request = s.next()
+			}
+			request.reply("HTTP/1.1 200 OK\nContent-Length: 0\n\n")
+			s.client.answer("GET")
 			return
 		}
 		request := s.next()

@@ -18,6 +18,7 @@ const maxInterim = 10
 var (
 	errInterim  = errors.New("upstream: too many interim answers")
 	errSwitched = errors.New("upstream: another protocol that nobody asked for")
+	errStatus   = errors.New("upstream: a status that HTTP does not have")
 	errHead     = errors.New("upstream: the head of the answer, or its trailer, is too large")
 )
 
@@ -70,6 +71,8 @@ func (c *conn) readAnswer(r *http.Request, header http.Header, interim func(stat
 			return fmt.Errorf("upstream: read answer: %w", err)
 		case response.StatusCode == http.StatusSwitchingProtocols:
 			return errSwitched
+		case response.StatusCode < http.StatusContinue: // net/http reads it, and panics when it has to write it
+			return errStatus
 		}
 		pass(header, response.Header)
 		if response.StatusCode >= http.StatusOK {

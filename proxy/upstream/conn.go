@@ -138,7 +138,17 @@ func (c *conn) buffered() int {
 func (c *conn) end() bool {
 	clean := c.buffered() == 0 // more would belong to no request
 	c.release()
-	return clean && (c.unwatch == nil || c.unwatch())
+	return clean && (c.unwatch == nil || c.unwatch()) && (!c.secure || !c.unread())
+}
+
+// unread tells whether TLS holds bytes that have come with those of the answer: the probe looks at the socket alone, and they would be
+// the beginning of the next answer. A read whose time is over brings no others.
+func (c *conn) unread() bool {
+	if c.SetReadDeadline(time.Unix(1, 0)) != nil {
+		return true
+	}
+	_, err := c.Read(c.first[:1])
+	return !errors.Is(err, os.ErrDeadlineExceeded) || c.SetReadDeadline(time.Time{}) != nil
 }
 
 // abort closes the connection.

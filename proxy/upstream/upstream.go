@@ -35,6 +35,15 @@ type Client struct {
 	reaper *time.Timer
 }
 
+// DialError means that there is no connection to the server, so that it cannot have seen the request.
+type DialError struct{ Err error }
+
+// Error is that of the cause.
+func (e *DialError) Error() string { return e.Err.Error() }
+
+// Unwrap is the cause.
+func (e *DialError) Unwrap() error { return e.Err }
+
 // Answer is the server's final answer to a request, of which the head has been read. Its body is read by Read, to io.EOF. Done must
 // be called, and nothing of the answer used after it.
 type Answer struct {
@@ -56,7 +65,7 @@ type Answer struct {
 // Interim answers put theirs there and are told to interim, which takes them out again. When a connection that was kept turns
 // out to be dead before it brought a byte of an answer, a safe request is sent again over a new one.
 //
-// The error is that of the connection, or of an answer that is not HTTP; header is of no use then.
+// The error is a [DialError], or that of the connection, or of an answer that is not HTTP; header is of no use then.
 func (c *Client) Send(r *http.Request, wire []byte, header http.Header, interim func(status int)) (*Answer, error) {
 	ctx := r.Context()
 	if kept := c.take(ctx, len(wire)); kept != nil {
@@ -67,7 +76,7 @@ func (c *Client) Send(r *http.Request, wire []byte, header http.Header, interim 
 	}
 	raw, err := c.Dial(ctx)
 	if err != nil {
-		return nil, err
+		return nil, &DialError{err}
 	}
 	conn := newConn(raw)
 	conn.begin(ctx, len(wire))

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -91,7 +92,7 @@ func ask(ctx context.Context, client *upstream.Client, method string) (string, e
 	if err != nil {
 		return "", err
 	}
-	answer, err := client.Send(r, []byte(method+" /x HTTP/1.1\r\nHost: h\r\n\r\n"), http.Header{}, func(int) {})
+	answer, err := client.Send(r, []byte(method+" /x HTTP/1.1\r\nHost: h\r\n\r\n"), http.Header{}, httptest.NewRecorder().WriteHeader)
 	if err != nil {
 		return "", err
 	}
@@ -217,17 +218,18 @@ func TestStaleConnection(t *testing.T) {
 // Ensure that an answer that has begun is not asked for again, and none is taken for whole that is not.
 func TestBrokenAnswers(t *testing.T) {
 	for name, raw := range map[string]string{
-		"nothing":         "",
-		"half a head":     "HTTP/1.1 200 OK\r\nContent-",
-		"no HTTP":         "SSH-2.0-x\r\n\r\n",
-		"two lengths":     "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
-		"half a body":     "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok",
-		"half a chunk":    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nok",
-		"no last chunk":   "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n",
-		"bad chunk":       "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nok\r\n",
-		"endless head":    "HTTP/1.1 200 OK\r\n" + strings.Repeat("X: "+strings.Repeat("y", 1000)+"\r\n", 2000),
-		"endless interim": strings.Repeat("HTTP/1.1 103 Early Hints\r\n\r\n", 100) + ok,
-		"switched":        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
+		"nothing":          "",
+		"half a head":      "HTTP/1.1 200 OK\r\nContent-",
+		"no HTTP":          "SSH-2.0-x\r\n\r\n",
+		"two lengths":      "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
+		"half a body":      "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok",
+		"half a chunk":     "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nok",
+		"no last chunk":    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n",
+		"bad chunk":        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nok\r\n",
+		"endless head":     "HTTP/1.1 200 OK\r\n" + strings.Repeat("X: "+strings.Repeat("y", 1000)+"\r\n", 2000),
+		"endless interim":  strings.Repeat("HTTP/1.1 103 Early Hints\r\n\r\n", 100) + ok,
+		"status below 100": "HTTP/1.1 099 Odd\r\nContent-Length: 2\r\n\r\nok",
+		"switched":         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newServer(t, func(_ int64, _ *http.Request, conn net.Conn) bool {

@@ -27,9 +27,11 @@ type Server struct {
 	base   string
 	params *paramTable
 
-	mu           sync.Mutex
-	tables       map[string]*table
-	log          []*row
+	mu     sync.Mutex
+	tables map[string]*table
+	log    []*row
+	// commits are all versions in the order of seq.
+	commits      []*row
 	keys         map[string]string
 	writes       int64
 	transactions int64

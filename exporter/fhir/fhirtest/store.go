@@ -172,6 +172,7 @@ func (s *Server) insertLocked(r *row) {
 	t.versions[r.id] = appendLog(t.versions[r.id], r)
 	t.log = appendLog(t.log, r)
 	s.log = appendLog(s.log, r)
+	s.commits = append(s.commits, r)
 	t.byID, t.byTime = nil, nil
 }
 

@@ -1,7 +1,6 @@
 package fhirtest
 
 import (
-	"cmp"
 	"slices"
 	"time"
 )
@@ -19,13 +18,47 @@ type LogEntry struct {
 
 // Log lists every version in the order of the commits. Commits that are still to become visible are not in it.
 func (s *Server) Log() []LogEntry {
-	rows := slices.Clone(s.versionsOf("", ""))
-	slices.SortFunc(rows, func(a, b *row) int { return cmp.Compare(a.seq, b.seq) })
+	now := s.Now()
+	s.mu.Lock()
+	s.catchUpLocked(now)
+	rows := s.commits // only ever appended to
+	s.mu.Unlock()
 	entries := make([]LogEntry, len(rows))
 	for i, r := range rows {
 		entries[i] = LogEntry{r.typ, r.id, r.version, r.updated, r.committed, r.deleted(), r.body}
 	}
 	return entries
+}
+
+// Keys lists as Type/id, sorted, the resources that exist now, and those that existed once.
+func (s *Server) Keys() (living, gone []string) {
+	now := s.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.catchUpLocked(now)
+	for _, t := range s.tables {
+		for _, r := range t.current {
+			if r.deleted() {
+				gone = append(gone, r.name())
+			} else {
+				living = append(living, r.name())
+			}
+		}
+	}
+	slices.Sort(living)
+	slices.Sort(gone)
+	return living, gone
+}
+
+// KeysSince lists as Type/id, sorted, the resources of a type that exist now and were not written before t.
+func (s *Server) KeysSince(typ string, t time.Time) []string {
+	var keys []string
+	for _, r := range s.living(typ, false) {
+		if !r.updated.Before(t) {
+			keys = append(keys, r.name())
+		}
+	}
+	return keys
 }
 
 // AsOf is the state of the server at t, to judge an export by, keyed Type/id: of each resource the newest version with a
