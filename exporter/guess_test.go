@@ -141,6 +141,7 @@ type users struct{ atomic.Int64 }
 
 func (u *users) Present() bool                { return u.Load() > 0 }
 func (u *users) Beside(time.Time)             {}
+func (u *users) Idle() <-chan struct{}        { return nil }
 func (u *users) Slowdown() (float64, float64) { return 1, math.Inf(1) }
 func (u *users) Forget(bool)                  {}
 

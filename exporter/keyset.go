@@ -106,13 +106,26 @@ func (w *walk) jump(to time.Time) {
 }
 
 // pageRows is how many rows to ask for, so that a page has about pageBytes: a server that builds pages in memory, several
-// at once, is slowed down by large ones, and small ones cost more requests than they need.
+// at once, is slowed down by large ones, and small ones cost more requests than they need. Beside users they are smaller.
 func (w *walk) pageRows() int {
-	average := int64(firstRowBytes)
-	if w.seenRows > 0 {
-		average = w.seenBytes/w.seenRows + 1
+	beside := w.limiter.pageBytes()
+	if beside == 0 {
+		return w.wideRows()
 	}
-	return w.bounded(int(min(int64(w.pageSize()), max(minPageRows, pageBytes/average))))
+	return min(w.wideRows(), max(minPageCap, int(beside/w.rowBytes()), w.least))
+}
+
+// wideRows is how many rows to ask for while there are no users.
+func (w *walk) wideRows() int {
+	return w.bounded(int(min(int64(w.pageSize()), max(minPageRows, pageBytes/w.rowBytes()))))
+}
+
+// rowBytes is about how large a row is.
+func (w *walk) rowBytes() int64 {
+	if w.seenRows == 0 {
+		return firstRowBytes
+	}
+	return w.seenBytes/w.seenRows + 1
 }
 
 // part is the query for the page at the cursor, up to the end of the part that is closed in on.
@@ -146,9 +159,14 @@ func (w *walk) advance(ctx context.Context, q fhir.Query, page *outcome) (done b
 		// page brings nothing new.
 		return true, nil
 	case w.slice.Cursor.After(before), !full && page.fresh > 0:
+		w.least -= w.least / 8
 		return false, nil
 	case !full && !w.until.IsZero(): // what was counted is the whole window's
 		return true, nil
+	}
+	if full && 2*page.asked <= w.wideRows() { // a small one, beside users
+		w.least = 2 * page.asked
+		return false, nil
 	}
 	// A full page within one granule, or a short one with nothing new although more was counted: the server cuts pages.
 	return false, w.hotGranule(ctx, q)
@@ -224,12 +242,16 @@ func (w *walk) keysetPage(ctx context.Context, q fhir.Query, link string) (*outc
 	}
 	var result *outcome
 	err = w.pace.doWith(ctx, ahead.right(), w.tries(), func() error {
-		before := *w.slice
+		before, asked, known := *w.slice, time.Now(), w.seenBytes
 		page, err := w.fetch(ctx, ahead, q, link)
+		alone := ahead == nil
 		ahead = nil
 		if err == nil {
 			w.guess(ctx, page, q)
 			result, err = w.readKeyset(ctx, page, q)
+		}
+		if err == nil && alone {
+			w.limiter.paged(w.seenBytes-known, time.Since(asked))
 		}
 		if err != nil {
 			q.Count = w.slower(err, q.Count)

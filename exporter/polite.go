@@ -31,12 +31,16 @@ const (
 	rememberFor = 5 * time.Minute
 	// besideFor is how long behind a request users are thought to be beside exports, if nothing follows.
 	besideFor = time.Second
+	// idleFor is how long a request that is due waits for a moment in which no user waits.
+	idleFor = 100 * time.Millisecond
 )
 
 // Traffic is what users do at the same time as the exports. Exports leave it room.
 type Traffic interface {
 	// Present tells whether there are users.
 	Present() bool
+	// Idle returns a channel that is closed when none of them waits for an answer, nil if none does now.
+	Idle() <-chan struct{}
 	// Beside says until when requests of users that begin do so beside exports; a moment in the past means that these pause.
 	Beside(until time.Time)
 	// Slowdown is how many times as long users wait beside exports as without them, and doubt the standard error of its logarithm,
@@ -49,8 +53,9 @@ type Traffic interface {
 // polite paces the requests of all exports by what users feel of them. They take turns: for some seconds exports ask, for one they do
 // not, and users' waits of both are compared, so that a server that is slow by itself is not blamed on exports. While users wait hardly
 // longer, exports may have a fifth more requests under way on average, else two fifths fewer; less than one means a pause behind
-// each request. A twentieth of what the server takes is theirs in any case, so that an export always ends, and all of it while there
-// are no users. It is guarded by the limiter's mutex.
+// each request. A request begins in a moment in which no user waits, if there soon is one, and asks for a small page (see pagecost.go):
+// most users then meet none. A twentieth of what the server takes is theirs in any case, so that an export always ends, and all of it
+// while there are no users. It is guarded by the limiter's mutex.
 type polite struct {
 	traffic Traffic
 	// aim is the logarithm of the slowdown at which exports step back: half of the one allowed, since steps and chance go beyond it.
@@ -62,21 +67,23 @@ type polite struct {
 	ends  time.Time
 	turns int       // since the share was changed
 	next  time.Time // when the share has room for a request again
+	due   time.Time // when the next one could have begun had no user waited; zero where none did
 	users bool      // there were some when it was looked last, at met
 	met   time.Time
+	pages pageCost
 }
 
 func newPolite(traffic Traffic, slowdown float64) *polite {
-	return &polite{traffic: traffic, aim: math.Log(slowdown) / 2}
+	return &polite{traffic: traffic, aim: math.Log(slowdown) / 2, pages: newPageCost()}
 }
 
 // room is how many requests may be under way now at the side of busy ones, and how long to wait before asking again, where that is
-// what has to be waited for. least is the share that exports have in any case, most the largest.
-func (p *polite) room(busy, allowed int) (room int, wait time.Duration) {
+// what has to be waited for, or until idle is closed.
+func (p *polite) room(busy, allowed int) (room int, wait time.Duration, idle <-chan struct{}) {
 	now := time.Now()
 	if !p.traffic.Present() {
 		p.users = false
-		return allowed, 0
+		return allowed, 0, nil
 	}
 	if !p.users { // begin with a pause, to see them alone
 		p.users, p.asks, p.ends = true, false, time.Time{}
@@ -93,31 +100,46 @@ func (p *polite) room(busy, allowed int) (room int, wait time.Duration) {
 	if !p.asks {
 		switch {
 		case busy > 0:
-			return 0, 0
+			return 0, 0, nil
 		case p.ends.IsZero():
 			p.ends = now.Add(restTurn)
 			p.traffic.Beside(now)
 		}
 		if wait := p.ends.Sub(now); wait > 0 {
-			return 0, wait
+			return 0, wait, nil
 		}
 		p.asks, p.ends = true, now.Add(turn)
 	}
 	p.share = min(max(p.share, leastPart*float64(allowed)), float64(allowed))
 	if wait := p.next.Sub(now); wait > 0 {
-		return 0, wait
+		return 0, wait, nil
 	}
-	return int(math.Ceil(p.share)), 0
+	room = int(math.Ceil(p.share))
+	if busy >= room {
+		return room, 0, nil
+	}
+	if idle = p.traffic.Idle(); idle != nil {
+		if p.due.IsZero() {
+			p.due = now
+		}
+		if wait := p.due.Add(idleFor).Sub(now); wait > 0 {
+			return 0, wait, idle
+		}
+	}
+	return room, 0, nil
 }
 
 // began notes that a request begins.
-func (p *polite) began() { p.traffic.Beside(time.Now().Add(time.Hour)) }
+func (p *polite) began() {
+	p.due = time.Time{}
+	p.traffic.Beside(time.Now().Add(time.Hour))
+}
 
 // ended notes that a request that began at began has ended.
 func (p *polite) ended(began time.Time, busy int) {
 	if p.users {
-		if began.After(p.next) {
-			p.next = began
+		if due := began.Add(-idleFor); due.After(p.next) { // what idleFor cost is made good
+			p.next = due
 		}
 		p.next = p.next.Add(time.Duration(float64(time.Since(began)) / p.share))
 	}

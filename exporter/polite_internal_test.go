@@ -11,6 +11,7 @@ import (
 // felt are users who wait longer the more exports ask.
 type felt struct {
 	here bool
+	idle chan struct{} // nil: none waits
 	// slowdown is what a share makes of their waits; nil means that nothing is known.
 	slowdown func(share float64) float64
 	share    func() float64
@@ -20,6 +21,16 @@ type felt struct {
 func (f *felt) Present() bool      { return f.here }
 func (f *felt) Beside(u time.Time) { f.beside.Store(u.UnixNano()) }
 func (f *felt) Forget(bool)        {}
+
+// Idle is the channel until it is closed.
+func (f *felt) Idle() <-chan struct{} {
+	select {
+	case <-f.idle:
+		return nil
+	default:
+		return f.idle
+	}
+}
 
 // besideNow tells whether a request that begins now does so beside exports.
 func (f *felt) besideNow() bool { return f.beside.Load() > time.Now().UnixNano() }
@@ -124,6 +135,49 @@ func TestShareIsRemembered(t *testing.T) {
 			if got := l.budget(); math.Abs(got-test.want) > 1 {
 				t.Errorf("%g after %s without users, want %g", got, test.away, test.want)
 			}
+		}
+	})
+}
+
+// Ensure a request begins when no user waits, after a while also while one does, and is not later for that on average.
+func TestRequestsBeginInIdleMoments(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimiter(8, nil)
+		users := &felt{here: true}
+		l.allowed, l.polite = 8, newPolite(users, DefaultLiveSlowdown)
+		paced(l, 10*time.Second) // beyond the first pause
+		l.polite.ends, l.polite.next = time.Now().Add(time.Hour), time.Time{}
+		began := func() time.Duration {
+			at := time.Now()
+			held, _, err := l.acquire(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			took := time.Since(at)
+			l.release(held, nil)
+			return took
+		}
+		if took := began(); took != 0 {
+			t.Errorf("no user waits: a request begins after %s", took)
+		}
+		users.idle = make(chan struct{})
+		if took := began(); took != idleFor {
+			t.Errorf("a user waits for long: a request begins after %s, want %s", took, idleFor)
+		}
+		time.AfterFunc(idleFor/4, func() { close(users.idle) })
+		if took := began(); took != idleFor/4 {
+			t.Errorf("a user waits for %s: a request begins after %s", idleFor/4, took)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimiter(8, nil)
+		users := &felt{here: true, slowdown: func(float64) float64 { return 3 }, share: l.budget}
+		l.allowed, l.polite = 8, newPolite(users, DefaultLiveSlowdown)
+		paced(l, time.Minute)
+		pace := paced(l, 10*time.Minute)
+		users.idle = make(chan struct{}) // and never is
+		if crowded := paced(l, 10*time.Minute); crowded < 0.9*pace {
+			t.Errorf("%.3f requests at once where a user waits at any moment, %.3f where none does", crowded, pace)
 		}
 	})
 }

@@ -54,6 +54,8 @@ type walk struct {
 	first  string
 	// added are the ids that the current server page put into the boundary.
 	added []string
+	// least is how many rows the small pages beside users have at least, since those of one moment have to fit.
+	least int
 	// seenRows and seenBytes tell how large the rows of the slice are.
 	seenRows, seenBytes int64
 	// members are the Patients of the lists, nil where the slice has none.

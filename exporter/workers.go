@@ -67,11 +67,11 @@ func (l *limiter) acquire(ctx context.Context) (t *ticket, late bool, err error)
 		if err := l.awaitHold(ctx); err != nil {
 			return nil, late, err
 		}
-		t, freed, wait := l.take()
+		t, until := l.take()
 		if t != nil {
 			return t, late, nil
 		}
-		if err := await(ctx, freed, wait); err != nil {
+		if err := until.await(ctx); err != nil {
 			return nil, late, err
 		}
 	}
@@ -82,20 +82,27 @@ func (l *limiter) try() *ticket {
 	if l.hours.until(time.Now()) > 0 || l.holds() > 0 {
 		return nil
 	}
-	t, _, _ := l.take()
+	t, _ := l.take()
 	return t
 }
 
-// await returns when a request has ended, or after a wait if that is given, of which a second is enough: users may have left.
-func await(ctx context.Context, freed <-chan struct{}, wait time.Duration) error {
+// until is what has to happen before there may be room: a request of ours ends, a time passes if one is given, or no user waits.
+type until struct {
+	freed, idle <-chan struct{}
+	wait        time.Duration
+}
+
+// await returns when one of these has happened, or after a second: users may have left.
+func (u until) await(ctx context.Context) error {
 	var over <-chan time.Time
-	if wait > 0 {
-		timer := time.NewTimer(min(wait, time.Second))
+	if u.wait > 0 {
+		timer := time.NewTimer(min(u.wait, time.Second))
 		defer timer.Stop()
 		over = timer.C
 	}
 	select {
-	case <-freed:
+	case <-u.freed:
+	case <-u.idle:
 	case <-over:
 	case <-ctx.Done():
 		return context.Cause(ctx)
@@ -129,26 +136,26 @@ func (l *limiter) awaitHold(ctx context.Context) error {
 	return nil
 }
 
-// take takes a right if there is room. Else one of ours is under way and closes freed when it ends, or it is a matter of a wait.
-func (l *limiter) take() (t *ticket, freed <-chan struct{}, wait time.Duration) {
+// take takes a right if there is room, else tells what to wait for.
+func (l *limiter) take() (*ticket, until) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	room := l.allowed
+	room, until := l.allowed, until{freed: l.freed}
 	if l.polite != nil {
 		before := l.budget()
-		room, wait = l.polite.room(l.busy, l.allowed)
+		room, until.wait, until.idle = l.polite.room(l.busy, l.allowed)
 		if l.changed != nil && l.budget() != before {
 			l.changed(l.budget())
 		}
 	}
 	if l.busy >= room {
-		return nil, l.freed, wait
+		return nil, until
 	}
 	l.busy++
 	if l.polite != nil {
 		l.polite.began()
 	}
-	return &ticket{began: time.Now()}, nil, 0
+	return &ticket{began: time.Now()}, until
 }
 
 // budget is how many requests exports may have under way on average.
@@ -157,6 +164,25 @@ func (l *limiter) budget() float64 {
 		return min(l.polite.share, float64(l.allowed))
 	}
 	return float64(l.allowed)
+}
+
+// pageBytes is how large a page may be beside users, 0 while there are none.
+func (l *limiter) pageBytes() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.polite == nil || !l.polite.users {
+		return 0
+	}
+	return l.polite.pages.next()
+}
+
+// paged notes how long a page took from the question to its last byte.
+func (l *limiter) paged(bytes int64, took time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.polite != nil && l.polite.users {
+		l.polite.pages.add(bytes, took)
+	}
 }
 
 // release gives a right back, with how the request ended. It may be called on a nil ticket.

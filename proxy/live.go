@@ -4,6 +4,7 @@ import (
 	"math"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,6 +20,10 @@ type Live struct {
 	// count less: nanoseconds of the Unix clock.
 	last, beside, ages atomic.Int64
 	waits              [2]waits // without exports, and beside them
+
+	wanted atomic.Bool // somebody waits for idle
+	mu     sync.Mutex
+	idle   chan struct{}
 }
 
 const (
@@ -73,6 +78,29 @@ func NewLive() *Live { return &Live{} }
 // Present tells whether there are users: one waits now, or did a few seconds ago.
 func (l *Live) Present() bool {
 	return l.inFlight.Load() > 0 || time.Since(time.Unix(0, l.last.Load())) < liveFor
+}
+
+// Idle returns a channel that is closed when the server has begun to answer all, nil if it has.
+func (l *Live) Idle() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.idle == nil {
+		l.idle = make(chan struct{})
+	}
+	l.wanted.Store(true) // before the look, so that the last one to be answered sees it
+	if l.inFlight.Load() == 0 {
+		l.wake()
+		return nil
+	}
+	return l.idle
+}
+
+// wake closes the channel that was asked for. It is called with the mutex held.
+func (l *Live) wake() {
+	if l.wanted.Swap(false) {
+		close(l.idle)
+		l.idle = nil
+	}
 }
 
 // InFlight is the number of requests that the server has not begun to answer.
@@ -187,7 +215,11 @@ func (l *Live) answered(w *wait, status int) {
 func (l *Live) end(w *wait) {
 	if w.open {
 		w.open = false
-		l.inFlight.Add(-1)
+		if l.inFlight.Add(-1) == 0 && l.wanted.Load() {
+			l.mu.Lock()
+			l.wake()
+			l.mu.Unlock()
+		}
 	}
 }
 

@@ -1,0 +1,91 @@
+package exporter_test
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"sidecar/exporter"
+	"sidecar/exporter/fhir/fhirtest"
+)
+
+// crowd are users who are away for a third of a second every two, and of whom one waits half of the time.
+type crowd struct{}
+
+func (crowd) Present() bool                { return time.Now().UnixMilli()/333%6 != 0 }
+func (crowd) Beside(time.Time)             {}
+func (crowd) Slowdown() (float64, float64) { return 1, math.Inf(1) }
+func (crowd) Forget(bool)                  {}
+
+func (crowd) Idle() <-chan struct{} {
+	now := time.Now()
+	idle := now.Truncate(20 * time.Millisecond).Add(10 * time.Millisecond)
+	if !now.Before(idle) {
+		return nil
+	}
+	closed := make(chan struct{})
+	time.AfterFunc(idle.Sub(now), func() { close(closed) })
+	return closed
+}
+
+// Ensure an export is exact whose pages are small while there are users, on every server: of rows far apart, and of more in one moment
+// than such a page holds, also over a crash.
+func TestExportsBesideUsersAreExact(t *testing.T) {
+	t.Logf("go test ./exporter -run %s -seed %d", t.Name(), *seed)
+	var small atomic.Int64
+	t.Cleanup(func() {
+		if t.Logf("%d pages were small", small.Load()); small.Load() < 20 {
+			t.Errorf("%d pages were small", small.Load())
+		}
+	})
+	for n, personality := range personalities() {
+		t.Run(personality.Name, func(t *testing.T) {
+			t.Parallel()
+			random := rand.New(rand.NewPCG(*seed, uint64(n)))
+			pageSize := 60 + random.IntN(100)
+			edit := func(c *exporter.Config) { c.PageSize, c.Workers, c.Traffic = pageSize, 2, crowd{} }
+			inBubble(t, personality, edit, func(s *fhirtest.Server) { largeRows(t, s, random) }, func(t *testing.T, b *bubble) {
+				b.link.hook = func(r *http.Request) { // such a server is slower for larger pages
+					if query := r.URL.Query(); query.Get("_sort") == "_lastUpdated" {
+						count, _ := strconv.Atoi(query.Get("_count"))
+						time.Sleep(time.Duration(count) * 5 * time.Millisecond)
+						if count >= 10 && 2*count < pageSize {
+							small.Add(1)
+						}
+					}
+				}
+				want := b.snapshot()
+				reached := b.events.freeze(1 + random.Int64N(300))
+				id := b.kickOff(system())
+				select {
+				case <-reached:
+					b.resume(random.IntN(2) == 0)
+				case <-time.After(2 * time.Minute): // the run ended before
+					b.events.thaw()
+				}
+				same(t, b.rows(b.finish(id)), want)
+			})
+		})
+	}
+}
+
+// largeRows puts rows of four kilobytes in clumps, some of them larger than a small page within one moment.
+func largeRows(t *testing.T, s *fhirtest.Server, random *rand.Rand) {
+	t.Helper()
+	at := time.Now().Add(-48 * time.Hour)
+	text := strings.Repeat("x", 4<<10)
+	for n := 0; n < 500; {
+		at = at.Add(time.Duration(random.IntN(4000)) * time.Second / 2)
+		step := []time.Duration{0, time.Microsecond, 3 * time.Millisecond, 200 * time.Millisecond, 2 * time.Second}[random.IntN(5)]
+		for range 1 + random.IntN(40) {
+			must(t, s.PutAt(fmt.Appendf(nil, `{"resourceType":"Observation","id":"o%d","note":[{"text":%q}]}`, n, text), at))
+			n, at = n+1, at.Add(step)
+		}
+	}
+}
