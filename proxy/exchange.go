@@ -47,6 +47,7 @@ func (p *Proxy) begin(r *http.Request) *exchange {
 	}
 	if p.RequestIDHeader != "" {
 		r.Header[p.RequestIDHeader] = []string{x.id}
+		keepField(r.Header, p.RequestIDHeader)
 	}
 	if p.Tracer != nil {
 		x.trace(r.Context())

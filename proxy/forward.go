@@ -15,6 +15,11 @@ import (
 func (p *Proxy) newForwarder() http.Handler {
 	long := verbatim(p.newLongWay())
 	return p.exchanged(func(w http.ResponseWriter, r *http.Request, x *exchange) {
+		if r.Method == http.MethodConnect {
+			x.answered(http.StatusNotImplemented, false)
+			p.refuse(w, r.WithContext(x.within(r.Context())), errTunnel)
+			return
+		}
 		p.declineUpgrade(r)
 		if p.short != nil && p.short.takes(r) {
 			p.short.serve(w, r, x)
@@ -23,6 +28,9 @@ func (p *Proxy) newForwarder() http.Handler {
 		long.ServeHTTP(w, r.WithContext(context.WithValue(x.connecting(r.Context()), exchangeKey{}, x)))
 	})
 }
+
+// errTunnel is for who takes the sidecar for a proxy to anywhere. A server that said yes would make both ends believe in a tunnel.
+var errTunnel = &refusal{http.StatusNotImplemented, "not-supported", "CONNECT is not supported"}
 
 // declineUpgrade takes the wish for another protocol off a request where it cannot be granted, as a server may (RFC 9110, section
 // 7.8): HTTP/2 would go past the sidecar with all that follows, and a connection of HTTP/2 to the server cannot be given away.

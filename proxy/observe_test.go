@@ -216,6 +216,18 @@ func TestRequestIDGoesToTheServerAndBack(t *testing.T) {
 	}
 }
 
+// Ensure no client takes the id and the trace off a request by saying that they end with its connection.
+func TestIDAndTraceStay(t *testing.T) {
+	provider := sdktrace.NewTracerProvider()
+	h, _ := newEchoHouse(t, func(c *proxy.Config) { c.RequestIDHeader, c.Tracer = "X-Request-Id", provider.Tracer("test") })
+	for way, request := range ways {
+		got := h.send(request.method, h.base+"/Patient", request.body, "Connection", "x-request-id, keep-alive", "Connection", "Traceparent")
+		if got.header.Get("Got-X-Request-Id") == "" || got.header.Get("Got-Traceparent") == "" {
+			t.Errorf("%s: got %v", way, got.header)
+		}
+	}
+}
+
 // Ensure each outcome of ours has the id by which its request is found in the log, whatever is configured.
 func TestOutcomesHaveTheRequestsID(t *testing.T) {
 	for _, header := range []string{"", "X-Correlation-Id"} {

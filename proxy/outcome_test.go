@@ -109,6 +109,7 @@ func refusals(t *testing.T, into map[string]answer) {
 	}
 	into["body of another media type"] = h.send(http.MethodPost, h.base+"/$export", "a=b", "Content-Type", "application/x-www-form-urlencoded")
 	into["body cut"], _ = exchange(t, h.url, "POST /fhir/$export HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
+	into["connect"], _ = exchange(t, h.url, "CONNECT evil.example:443 HTTP/1.1\r\nHost: evil.example:443\r\n\r\n")
 	into["method"] = h.ask(http.MethodPut, h.base+"/$export")
 	into["status of no job"] = h.ask(http.MethodGet, h.base+"/$export-status/nobody")
 

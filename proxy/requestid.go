@@ -6,6 +6,8 @@ import (
 	"io"
 	"net/http"
 	"regexp"
+	"slices"
+	"strings"
 )
 
 // DefaultRequestIDHeader is the header of the id in answers of our own where none is configured (FHIR, http.html, "Custom Headers").
@@ -29,6 +31,17 @@ func (p *Proxy) requestID(r *http.Request) string {
 		return given[0]
 	}
 	return rand.Text()
+}
+
+// keepField has a field of ours go on although the client names it among those that end with its connection (RFC 9110, section 7.6.1):
+// it means one of its own.
+func keepField(header http.Header, name string) {
+	connection := header["Connection"]
+	if connection == nil || !named(connection, name) {
+		return
+	}
+	options := strings.Split(strings.Join(connection, ","), ",")
+	header["Connection"] = slices.DeleteFunc(options, func(option string) bool { return strings.EqualFold(strings.TrimSpace(option), name) })
 }
 
 // watchedAnswer is an answer of which the exchange notes when it begins and how long it gets, and which carries the id.

@@ -26,6 +26,9 @@ func (x *exchange) trace(ctx context.Context) context.Context {
 		x.span.SetAttributes(attribute.String("sidecar.request_id", x.id))
 	}
 	propagation.TraceContext{}.Inject(ctx, header)
+	for _, name := range []string{"Traceparent", "Tracestate"} {
+		keepField(r.Header, name)
+	}
 	return ctx
 }
 
