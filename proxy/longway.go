@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"io"
@@ -77,7 +78,39 @@ func (u unguessed) WriteHeader(status int) {
 	}
 }
 
-// Unwrap lets flushes and upgrades through.
+// Hijack gives a connection away with what its client has sent without waiting for the switch: net/http has read it already, and
+// ReverseProxy asks the connection alone.
+func (u unguessed) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, buffers, err := http.NewResponseController(u.ResponseWriter).Hijack()
+	if err != nil || buffers.Reader.Buffered() == 0 {
+		return conn, buffers, err
+	}
+	return &earlyConn{conn, buffers.Reader}, buffers, nil
+}
+
+// earlyConn is a connection whose first bytes have been read.
+type earlyConn struct {
+	net.Conn
+	early *bufio.Reader
+}
+
+// Read reads these first.
+func (c *earlyConn) Read(p []byte) (int, error) {
+	if n := c.early.Buffered(); n > 0 {
+		return c.early.Read(p[:min(n, len(p))])
+	}
+	return c.Conn.Read(p)
+}
+
+// CloseWrite closes one direction, where the connection can.
+func (c *earlyConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// Unwrap lets flushes through.
 func (u unguessed) Unwrap() http.ResponseWriter { return u.ResponseWriter }
 
 // newTransport makes the transport of forwarded requests.

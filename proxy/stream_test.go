@@ -200,7 +200,7 @@ func TestForwardPassesUpgrades(t *testing.T) {
 	})
 	h := newHouse(t, "http://"+upstream.address+"/fhir", nil)
 	conn := dial(t, h.url)
-	if _, err := io.WriteString(conn, "GET /fhir/$ws HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"); err != nil {
+	if _, err := io.WriteString(conn, "GET /fhir/$ws HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\nearly\n"); err != nil {
 		t.Fatal(err)
 	}
 	reader := bufio.NewReader(conn)
@@ -211,6 +211,9 @@ func TestForwardPassesUpgrades(t *testing.T) {
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusSwitchingProtocols || response.Header.Get("Upgrade") != "echo" {
 		t.Fatalf("answer: %d %q", response.StatusCode, response.Header)
+	}
+	if got, err := reader.ReadString('\n'); err != nil || got != "early\n" { // sent before the switch was granted
+		t.Errorf("echo: got %q, %v", got, err)
 	}
 	for _, line := range []string{"ping\n", "pong\n"} {
 		if _, err := io.WriteString(conn, line); err != nil {
