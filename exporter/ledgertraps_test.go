@@ -179,8 +179,8 @@ func TestEndedExportsLeaveTheLedger(t *testing.T) {
 			})
 			id := b.kickOff(kickoff)
 			<-reached
+			b.events.thaw() // what waits goes on waiting; what removes the export must not
 			must(t, b.Cancel(t.Context(), id))
-			b.events.thaw()
 			<-time.After(time.Minute)
 		},
 		"failed": func(t *testing.T, b *bubble, kickoff state.Kickoff) {

@@ -42,6 +42,7 @@ func TestRandomExportsAreExact(t *testing.T) {
 					case <-reached:
 						b.resume(hard)
 					case <-time.After(2 * time.Minute): // the run ended before
+						b.events.thaw()
 					}
 					same(t, b.rows(b.finish(id)), want)
 				})

@@ -209,8 +209,8 @@ func TestDeletedWhileSealing(t *testing.T) {
 				<-reached
 				job, err := s.store.Get(t.Context(), id)
 				must(t, err)
+				s.events.thaw() // what waits goes on waiting; what removes the export must not
 				must(t, s.Cancel(t.Context(), id))
-				s.events.thaw()
 				<-time.After(5 * time.Minute)
 				if objects := s.objects(t, job); len(objects) > 0 {
 					t.Errorf("the bucket holds %v", objects)
