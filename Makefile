@@ -47,7 +47,7 @@ bench-code: ## the benchmarks that live with the code
 bench-hapi: ## a system export beside plain paging with curl, on one HAPI in one run (needs Java 17, Maven and curl)
 	cd e2e && E2E_FULL=1 go test -count=1 -timeout 25m -v -tags figures -run TestFigures .
 
-bench-polite: ## what users of HAPI feel of an export, twelve minutes (POLITE_ROUNDS=n POLITE_SECONDS=n; needs Java 17, Maven and root, to go before the server)
+bench-polite: ## what users of HAPI feel of an export, twelve to twenty minutes (POLITE_ROUNDS=n POLITE_SECONDS=n; needs Java 17, Maven and root, to go before the server)
 	cd e2e && go test -count=1 -timeout 25m -v -tags figures -run TestPolite .
 
 bench-proxy: ## the forwarder beside nginx, Caddy and a plain ReverseProxy (needs two processors, wrk, nginx; BENCH_CELLS=2k BENCH_ROUNDS=3)
