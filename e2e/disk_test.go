@@ -74,7 +74,7 @@ func TestDiskThatIsFullForAWhile(t *testing.T) {
 	server := startSample(t, diskPatients)
 	want := startSidecar(t, server.base, nil).export(t, "$export").rows
 	for name, test := range map[string]struct {
-		waits  string // in the log
+		waits  string // in the log; of all, whichever comes first
 		config func(disk string) settings
 	}{
 		"spool and state": {"disk is full", func(disk string) settings {
@@ -83,7 +83,7 @@ func TestDiskThatIsFullForAWhile(t *testing.T) {
 		"folder bucket": {"bucket is waited for", func(disk string) settings {
 			return settings{"bucket": settings{"folder": settings{"path": filepath.Join(disk, "files")}}}
 		}},
-		"all": {"disk is full", func(disk string) settings { return settings{"data": filepath.Join(disk, "data")} }},
+		"all": {"no space left", func(disk string) settings { return settings{"data": filepath.Join(disk, "data")} }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			disk := smallDisk(t, 700)
