@@ -103,6 +103,20 @@ func (b *bubble) finish(id string) *state.Job {
 	return nil
 }
 
+// dying makes an export whose process ends at an event, if there are as many.
+func (b *bubble) dying(at int64, hard bool) *state.Job {
+	b.t.Helper()
+	reached := b.events.freeze(at)
+	id := b.kickOff(system())
+	select {
+	case <-reached:
+		b.resume(hard)
+	case <-time.After(2 * time.Minute): // the run ended before
+		b.events.thaw()
+	}
+	return b.finish(id)
+}
+
 // events numbers what a process does to the outside, and freezes it from one of them on.
 type events struct {
 	n        atomic.Int64
