@@ -16,6 +16,7 @@ import (
 	"sidecar/exporter/blob"
 	"sidecar/exporter/fhir"
 	"sidecar/proxy/auth"
+	"sidecar/proxy/upstream"
 	"sidecar/state"
 )
 
@@ -152,6 +153,8 @@ func New(cfg Config) (http.Handler, error) {
 		p.UpstreamProtocol.Apply(transport)
 		p.Transport = transport
 		if p.speaksHTTP1() {
+			// What is left for the long way is mostly what may be sent only once.
+			transport.IdleConnTimeout = upstream.FreshFor
 			p.short = p.newShortWay(transport)
 		}
 	}

@@ -3,6 +3,7 @@ package proxy_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"sidecar/proxy"
 )
@@ -222,6 +224,38 @@ func TestForwardPassesUpgrades(t *testing.T) {
 		if got, err := reader.ReadString('\n'); err != nil || got != line {
 			t.Errorf("echo: got %q, %v", got, err)
 		}
+	}
+}
+
+// Ensure that a large write, too, does not go over a connection that the server may be about to close: the sidecar closes it first.
+func TestForwardClosesIdleConnectionsOfWrites(t *testing.T) {
+	t.Parallel()
+	closed := make(chan error, 1)
+	upstream := newRawUpstream(t, func(_ received, conn net.Conn) bool {
+		_, err := io.WriteString(conn, plainReply)
+		if err == nil {
+			err = conn.SetReadDeadline(time.Now().Add(time.Minute)) // connections for reads are kept for longer
+		}
+		if err == nil {
+			_, err = conn.Read(make([]byte, 1))
+		}
+		closed <- err
+		return false
+	})
+	h := newHouse(t, "http://"+upstream.address+"/fhir", nil)
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, h.base+"/Patient", io.MultiReader(strings.NewReader("{}")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := response.Body.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-closed; !errors.Is(err, io.EOF) {
+		t.Errorf("got %v, want the connection closed", err)
 	}
 }
 

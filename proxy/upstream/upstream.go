@@ -23,6 +23,10 @@ const (
 	maxIdle     = 4096
 )
 
+// FreshFor is for how long after an answer a connection serves a request that may be sent only once: servers close those that are
+// idle for some seconds, and what arrives at that moment is lost.
+const FreshFor = time.Second
+
 // Client keeps connections to one server. Its methods may be called from any goroutine.
 type Client struct {
 	// Dial opens a connection, with TLS where the server has it.
@@ -63,14 +67,15 @@ type Answer struct {
 // Send sends a request and returns the final answer. wire holds the request as it goes over the line, body included; r is the
 // request that it was made of. The fields of the answer are added to header, without those that are for this connection only.
 // Interim answers put theirs there and are told to interim, which takes them out again. When a connection that was kept turns
-// out to be dead before it brought a byte of an answer, a safe request is sent again over a new one.
+// out to be dead before it brought a byte of an answer, a safe request is sent again over a new one. Other requests take no
+// connection that has been idle for longer than [FreshFor].
 //
 // The error is a [DialError], or that of the connection, or of an answer that is not HTTP; header is of no use then.
 func (c *Client) Send(r *http.Request, wire []byte, header http.Header, interim func(status int)) (*Answer, error) {
-	ctx := r.Context()
-	if kept := c.take(ctx, len(wire)); kept != nil {
+	ctx, again := r.Context(), safe(r.Method)
+	if kept := c.take(ctx, len(wire), again); kept != nil {
 		answer, err := c.exchange(kept, r, wire, header, interim)
-		if err == nil || kept.answered || !safe(r.Method) || ctx.Err() != nil {
+		if err == nil || kept.answered || !again || ctx.Err() != nil {
 			return answer, err
 		}
 	}
@@ -123,12 +128,12 @@ func (a *Answer) Done(whole bool) {
 	a.conn.abort()
 }
 
-// take returns a connection that is still good, for a request of so many bytes; nil for none.
-func (c *Client) take(ctx context.Context, bytes int) *conn {
+// take returns a connection that is still good, for a request of so many bytes that may be sent again or not; nil for none.
+func (c *Client) take(ctx context.Context, bytes int, again bool) *conn {
 	for {
 		c.mu.Lock()
 		last := len(c.idle) - 1
-		if last < 0 {
+		if last < 0 || !again && time.Since(c.idle[last].idleSince) > FreshFor {
 			c.mu.Unlock()
 			return nil
 		}

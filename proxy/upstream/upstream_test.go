@@ -275,25 +275,32 @@ func TestCallerLeaves(t *testing.T) {
 	}
 }
 
+// pipes makes a client of a server without a network, so that its time can be made up; ended is called when a connection is closed.
+func pipes(t *testing.T, ended func()) (client *upstream.Client, connections *int) {
+	connections = new(int)
+	return &upstream.Client{Dial: func(context.Context) (net.Conn, error) {
+		*connections++
+		ours, theirs := net.Pipe()
+		go func() {
+			defer ended()
+			for reader := bufio.NewReader(theirs); ; {
+				if _, err := http.ReadRequest(reader); err != nil {
+					return
+				}
+				if _, err := io.WriteString(theirs, ok); err != nil {
+					t.Error(err)
+				}
+			}
+		}()
+		return ours, nil
+	}}, connections
+}
+
 // Ensure that a connection that nobody uses is closed.
 func TestIdleConnectionIsClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		closed := make(chan time.Time, 2)
-		client := &upstream.Client{Dial: func(context.Context) (net.Conn, error) {
-			ours, theirs := net.Pipe()
-			go func() {
-				for reader := bufio.NewReader(theirs); ; {
-					if _, err := http.ReadRequest(reader); err != nil {
-						closed <- time.Now()
-						return
-					}
-					if _, err := io.WriteString(theirs, ok); err != nil {
-						t.Error(err)
-					}
-				}
-			}()
-			return ours, nil
-		}}
+		client, _ := pipes(t, func() { closed <- time.Now() })
 		begin := time.Now()
 		for range 2 {
 			if got, err := ask(t.Context(), client, http.MethodGet); err != nil || got != "200 ok" {
@@ -305,6 +312,31 @@ func TestIdleConnectionIsClosed(t *testing.T) {
 			t.Errorf("closed after %s, want 90 s after the last request", got)
 		}
 	})
+}
+
+// Ensure that what may be sent only once does not go over a connection that the server may be about to close for its idleness.
+func TestIdleConnectionIsForRequestsThatMayBeSentAgain(t *testing.T) {
+	for method, want := range map[string]int{
+		http.MethodGet: 1, http.MethodOptions: 1, http.MethodPost: 2, http.MethodPut: 2, http.MethodDelete: 2, http.MethodPatch: 2,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			client, connections := pipes(t, func() {})
+			defer client.CloseIdle()
+			for _, step := range []struct {
+				idle time.Duration
+				want int
+			}{{0, 1}, {900 * time.Millisecond, 1}, {1100 * time.Millisecond, want}, {0, want}} {
+				<-time.After(step.idle)
+				got, err := ask(t.Context(), client, method)
+				if err != nil || got != "200 ok" {
+					t.Fatalf("%s: got %q, %v", method, got, err)
+				}
+				if *connections != step.want {
+					t.Errorf("%s after %s: %d connections, want %d", method, step.idle, *connections, step.want)
+				}
+			}
+		})
+	}
 }
 
 // Ensure that many at once each get their own answer.
