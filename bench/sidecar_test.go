@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -17,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"sidecar/exporter/fhir/fhirtest"
 )
 
 // memory is what the processes run with: the image's GOGC, and the GOMEMLIMIT of the manifests.
@@ -106,12 +107,8 @@ func startSidecar(t *testing.T, upstream string, settings map[string]any) *sidec
 
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err := fhirtest.FreeAddress(t.Context())
 	if err != nil {
-		t.Fatal(err)
-	}
-	address := listener.Addr().String()
-	if err := listener.Close(); err != nil {
 		t.Fatal(err)
 	}
 	return address

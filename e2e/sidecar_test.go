@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -17,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"sidecar/exporter/fhir/fhirtest"
 )
 
 const (
@@ -228,17 +229,14 @@ func (s *sidecar) restart(t *testing.T) {
 	s.awaitReady(t)
 }
 
-// freeAddress gives a local address that was free a moment ago.
+// freeAddress gives a local address at which nobody listens.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	address, err := fhirtest.FreeAddress(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := listener.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return listener.Addr().String()
+	return address
 }
 
 // pathOf gives the path of an address, "/fhir" for one.

@@ -91,15 +91,11 @@ func serveAt(t *testing.T, address string, handler http.Handler) (end func()) {
 // freeAddress is one at which nobody listens.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	var config net.ListenConfig
-	listener, err := config.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	address, err := fhirtest.FreeAddress(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := listener.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return listener.Addr().String()
+	return address
 }
 
 // Ensure that a sidecar that starts before its server refuses politely, and works as soon as the server is there.
