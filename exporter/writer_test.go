@@ -54,7 +54,7 @@ type writer struct {
 	// historyLag is that of the server, looked when it was searched for what was new in each type, to be compared with its history.
 	historyLag time.Duration
 	looked     map[string]look
-	work     sync.WaitGroup
+	work       sync.WaitGroup
 }
 
 // look is a search for what was written from a moment on.
