@@ -15,7 +15,7 @@ const roundEnd = 10_000
 // counts at a limit, with neither link nor error, so that the two agree. The first page of another order then holds rows
 // that the pass did not meet. It asks for none where all rows fit into a page, of which there is no limit to fear.
 func (w *walk) endsEarly(ctx context.Context, q fhir.Query, unique int64) (bool, error) {
-	q.Count, q.ServerPages = w.bounded(w.pageSize()), false
+	q.Count, q.ServerPages = w.passRows(), false
 	if unique < int64(q.Count) {
 		return false, nil
 	}

@@ -21,6 +21,8 @@ const (
 	minPageRows   = 50
 	// hotPart is the part of a page's rows that makes a second a crowded one when they lie in it.
 	hotPart = 8
+	// crowdPages is how many times as large as others a page beside users may be to hold all rows of one moment.
+	crowdPages = 4
 )
 
 // outcome is what one page of a keyset walk said.
@@ -108,11 +110,16 @@ func (w *walk) jump(to time.Time) {
 // pageRows is how many rows to ask for, so that a page has about pageBytes: a server that builds pages in memory, several
 // at once, is slowed down by large ones, and small ones cost more requests than they need. Beside users they are smaller.
 func (w *walk) pageRows() int {
+	return min(w.wideRows(), max(w.besideRows(), w.least))
+}
+
+// besideRows is how many rows a page has beside users, as many as it may have while there are none.
+func (w *walk) besideRows() int {
 	beside := w.limiter.pageBytes()
 	if beside == 0 {
 		return w.wideRows()
 	}
-	return min(w.wideRows(), max(minPageCap, int(beside/w.rowBytes()), w.least))
+	return min(w.wideRows(), max(minPageCap, int(beside/w.rowBytes())))
 }
 
 // wideRows is how many rows to ask for while there are no users.
@@ -164,7 +171,7 @@ func (w *walk) advance(ctx context.Context, q fhir.Query, page *outcome) (done b
 	case !full && !w.until.IsZero(): // what was counted is the whole window's
 		return true, nil
 	}
-	if full && 2*page.asked <= w.wideRows() { // a small one, beside users
+	if full && 2*page.asked <= w.wideRows() && (2*page.asked <= crowdPages*w.besideRows() || !w.profile.Counts) { // a small one, beside users
 		w.least = 2 * page.asked
 		return false, nil
 	}

@@ -95,6 +95,10 @@ func (w *walk) granulePages(ctx context.Context, q fhir.Query) error {
 	if w.slice.Strategy == state.Keyset {
 		q.Sort = "_lastUpdated"
 	}
+	if w.profile.Counts { // which tell whether pages of any size held all
+		w.granuleRows = w.besideRows()
+		defer func() { w.granuleRows = 0 }()
+	}
 	take, broke := w.takeOnce(q, newIDSet())
 	return w.verified(ctx, q, func(q fhir.Query) (int64, error) { return w.pass(ctx, q, take, broke) })
 }
@@ -193,10 +197,18 @@ func (w *walk) countRows(ctx context.Context, q fhir.Query) (n int64, err error)
 	return n, err
 }
 
+// passRows is how many rows the pages of a pass have: users who come do not make them smaller, unless they are of one granule.
+func (w *walk) passRows() int {
+	if w.granuleRows > 0 {
+		return w.granuleRows
+	}
+	return w.bounded(w.pageSize())
+}
+
 // pass follows the next links once and hands each row to take, some perhaps twice. broke takes a page back that broke
 // off before it is asked for again. It returns how many different rows there were.
 func (w *walk) pass(ctx context.Context, q fhir.Query, take func(*fhir.Entry) error, broke func() error) (int64, error) {
-	q.Count, q.ServerPages = w.bounded(w.pageSize()), true
+	q.Count, q.ServerPages = w.passRows(), true
 	ids := newIDSet()
 	w.passed, w.first = ids, ""
 	var links chain

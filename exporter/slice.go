@@ -56,6 +56,8 @@ type walk struct {
 	added []string
 	// least is how many rows the small pages beside users have at least, since those of one moment have to fit.
 	least int
+	// granuleRows is how many rows the pages of the granule have that is read now, 0 for as many as any.
+	granuleRows int
 	// seenRows and seenBytes tell how large the rows of the slice are.
 	seenRows, seenBytes int64
 	// members are the Patients of the lists, nil where the slice has none.
