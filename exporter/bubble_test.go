@@ -154,8 +154,8 @@ func (e *events) freezeWhen(on func(name string) bool) <-chan struct{} {
 
 // pass counts an event. From the chosen one on nothing passes any more until ctx ends.
 func (e *events) pass(ctx context.Context, name string) error {
-	n := e.n.Add(1)
 	e.mu.Lock()
+	n := e.n.Add(1) // under the lock, so that no number from before a freeze is taken for one behind it
 	if e.freezeOn != nil && e.freezeOn(name) {
 		e.freezeAt, e.freezeOn = n, nil
 	}

@@ -72,13 +72,14 @@ func TestKilledWhileASliceIsReadAgain(t *testing.T) {
 						if !isRowPage(r) {
 							return
 						}
-						if pages.Add(1) == 3 { // a row of the first page becomes visible late
+						page := pages.Add(1)
+						if page == 3 { // a row of the first page becomes visible late
 							err := b.sample.PutAt([]byte(`{"resourceType":"Observation","id":"late"}`), time.Now().Add(-63*time.Minute))
 							if err != nil {
 								t.Error(err)
 							}
 						}
-						if pages.Load() == int64(4+at) {
+						if page == int64(4+at) {
 							reached = b.events.freeze(1)
 							close(frozen)
 						}

@@ -126,8 +126,10 @@ func refusals(t *testing.T, into map[string]answer) {
 	into["token for nothing here"] = tokens.ask(http.MethodGet, tokens.base+"/Patient/$export", "Authorization", "Bearer blind")
 	into["Group for others"] = tokens.ask(http.MethodGet, tokens.base+"/Group/forbidden-group/$export", "Authorization", "Bearer right")
 	hasty, _ := newFHIRHouse(t, func(c *proxy.Config) { c.RequestsPerSecond = 1 })
-	for range 6 {
-		into["too many requests"] = hasty.ask(http.MethodGet, hasty.base+"/$export-status/nobody")
+	for range 100 { // five and one, if they come within a second
+		if into["too many requests"] = hasty.ask(http.MethodGet, hasty.base+"/$export-status/nobody"); into["too many requests"].status == http.StatusTooManyRequests {
+			break
+		}
 	}
 	mine := owned(t, judged)
 	into["status with a token for less"] = mine.ask(http.MethodGet, mine.base+"/$export-status/0b6a", "Authorization", "Bearer narrow")

@@ -224,27 +224,22 @@ func (signing) Delete(context.Context, string) error { return nil }
 
 // Ensure that Expires is the end of the link that dies first: its lifetime, the signer's credential, or retention.
 func TestManifestExpiresWithItsFirstLink(t *testing.T) {
-	now := time.Now()
+	job := completed()
+	retained, credential := job.Finished.Add(time.Hour), time.Now().Add(5*time.Minute)
 	for name, test := range map[string]struct {
-		lifetime time.Duration
-		dies     time.Time
-		want     time.Time
+		lifetime     time.Duration
+		dies, latest time.Time
 	}{
-		"lifetime":   {10 * time.Minute, time.Time{}, now.Add(10 * time.Minute)},
-		"retention":  {10 * time.Hour, time.Time{}, now.Add(59 * time.Minute)},
-		"credential": {10 * time.Hour, now.Add(5 * time.Minute), now.Add(5 * time.Minute)},
+		"lifetime":   {10 * time.Minute, time.Time{}, retained},
+		"retention":  {10 * time.Hour, time.Time{}, retained},
+		"credential": {10 * time.Hour, credential, credential},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h, _ := newFHIRHouse(t, func(c *proxy.Config) { c.Bucket, c.LinkLifetime = signing{dies: test.dies}, test.lifetime })
-			h.addJob(completed(), twoFiles)
+			h.addJob(job, twoFiles)
+			asked := time.Now()
 			got := h.ask(http.MethodGet, h.base+"/$export-status/0b6a")
-			expires, err := http.ParseTime(got.header.Get("Expires"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if off := expires.Sub(test.want); off < -3*time.Second || off > 3*time.Second {
-				t.Errorf("Expires: got %s, want %s", expires, test.want)
-			}
+			checkExpires(t, got, asked, test.lifetime, test.latest)
 			if !strings.Contains(got.body, `"https://store.example/20211208T082800Z_0b6a/Patient.1.ndjson?sig=1"`) {
 				t.Errorf("manifest has no signed link: %s", got.body)
 			}

@@ -328,7 +328,11 @@ func TestExpiredExportsAreGone(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			_, upstream := newSample(t, fhirtest.Plain(), 1)
-			s := startSidecar(t, upstream, func(c *config) { c.Retention = 2 * time.Second })
+			s := startSidecar(t, upstream, func(c *config) {
+				if !restart {
+					c.Retention = 5 * time.Second // the manifest has to be read before
+				}
+			})
 			status, manifest := s.export("/$export?_type=Patient")
 			link, err := url.Parse(manifest.Output[0].URL)
 			if err != nil {
@@ -336,6 +340,7 @@ func TestExpiredExportsAreGone(t *testing.T) {
 			}
 			if restart {
 				s.stop()
+				s.config.Retention = time.Second
 			}
 			expired := time.Now().Add(s.config.Retention)
 			until(t, "expiry", func() bool { return time.Now().After(expired) })

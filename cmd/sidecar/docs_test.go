@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -323,10 +322,8 @@ func TestDocumentedMetricsAreTheRegisteredOnes(t *testing.T) {
 
 // Ensure that the demo does a whole export by itself and compares it.
 func TestDemoExportsAndCompares(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
-	defer cancel()
 	var out bytes.Buffer
-	if err := run(ctx, []string{"demo"}, &out, io.Discard); err != nil {
+	if err := run(t.Context(), []string{"demo"}, &out, io.Discard); err != nil {
 		t.Fatalf("demo: %v\n%s", err, out.String())
 	}
 	for _, want := range []string{"202 Accepted", "200 OK", `"transactionTime"`, "lines  Patient", "each equal to the sample server's record"} {
@@ -338,7 +335,7 @@ func TestDemoExportsAndCompares(t *testing.T) {
 
 // Ensure that -keep leaves everything running at the addresses that it prints, for all three levels.
 func TestDemoKeepsRunning(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithCancel(t.Context()) // the demo itself gives up what takes too long
 	defer cancel()
 	reader, writer := io.Pipe()
 	ended := make(chan error, 1)

@@ -23,7 +23,7 @@ import (
 )
 
 // patience bounds every wait of these tests.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // until polls a condition.
 func until(t *testing.T, what string, holds func() bool) {
@@ -48,12 +48,13 @@ type sidecar struct {
 	log    *slog.Logger
 }
 
-// startSidecar runs a sidecar on free ports with a data folder of its own; edit may change its configuration.
+// startSidecar runs a sidecar on free ports with a data folder of its own; edit may change its configuration. The address for clients
+// is one that nobody takes while the sidecar is stopped.
 func startSidecar(t *testing.T, upstream string, edit func(*config)) *sidecar {
 	t.Helper()
 	c := defaultConfig()
 	c.Upstream, c.Data = upstream, filepath.Join(t.TempDir(), "data")
-	c.Listen, c.AdminListen = "127.0.0.1:0", "127.0.0.1:0"
+	c.Listen, c.AdminListen = freeAddress(t), "127.0.0.1:0"
 	c.Settle, c.ShutdownGrace = 10*time.Millisecond, time.Second
 	if edit != nil {
 		edit(c)
@@ -79,7 +80,8 @@ func (s *sidecar) start() {
 	go func() { s.ended <- server.run(ctx) }()
 }
 
-// stop ends the sidecar as SIGTERM does. Once stopped it stays so.
+// stop ends the sidecar as SIGTERM does. Once stopped it stays so. Connections to it are given up here too: a DELETE over one of them,
+// after another start, would not be sent again.
 func (s *sidecar) stop() {
 	s.t.Helper()
 	if s.cancel == nil {
@@ -95,6 +97,7 @@ func (s *sidecar) stop() {
 	case <-time.After(patience):
 		s.t.Error("sidecar does not end")
 	}
+	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
 }
 
 // reply is a response that was read to its end.
@@ -397,7 +400,7 @@ func TestServeCommandRunsUntilItIsStopped(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	var out log
-	ended, args := make(chan error, 1), []string{"serve", "-config", file, "-upstream", upstream, "-listen", "127.0.0.1:0", "-data", filepath.Join(t.TempDir(), "d")}
+	ended, args := make(chan error, 1), []string{"serve", "-config", file, "-upstream", upstream, "-listen", freeAddress(t), "-data", filepath.Join(t.TempDir(), "d")}
 	go func() { ended <- run(ctx, args, io.Discard, &out) }()
 	var line struct {
 		Listen string `json:"listen"`

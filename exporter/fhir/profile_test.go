@@ -219,7 +219,7 @@ func TestClockAndSkew(t *testing.T) {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { next.ServeHTTP(&noDate{w}, r) })
 	}
 	for want, wrap := range map[fhir.ClockSource]func(http.Handler) http.Handler{fhir.ClockDate: nil, fhir.ClockBundle: undated} {
-		if got := probeOf(t, server, wrap); got.ClockSource != want || (got.Skew+time.Hour).Abs() > 2*time.Second {
+		if got := probeOf(t, server, wrap); got.ClockSource != want || (got.Skew+time.Hour).Abs() > 10*time.Second {
 			t.Errorf("got %s %s, want %s an hour behind", got.ClockSource, got.Skew, want)
 		}
 	}

@@ -16,11 +16,11 @@ import (
 	"sidecar/proxy/auth"
 )
 
-// repeated writes a text until nobody takes it, and at most 64 MB of it.
+// repeated writes a text until nobody takes it, and at most 64 MB of it. It takes little memory itself, however much of it is written.
 func repeated(w io.Writer, text string) {
-	chunk := strings.Repeat(text, 1+(64<<10)/len(text))
+	chunk := bytes.Repeat([]byte(text), 1+(64<<10)/len(text))
 	for sent := 0; sent < 64<<20; sent += len(chunk) {
-		if _, err := io.WriteString(w, chunk); err != nil {
+		if _, err := w.Write(chunk); err != nil {
 			return
 		}
 	}

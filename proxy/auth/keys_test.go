@@ -136,14 +136,14 @@ func TestKeysDoNotWaitForASilentIdentityServer(t *testing.T) {
 	if _, got := authorize(t, authorizer, "Bearer "+s.token(t, nil)); got != http.StatusServiceUnavailable {
 		t.Errorf("got %d, want 503", got)
 	}
-	if took := time.Since(began); took < 4*time.Second || took > 8*time.Second {
+	if took := time.Since(began); took < 4*time.Second || took > 30*time.Second {
 		t.Errorf("it took %s", took)
 	}
 	began = time.Now()
 	if _, got := authorize(t, authorizer, "Bearer "+s.token(t, nil)); got != http.StatusServiceUnavailable {
 		t.Errorf("again: got %d, want 503", got)
 	}
-	if took := time.Since(began); took > time.Second {
+	if took := time.Since(began); took >= 4*time.Second { // it has not waited again
 		t.Errorf("again: it took %s", took)
 	}
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // patience bounds every wait of most scripts.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // script is one case while it runs: what a client and a server do, step by step, in one goroutine.
 type script struct {

@@ -17,7 +17,11 @@ import (
 	"sidecar/exporter/blob/s3blob"
 )
 
-const name = "20261124T104900Z_0b0f6a9e/Patient.1.ndjson"
+const (
+	name = "20261124T104900Z_0b0f6a9e/Patient.1.ndjson"
+	// nobody is where no server listens; a port that was just given back might have a new owner.
+	nobody = "http://127.0.0.1:1"
+)
 
 // isolate keeps the machine's own AWS settings out of a test.
 func isolate(t *testing.T) {
@@ -213,9 +217,7 @@ func TestPutIsRetriedFromTheStart(t *testing.T) {
 }
 
 func TestErrorsHoldNoLink(t *testing.T) {
-	server := httptest.NewServer(http.NotFoundHandler())
-	server.Close()
-	b := open(t, s3blob.Config{Bucket: "b", Endpoint: server.URL, PathStyle: true, AccessKeyID: "id", SecretAccessKey: "secret"})
+	b := open(t, s3blob.Config{Bucket: "b", Endpoint: nobody, PathStyle: true, AccessKeyID: "id", SecretAccessKey: "secret"})
 	err := b.Delete(t.Context(), name)
 	if err == nil {
 		t.Fatal("got nil, want an error")
@@ -288,10 +290,11 @@ func TestErrorsSayWhatKindTheyAreOf(t *testing.T) {
 			w.WriteHeader(tt.status)
 			_, _ = io.WriteString(w, `<Error><Code>`+tt.code+`</Code><Message>no</Message></Error>`)
 		}))
+		endpoint := server.URL
 		if tt.status == 0 {
-			server.Close()
+			endpoint = nobody
 		}
-		b := open(t, s3blob.Config{Bucket: "b", Endpoint: server.URL, PathStyle: true, AccessKeyID: "id", SecretAccessKey: "secret"})
+		b := open(t, s3blob.Config{Bucket: "b", Endpoint: endpoint, PathStyle: true, AccessKeyID: "id", SecretAccessKey: "secret"})
 		err := b.Put(t.Context(), name, blob.Media{Type: "text/plain"}, strings.NewReader("x"))
 		if got := blob.Advice(err); err == nil || !strings.Contains(got, tt.want) {
 			t.Errorf("%d %s: got %q for %v", tt.status, tt.code, got, err)
