@@ -21,8 +21,8 @@ import (
 )
 
 const (
-	// crashTimeout bounds each wait of these tests.
-	crashTimeout = 40 * time.Second
+	// crashTimeout bounds each wait of these tests: many times what they take.
+	crashTimeout = 2 * time.Minute
 	// glance is the pause between two looks.
 	glance = 30 * time.Millisecond
 	// randomDeaths is how many exports are killed at random, each of them up to three times.
