@@ -197,6 +197,7 @@ func (c *chaos) run(t *testing.T) (completed int64) {
 	var w *writer
 	fill := func(s *fhirtest.Server) {
 		w = newWriter(t, s, c.random, c.knobs)
+		w.historyLag = c.HistoryLag
 		w.fill()
 	}
 	inBubble(t, c.Personality, edit, fill, func(t *testing.T, b *bubble) {

@@ -51,8 +51,14 @@ type writer struct {
 	// first after the last page of the type.
 	lastPage atomic.Int64
 	told     map[string]time.Time
-	work     sync.WaitGroup
+	// historyLag is that of the server, looked when it was searched for what was new in each type, to be compared with its history.
+	historyLag time.Duration
+	looked     map[string]look
+	work       sync.WaitGroup
 }
+
+// look is a search for what was written from a moment on.
+type look struct{ at, from time.Time }
 
 // maxActions is where a writer rests: a server without counts or windows is read to its end only when it is left alone.
 const maxActions = 500
@@ -69,7 +75,7 @@ func everybody() []string {
 }
 
 func newWriter(t *testing.T, sample *fhirtest.Server, random *rand.Rand, k knobs) *writer {
-	return &writer{t: t, ledger: &ledger{sample: sample}, random: random, knobs: k, told: map[string]time.Time{}}
+	return &writer{t: t, ledger: &ledger{sample: sample}, random: random, knobs: k, told: map[string]time.Time{}, looked: map[string]look{}}
 }
 
 // fill puts some hundred rows in clumps over two days: apart by hours, by seconds, within a second, in one instant.
@@ -322,19 +328,42 @@ func (w *writer) note(r *http.Request) {
 		}
 	case query.Get("_summary") != "count" && !query.Has("_total") && !query.Has("_id"): // the type is read again
 		delete(w.told, typ)
+		w.noteLook(typ, query)
+	}
+}
+
+// noteLook remembers the first page of a search that has no upper bound: what follows goes on behind it.
+func (w *writer) noteLook(typ string, query url.Values) {
+	for name := range query {
+		if !slices.Contains([]string{"_lastUpdated", "_sort", "_count", "_elements"}, name) {
+			return
+		}
+	}
+	bound, lower := strings.CutPrefix(query.Get("_lastUpdated"), "ge")
+	if from, err := time.Parse(time.RFC3339, bound); err == nil && lower && len(query["_lastUpdated"]) == 1 {
+		if known := w.looked[typ]; known.at.IsZero() || !from.After(known.from) {
+			w.looked[typ] = look{time.Now(), from}
+		}
 	}
 }
 
 // unknowable lists the resources of which nobody can know whether their last version up to t was seen: it became visible
-// after their type's history was asked for, or, where that was not asked for, after the last row was.
+// after their type's history was asked for, or, where that was not asked for, after the last row was. A history that lags shows what was
+// visible a while before, and what a search has found has to be waited for.
 func (w *writer) unknowable(t time.Time) map[string]bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	last := time.Unix(0, w.lastPage.Load())
 	return w.written(func(v fhirtest.LogEntry) bool {
 		seen, asked := w.told[v.Type]
-		if !asked {
+		switch {
+		case !asked:
 			seen = last
+		case w.historyLag > 0:
+			seen = seen.Add(-w.historyLag)
+			if found := w.looked[v.Type]; found.at.After(seen) && !v.Updated.Before(found.from) {
+				seen = found.at
+			}
 		}
 		return !v.Updated.After(t) && v.Visible.After(seen)
 	})

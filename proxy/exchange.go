@@ -62,7 +62,7 @@ func (p *Proxy) ask(r *http.Request, route route) *exchange {
 		x.write = p.Writes.begin()
 	}
 	if p.Live != nil {
-		x.wait = p.Live.begin(r, p.basePath)
+		x.wait = p.Live.begin(r, p.basePath, x.began)
 	}
 	return x
 }
@@ -119,7 +119,7 @@ func (x *exchange) answered(status int, theirs bool) {
 		x.proxy.Metrics.firstByte.observe(x.route, status, x.first)
 	}
 	if x.proxy.Live != nil {
-		x.proxy.Live.answered(&x.wait, status)
+		x.proxy.Live.answered(&x.wait, status, x.first)
 	}
 	if x.write != nil && theirs {
 		// 202 and 504 say that the server is still at work.

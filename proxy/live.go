@@ -13,7 +13,7 @@ import (
 
 // Live measures how long users wait for the server: from the moment at which a request is sent on to the first byte of its
 // answer, apart for requests that begin while exports ask the server and for those that do not. It has a minute or so in mind.
-// Its methods may be called from any goroutine; a request costs two looks at the clock and a few atomic additions.
+// Its methods may be called from any goroutine; a request costs a few atomic additions.
 type Live struct {
 	inFlight atomic.Int64
 	// last is when a request began last, beside until when one that begins counts as one beside exports, ages when the waits
@@ -178,23 +178,21 @@ func tail(counts *[cells]float64) float64 {
 	return total / (all * (slow - slowest))
 }
 
-// begin notes that a request is sent on.
-func (l *Live) begin(r *http.Request, base string) wait {
-	now := time.Now()
+// begin notes that a request is sent on now.
+func (l *Live) begin(r *http.Request, base string, now time.Time) wait {
 	l.inFlight.Add(1)
 	l.last.Store(now.UnixNano())
 	return wait{began: now, kind: kindOf(r.Method, r.URL.Path, r.URL.RawQuery, base), beside: now.UnixNano() < l.beside.Load(), open: true}
 }
 
-// answered notes the beginning of an answer. What failed because the server has too much to do, or does not answer, is as
+// answered notes the beginning of an answer that took so long. What failed because the server has too much to do, or does not answer, is as
 // bad as the longest wait; what was refused says nothing.
-func (l *Live) answered(w *wait, status int) {
+func (l *Live) answered(w *wait, status int, took time.Duration) {
 	if !w.open {
 		return
 	}
 	l.end(w)
-	now := time.Now()
-	cell := cellOf(now.Sub(w.began))
+	cell := cellOf(took)
 	switch {
 	case status == http.StatusTooManyRequests || status == http.StatusBadGateway || status == http.StatusServiceUnavailable || status == http.StatusGatewayTimeout:
 		cell = cells - 1
@@ -206,6 +204,7 @@ func (l *Live) answered(w *wait, status int) {
 		side = 1
 	}
 	l.waits[side][w.kind][cell].Add(weight)
+	now := w.began.Add(took)
 	if at := l.ages.Load(); now.UnixNano() > at && l.ages.CompareAndSwap(at, now.Add(ageEvery).UnixNano()) {
 		l.age()
 	}

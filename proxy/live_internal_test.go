@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"time"
 )
 
 // Ensure who waits for a moment without users is told of it, by the last answer or at once.
@@ -12,9 +13,9 @@ func TestIdle(t *testing.T) {
 	if l.Idle() != nil {
 		t.Error("nobody has asked, yet somebody waits")
 	}
-	one, two := l.begin(read, "/fhir"), l.begin(read, "/fhir")
+	one, two := l.begin(read, "/fhir", time.Now()), l.begin(read, "/fhir", time.Now())
 	idle := l.Idle()
-	l.answered(&one, http.StatusOK)
+	l.answered(&one, http.StatusOK, time.Millisecond)
 	select {
 	case <-idle:
 		t.Error("idle while one waits")

@@ -6,6 +6,7 @@ import (
 	"net/textproto"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // field is one field of a head.
@@ -19,8 +20,8 @@ func (c *conn) readPlain(method string, header http.Header) bool {
 	if !whole {
 		return false
 	}
-	var kept [64]field
-	p := plainHead{length: -1, fields: kept[:0]}
+	p := plainHeads.Get().(*plainHead)
+	defer p.release()
 	if !p.parse(string(head)) {
 		return false
 	}
@@ -49,6 +50,10 @@ func (c *conn) readPlain(method string, header http.Header) bool {
 	return true
 }
 
+// plainHeads lends what a head is taken apart into, which is larger than all else that an answer needs. A head with more than so many
+// fields is no plain one.
+var plainHeads = sync.Pool{New: func() any { return &plainHead{fields: make([]field, 0, 64)} }}
+
 // plainHead is what a head says.
 type plainHead struct {
 	status int
@@ -59,8 +64,15 @@ type plainHead struct {
 	chunked, close bool
 }
 
+// release gives it back.
+func (p *plainHead) release() {
+	clear(p.fields)
+	plainHeads.Put(p)
+}
+
 // parse reads a head without the empty line at its end, and tells whether it is a plain one.
 func (p *plainHead) parse(head string) bool {
+	*p = plainHead{length: -1, fields: p.fields[:0]}
 	const version = "HTTP/1.1 "
 	line, rest, _ := strings.Cut(head, "\r\n")
 	if len(line) < len(version)+3 || line[:len(version)] != version || len(line) > len(version)+3 && line[len(version)+3] != ' ' || !plainText(line) {
