@@ -36,7 +36,7 @@ type issuer struct {
 	status int
 	// cut ends the connection of the next request without an answer.
 	cut   bool
-	asked  map[string]int
+	asked map[string]int
 	// tokens are the answers to introspections, the last one in forms.
 	tokens map[string]any
 	posts  []*http.Request
