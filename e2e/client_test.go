@@ -18,8 +18,9 @@ const (
 	ndjson        = "application/fhir+ndjson"
 )
 
-// client keeps a connection for each of the tests' parallel readers.
-var client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: readsAtOnce}}
+// client keeps a connection for each of the tests' parallel readers, for less time than any of the servers does: a PUT that
+// arrives when its connection is just being closed is lost.
+var client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: readsAtOnce, IdleConnTimeout: 2 * time.Second}}
 
 // manifest is what a completed export answers, as far as the tests look at it.
 type manifest struct {

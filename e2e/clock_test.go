@@ -94,7 +94,7 @@ func settableClock(folder string) ([]string, error) {
 // Ensure an export is the same when the sidecar's clock is set an hour forward or back while it runs, at each stage, and
 // that its T is the server's, its settle pause is kept, and it takes no hour.
 func TestClockThatJumps(t *testing.T) {
-	const settle = 2 * time.Second
+	const settle, aMoment = 2 * time.Second, time.Minute // of a busy machine, and far less than an hour
 	moments := map[string]func(*http.Request) bool{
 		"before the settle pause is over": func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/_history") }, // a probe
 		"between pages":                   isSamplePage,
@@ -135,10 +135,10 @@ func TestClockThatJumps(t *testing.T) {
 				if jumped.IsZero() || !done {
 					t.Fatalf("the moment was reached: %v, the export is complete: %v", !jumped.IsZero(), done)
 				}
-				if off := m.TransactionTime.Sub(before); off < 0 || off > 3*time.Second {
+				if off := m.TransactionTime.Sub(before); off < 0 || off > aMoment {
 					t.Errorf("T is %s from the kick-off, want the server's clock", off)
 				}
-				if waited := firstPage.Sub(m.TransactionTime); waited < settle || waited > settle+20*time.Second {
+				if waited := firstPage.Sub(m.TransactionTime); waited < settle || waited > settle+aMoment {
 					t.Errorf("reading began %s after T, want %s and a little", waited, settle)
 				}
 				rows := download(t, m)

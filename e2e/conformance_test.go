@@ -131,7 +131,7 @@ func emptyHAPI(t *testing.T, records [][]byte) http.Handler {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+	return &httputil.ReverseProxy{Transport: client.Transport, Rewrite: func(r *httputil.ProxyRequest) {
 		r.SetURL(target)
 		r.Out.Host = r.In.Host // HAPI builds its links from it
 	}}
@@ -168,7 +168,7 @@ func runConformance(t *testing.T, column *conformance.Column, upstream http.Hand
 		"auth":          settings{"clients": []settings{{"id": "*", "groups": settings{"deny": []string{deniedGroup}}}}},
 	}
 	shortLived := maps.Clone(config)
-	shortLived["retention"] = "6s"
+	shortLived["retention"] = "12s" // a busy machine reads the manifest and a file meanwhile
 	files, roots := certificateFiles(t)
 	secure := maps.Clone(config)
 	secure["tls"], secure["links"], secure["gzip"] = files, "stream", true

@@ -21,8 +21,8 @@ import (
 )
 
 const (
-	// crashTimeout bounds each wait of these tests.
-	crashTimeout = 40 * time.Second
+	// crashTimeout bounds each wait of these tests: many times what they take.
+	crashTimeout = 2 * time.Minute
 	// glance is the pause between two looks.
 	glance = 30 * time.Millisecond
 	// randomDeaths is how many exports are killed at random, each of them up to three times.
@@ -56,6 +56,9 @@ func TestKillAtEachKindOfMoment(t *testing.T) {
 	for _, export := range crashExports {
 		want, moments := undisturbed(t, export.path)
 		kinds := slices.Compact(slices.Sorted(slices.Values(moments)))
+		kinds = slices.DeleteFunc(kinds, func(kind string) bool {
+			return strings.Contains(kind, "< checkpoint < committed") // by the clock: only where the machine stood still for seconds
+		})
 		t.Logf("%s: %d moments of %d kinds", export.name, len(moments), len(kinds))
 		for _, step := range []string{"< PutPlan <", "< roll <", "put < putRows", "< prove <", "< store < do", "< join <", "put < putManifest", "in deleteObjects < remove"} {
 			if !slices.ContainsFunc(kinds, func(kind string) bool { return strings.Contains(kind, step) }) {
@@ -119,6 +122,7 @@ func TestKillAtRandom(t *testing.T) {
 				c.arm("", nths[0])
 				time.AfterFunc(after, c.killNow)
 				c.once(t, want)
+				c.kill(t) // an orderly stop might meet a moment that was not reached yet
 			})
 		}
 	}

@@ -42,6 +42,7 @@ func startGate(t *testing.T, base string) *gate {
 	}
 	g := &gate{}
 	forward := &httputil.ReverseProxy{
+		Transport: client.Transport,
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.Out.URL.Scheme, r.Out.URL.Host = target.Scheme, target.Host
 			r.Out.URL.RawQuery = r.In.URL.RawQuery

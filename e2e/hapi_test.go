@@ -148,10 +148,8 @@ func buildHAPI() error {
 		return nil
 	}
 	began := time.Now()
-	mvn := exec.Command("mvn", "-q", "-B", "package")
-	mvn.Dir = hapiFolder
-	if output, err := mvn.CombinedOutput(); err != nil {
-		return fmt.Errorf("mvn package: %w\n%s", err, output)
+	if err := install(hapiFolder, "mvn", "-q", "-B", "package"); err != nil {
+		return err
 	}
 	say("HAPI built in %v", time.Since(began).Round(time.Millisecond))
 	return nil

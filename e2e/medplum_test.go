@@ -12,19 +12,21 @@ import (
 // others get.
 func TestMedplumClient(t *testing.T) {
 	folder := filepath.Join("clients", "medplum")
-	run := func(name string, args ...string) []byte {
+	if err := installNPM(folder); err != nil {
+		t.Fatal(err)
+	}
+	run := func(args ...string) []byte {
 		t.Helper()
-		command := exec.CommandContext(t.Context(), name, args...)
+		command := exec.CommandContext(t.Context(), "node", args...)
 		command.Dir = folder
 		var stderr strings.Builder
 		command.Stderr = &stderr
 		output, err := command.Output()
 		if err != nil {
-			t.Fatalf("%s: %v (where it is not installed: apt-get install nodejs npm)\n%s%s", name, err, output, stderr.String())
+			t.Fatalf("node: %v\n%s%s", err, output, stderr.String())
 		}
 		return output
 	}
-	run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
 	for name, test := range map[string]struct{ upstream, since string }{
 		"sample": {startSample(t, 30).base, sampleSince},
 		"HAPI":   {hapi(t).base, ""},
@@ -33,7 +35,7 @@ func TestMedplumClient(t *testing.T) {
 			s := startSidecar(t, test.upstream, nil)
 			const types = "Patient,Condition"
 			var got manifest
-			if err := json.Unmarshal(run("node", "export.mjs", s.base, types, test.since), &got); err != nil {
+			if err := json.Unmarshal(run("export.mjs", s.base, types, test.since), &got); err != nil {
 				t.Fatalf("what the client returns: %v", err)
 			}
 			if want := s.base + "/$export"; got.Request != want {

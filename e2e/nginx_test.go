@@ -70,16 +70,7 @@ func TestNginxPassesTheTableOfForwarding(t *testing.T) {
 // startNginx starts nginx before a server and returns its address.
 func startNginx(t *testing.T, server string) string {
 	t.Helper()
-	var config net.ListenConfig
-	listener, err := config.Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := listener.Addr().String()
-	if err := listener.Close(); err != nil {
-		t.Fatal(err)
-	}
-	folder := t.TempDir()
+	address, folder := freeAddress(t), t.TempDir()
 	path := filepath.Join(folder, "nginx.conf")
 	text := strings.NewReplacer("FOLDER", folder, "SERVER", server, "LISTEN", address).Replace(nginxConfig)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {

@@ -100,10 +100,8 @@ func checkRefusals(t *testing.T, s *sidecar, narrow, user string) {
 func startIdentityServer(t *testing.T, secret string, clients ...*oidcClient) string {
 	t.Helper()
 	folder := filepath.Join("clients", "oidc")
-	install := exec.CommandContext(t.Context(), "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
-	install.Dir = folder
-	if output, err := install.CombinedOutput(); err != nil {
-		t.Fatalf("npm: %v (where it is not installed: apt-get install nodejs npm)\n%s", err, output)
+	if err := installNPM(folder); err != nil {
+		t.Fatal(err)
 	}
 	arguments, err := json.Marshal(map[string]any{"clients": clients, "secret": secret})
 	if err != nil {

@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	readyTimeout = 30 * time.Second
+	readyTimeout = time.Minute
 	stopTimeout  = 60 * time.Second
 )
 

@@ -26,8 +26,8 @@ var errUnavailable = errors.New("unavailable")
 // late that a connection was cut while nobody used it.
 var errOnce = errors.New("sent once")
 
-// late is that moment.
-const late = 100 * time.Millisecond
+// late is that moment, on a machine that is busy.
+const late = 500 * time.Millisecond
 
 // soakClient makes requests of all kinds to the sidecar, and checks every byte of the answers.
 type soakClient struct {

@@ -41,7 +41,7 @@ type outage struct{ from, until time.Time }
 
 func startSoakServer(t *testing.T) *soakServer {
 	t.Helper()
-	s := &soakServer{records: fhirtest.New(fhirtest.Plain(), "/fhir"), address: addressToReturnTo(t)}
+	s := &soakServer{records: fhirtest.New(fhirtest.Plain(), "/fhir"), address: freeAddress(t)}
 	for _, resource := range fhirtest.Generate(1, 50) {
 		if err := s.records.Put(resource); err != nil {
 			t.Fatal(err)
@@ -51,25 +51,6 @@ func startSoakServer(t *testing.T) *soakServer {
 	s.listen(t)
 	t.Cleanup(func() { _ = s.current().Close() })
 	return s
-}
-
-// addressToReturnTo is free and outside of the range from which the system takes the ports of outgoing connections: it stays free
-// while nobody listens there.
-func addressToReturnTo(t *testing.T) string {
-	t.Helper()
-	for range 100 {
-		address := fmt.Sprintf("127.0.0.1:%d", 20_000+rand.IntN(10_000))
-		listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", address)
-		if err != nil {
-			continue
-		}
-		if err := listener.Close(); err != nil {
-			t.Fatal(err)
-		}
-		return address
-	}
-	t.Fatal("no free port from 20000 on")
-	return ""
 }
 
 func (s *soakServer) current() *http.Server {

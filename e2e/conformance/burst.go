@@ -17,6 +17,7 @@ type burstResult struct {
 // burst begins exports until one is refused. It is done once; the rows that look at it first run alone.
 func (c *check) burst() burstResult {
 	c.burstOnce.Do(func() {
+		defer c.hold("Patient")() // none ends before the last one begins
 		var running []*export
 		for range maxBurst {
 			e := &export{request: kickoff{}.request(c.Base)}

@@ -184,7 +184,7 @@ func newClient(server Server) *http.Client {
 	return &http.Client{
 		Timeout: 2 * time.Minute,
 		Transport: &http.Transport{
-			DisableCompression: true, MaxIdleConnsPerHost: 16,
+			DisableCompression: true, MaxIdleConnsPerHost: 16, IdleConnTimeout: 2 * time.Second, // servers keep them longer
 			TLSClientConfig: &tls.Config{RootCAs: server.Roots, MinVersion: tls.VersionTLS12},
 		},
 	}

@@ -42,8 +42,8 @@ type partialRun struct {
 	failed answer
 }
 
-// earlyPolls bounds the wait for a partial manifest.
-const earlyPolls = 6
+// earlyPolls bounds the wait for a partial manifest of an export that is held back.
+const earlyPolls = 60
 
 // partialExport begins an export of which the Patients are held back, where the suite can do that, until a partial manifest
 // was seen. Then it lets the export end, or fail.

@@ -93,7 +93,8 @@ func NewOAuth(cfg OAuthConfig) *OAuth {
 
 func newTokenTransport(certificates *TLS) *http.Transport {
 	transport := &http.Transport{
-		Proxy: http.ProxyFromEnvironment, MaxIdleConnsPerHost: 1, IdleConnTimeout: 90 * time.Second, MaxResponseHeaderBytes: 64 << 10,
+		// Tokens are minutes apart, and servers close what is idle for some seconds: a request that arrives at that moment is lost.
+		Proxy: http.ProxyFromEnvironment, MaxIdleConnsPerHost: 1, IdleConnTimeout: time.Second, MaxResponseHeaderBytes: 64 << 10,
 	}
 	if certificates != nil {
 		certificates.ApplyTrust(transport)

@@ -103,6 +103,9 @@ func (i *introspector) introspect(ctx context.Context, token string) (*introspec
 	}
 	request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	request.SetBasicAuth(url.QueryEscape(i.id), url.QueryEscape(i.secret)) // RFC 6749, section 2.3.1
+	// A question that changes nothing is asked again where the server was just closing an idle connection. Without a value the
+	// field tells net/http, and is not sent.
+	request.Header["Idempotency-Key"] = nil
 	var said introspection
 	if _, err := i.server.ask(request, &said); err != nil {
 		return nil, err

@@ -130,6 +130,21 @@ func TestIntrospectionNeedsTheIdentityServer(t *testing.T) {
 	}
 }
 
+// Ensure a question that meets the end of a kept connection is asked again over a new one.
+func TestIntrospectionOutlivesItsConnection(t *testing.T) {
+	s := newIssuer(t)
+	authorizer := s.introspection(t, nil)
+	answer := s.said(claims{"active": true})
+	s.with(func() { s.tokens["first"], s.tokens["second"] = answer, answer })
+	if _, got := authorize(t, authorizer, "Bearer first"); got != http.StatusOK {
+		t.Errorf("over a new connection: got %d", got)
+	}
+	s.with(func() { s.cut = true })
+	if _, got := authorize(t, authorizer, "Bearer second"); got != http.StatusOK || s.count("/introspect") != 3 {
+		t.Errorf("over one that ends: got %d, asked %d times, want 200 and 3", got, s.count("/introspect"))
+	}
+}
+
 func TestIntrospectionKeepsABoundedNumberOfAnswers(t *testing.T) {
 	s := newIssuer(t)
 	authorizer := s.introspection(t, nil)

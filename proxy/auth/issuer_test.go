@@ -34,7 +34,9 @@ type issuer struct {
 	// cache is the Cache-Control of the keys, status that of all answers.
 	cache  string
 	status int
-	asked  map[string]int
+	// cut ends the connection of the next request without an answer.
+	cut   bool
+	asked map[string]int
 	// tokens are the answers to introspections, the last one in forms.
 	tokens map[string]any
 	posts  []*http.Request
@@ -64,6 +66,10 @@ func (s *issuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.asked[r.URL.Path]++
+	if s.cut {
+		s.cut = false
+		panic(http.ErrAbortHandler)
+	}
 	if s.status != http.StatusOK {
 		w.WriteHeader(s.status)
 		return
