@@ -22,7 +22,7 @@ const (
 	// hotPart is the part of a page's rows that makes a second a crowded one when they lie in it.
 	hotPart = 8
 	// crowdPages is how many times as large as others a page beside users may be to hold all rows of one moment.
-	crowdPages = 4
+	crowdPages = 8
 )
 
 // outcome is what one page of a keyset walk said.

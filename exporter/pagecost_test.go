@@ -48,7 +48,7 @@ func TestExportsBesideUsersAreExact(t *testing.T) {
 		t.Run(personality.Name, func(t *testing.T) {
 			t.Parallel()
 			random := rand.New(rand.NewPCG(*seed, uint64(n)))
-			pageSize := 60 + random.IntN(100)
+			pageSize := 60 + random.IntN(200)
 			edit := func(c *exporter.Config) { c.PageSize, c.Workers, c.Traffic = pageSize, 2, crowd{} }
 			inBubble(t, personality, edit, func(s *fhirtest.Server) { largeRows(t, s, random) }, func(t *testing.T, b *bubble) {
 				b.link.hook = func(r *http.Request) { // such a server is slower for larger pages
@@ -75,7 +75,7 @@ func largeRows(t *testing.T, s *fhirtest.Server, random *rand.Rand) {
 	for n := 0; n < 500; {
 		at = at.Add(time.Duration(random.IntN(4000)) * time.Second / 2)
 		step := []time.Duration{0, time.Microsecond, 3 * time.Millisecond, 200 * time.Millisecond, 2 * time.Second}[random.IntN(5)]
-		for range 1 + random.IntN(40) {
+		for range 1 + random.IntN([]int{40, 40, 40, 200}[random.IntN(4)]) {
 			must(t, s.PutAt(fmt.Appendf(nil, `{"resourceType":"Observation","id":"o%d","note":[{"text":%q}]}`, n, text), at))
 			n, at = n+1, at.Add(step)
 		}
