@@ -183,6 +183,13 @@ func (w *writer) start() (stop func()) {
 	})
 }
 
+// rest ends what is changed ahead of pages, too.
+func (w *writer) rest() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ahead = 0
+}
+
 // act does one action, now or late.
 func (w *writer) act() {
 	w.mu.Lock()
