@@ -92,8 +92,15 @@ var visits = []visit{
 	{"cut", (*soakClient).readCut, false},
 	{"head", (*soakClient).head, false},
 	{"conditional", (*soakClient).conditional, false},
-	{"post", func(c *soakClient, ctx context.Context, random *rand.Rand) error { return c.post(ctx, random, true) }, false},
-	{"post chunked", func(c *soakClient, ctx context.Context, random *rand.Rand) error { return c.post(ctx, random, false) }, true},
+	{"post", func(c *soakClient, ctx context.Context, random *rand.Rand) error {
+		return c.post(ctx, random, 4000, true)
+	}, false},
+	{"post large", func(c *soakClient, ctx context.Context, random *rand.Rand) error {
+		return c.post(ctx, random, 1<<20, true)
+	}, true},
+	{"post chunked", func(c *soakClient, ctx context.Context, random *rand.Rand) error {
+		return c.post(ctx, random, 1<<20, false)
+	}, true},
 	{"websocket", (*soakClient).upgrade, true},
 	{"leave while reading", (*soakClient).leaveReading, false},
 	{"leave while sending", (*soakClient).leaveSending, false},
@@ -217,11 +224,8 @@ func (c *soakClient) conditional(ctx context.Context, random *rand.Rand) error {
 	return whole(response, http.StatusNotModified, nil)
 }
 
-func (c *soakClient) post(ctx context.Context, random *rand.Rand, withLength bool) error {
-	seed, size := random.Uint64N(1<<32), random.IntN(1<<20)
-	if random.IntN(2) == 0 {
-		size %= 4000
-	}
+func (c *soakClient) post(ctx context.Context, random *rand.Rand, most int, withLength bool) error {
+	seed, size := random.Uint64N(1<<32), random.IntN(most)
 	content := soakBody(seed, size)
 	var body io.Reader = bytes.NewReader(content)
 	if !withLength {
