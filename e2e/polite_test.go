@@ -35,8 +35,9 @@ const (
 // Server and load share the machine; the load and the sidecar go first, so that what is measured is the server's. It prints and
 // never fails for a time. POLITE_ROUNDS, POLITE_SECONDS (of a run without an export) and POLITE_RATE change it.
 func TestPolite(t *testing.T) {
-	// The collector of a machine that serves users. The one of the other tests stops everything for a tenth of a second every two.
-	javaFlags = []string{"-Xms2g", "-Xmx2g", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=50", "-XX:TieredStopAtLevel=1"}
+	// A heap in which the collector's pauses, a few each minute, are not what the 99th percentile is made of. With smaller ones, and with
+	// G1 or ZGC on two processors, it is: then the figure tells how often there was one.
+	javaFlags = []string{"-Xms4g", "-Xmx4g", "-Xmn3g", "-XX:+UseParallelGC", "-XX:TieredStopAtLevel=1"}
 	server := hapi(t)
 	first(t, os.Getpid())
 	s := startSidecar(t, server.base, settings{"live_slowdown": 1.1})
@@ -66,8 +67,9 @@ func TestPolite(t *testing.T) {
 		p50sBeside, p99sBeside = append(p50sBeside, of(beside, 50)), append(p99sBeside, of(beside, 99))
 	}
 	fmt.Printf("without an export  p50 %.1f ms, p99 %.1f ms\n", median(p50s), median(p99s))
-	fmt.Printf("beside an export   p50 %.1f ms, p99 %.1f ms; it keeps %.2f of its pace (at least %.2f)\n", median(p50sBeside), median(p99sBeside), median(paces), leastPace)
+	fmt.Printf("beside an export   p50 %.1f ms, p99 %.1f ms\n", median(p50sBeside), median(p99sBeside))
 	fmt.Printf("two runs without   p99 %.2f x\n", median(same))
+	fmt.Printf("figure: live-pace %.2f >= %.2f\n", median(paces), leastPace)
 	fmt.Printf("figure: live-p99 %.2f <= %.2f\n", median(p99sBeside)/median(p99s), max(1, median(same))+politeGoal)
 }
 

@@ -115,7 +115,7 @@ func (w *walk) pageRows() int {
 
 // besideRows is how many rows a page has beside users, as many as it may have while there are none.
 func (w *walk) besideRows() int {
-	beside := w.limiter.pageBytes()
+	beside := w.limiter.pageBytes(w.slice.Type)
 	if beside == 0 {
 		return w.wideRows()
 	}
@@ -258,7 +258,7 @@ func (w *walk) keysetPage(ctx context.Context, q fhir.Query, link string) (*outc
 			result, err = w.readKeyset(ctx, page, q)
 		}
 		if err == nil && alone {
-			w.limiter.paged(w.seenBytes-known, time.Since(asked))
+			w.limiter.paged(w.slice.Type, w.seenBytes-known, time.Since(asked))
 		}
 		if err != nil {
 			q.Count = w.slower(err, q.Count)

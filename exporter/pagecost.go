@@ -22,7 +22,7 @@ type pageCost struct {
 	n, x, y, xx, xy float64
 }
 
-func newPageCost() pageCost { return pageCost{size: firstPageBytes} }
+func newPageCost() *pageCost { return &pageCost{size: firstPageBytes} }
 
 // next is the size of the next page. Every other one is half as large, since pages of one size tell nothing.
 func (c *pageCost) next() int64 {

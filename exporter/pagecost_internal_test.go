@@ -35,3 +35,33 @@ func TestPagesBesideUsersCostWhatTheirSearchCosts(t *testing.T) {
 		})
 	}
 }
+
+// Ensure each type has pages of its own size: a server that sorts all rows of a search needs longer for the types that have many.
+func TestPagesBesideUsersAreSizedByType(t *testing.T) {
+	p := newPolite(&felt{here: true}, DefaultLiveSlowdown)
+	for range 100 {
+		for typ, search := range map[string]time.Duration{"Observation": 100 * time.Millisecond, "Claim": 4 * time.Millisecond} {
+			bytes := p.page(typ).next()
+			p.page(typ).add(bytes, search+time.Duration(bytes)*500*time.Nanosecond)
+		}
+	}
+	if few, many := p.page("Claim").size, p.page("Observation").size; few < 35e3 || few > 45e3 || many < 180e3 || many > 220e3 {
+		t.Errorf("pages of %.0f and %.0f bytes, want about 40,000 and 200,000", few, many)
+	}
+}
+
+// Ensure a link that takes much longer than the page before counts as waiting, and one that takes as long as work.
+func TestLinksThatLetWaitAreNoWork(t *testing.T) {
+	l := newLimiter(1, nil)
+	l.polite = newPolite(&felt{here: true}, DefaultLiveSlowdown)
+	w := &walk{run: &run{Exporter: &Exporter{limiter: l}}}
+	w.linkTook("", 50*time.Millisecond)
+	w.linkTook("next", 90*time.Millisecond)
+	if l.polite.idle != 0 {
+		t.Errorf("%s of a quick link count as waiting", l.polite.idle)
+	}
+	w.linkTook("next", 600*time.Millisecond)
+	if want := 420 * time.Millisecond; l.polite.idle != want {
+		t.Errorf("%s of a link that let wait count as waiting, want %s", l.polite.idle, want)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"sidecar/exporter/fhir"
 	"sidecar/state"
@@ -242,10 +243,11 @@ func (w *walk) serverPage(
 ) (next string, err error) {
 	slow := 0
 	err = w.pace.doWith(ctx, nil, w.tries(), func() error {
-		before := *w.slice
+		before, asked := *w.slice, time.Now()
 		w.added = w.added[:0]
 		next, err = w.readServerPage(ctx, q, link, ids, take)
 		if err == nil {
+			w.linkTook(link, time.Since(asked))
 			w.calmer()
 			w.keepPage()
 			return nil
@@ -264,6 +266,16 @@ func (w *walk) serverPage(
 		return "", fmt.Errorf("%w: %w", errExpired, err)
 	}
 	return next, err
+}
+
+// linkTook notes how long a page of a pass took. A link costs a server no more than the page before; what it takes beyond twice that,
+// the server waits: HAPI sleeps for half a second before it looks whether the search behind its first link is complete.
+func (w *walk) linkTook(link string, took time.Duration) {
+	if link != "" && took > 2*w.usual {
+		w.limiter.idled(took - 2*w.usual)
+		return
+	}
+	w.usual = took
 }
 
 // slowLinks is how many timeouts it takes to give a next link up.

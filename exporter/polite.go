@@ -14,8 +14,8 @@ const (
 	firstShare = 0.25
 	growth     = 1.2
 	retreat    = 0.6
-	// leastPart is the part of their requests that exports keep whatever users feel. A server that users keep busy answers few
-	// requests at once sooner than many: a twentieth of them is a tenth of the pace or more.
+	// leastPart is the part of their requests that exports keep whatever users feel: about a tenth of the pace, since a server that
+	// users keep busy answers few requests at once sooner than many.
 	leastPart = 0.05
 	// turn is how long exports ask beside users before they pause for restTurn, to see how long users wait without them.
 	turn     = 4 * time.Second
@@ -33,6 +33,8 @@ const (
 	besideFor = time.Second
 	// idleFor is how long a request that is due waits for a moment in which no user waits.
 	idleFor = 100 * time.Millisecond
+	// longestPause is the longest pause behind a request: one that the server never answered says little of what users feel.
+	longestPause = time.Minute
 )
 
 // Traffic is what users do at the same time as the exports. Exports leave it room.
@@ -70,11 +72,12 @@ type polite struct {
 	due   time.Time // when the next one could have begun had no user waited; zero where none did
 	users bool      // there were some when it was looked last, at met
 	met   time.Time
-	pages pageCost
+	idle  time.Duration        // of requests under way, in which the server only waited: no pause is owed for it
+	pages map[string]*pageCost // by type: a search costs more the more rows there are to sort
 }
 
 func newPolite(traffic Traffic, slowdown float64) *polite {
-	return &polite{traffic: traffic, aim: math.Log(slowdown) / 2, pages: newPageCost()}
+	return &polite{traffic: traffic, aim: math.Log(slowdown) / 2, pages: map[string]*pageCost{}}
 }
 
 // room is how many requests may be under way now at the side of busy ones, and how long to wait before asking again, where that is
@@ -141,8 +144,13 @@ func (p *polite) ended(began time.Time, busy int) {
 		if due := began.Add(-idleFor); due.After(p.next) { // what idleFor cost is made good
 			p.next = due
 		}
-		p.next = p.next.Add(time.Duration(float64(time.Since(began)) / p.share))
+		worked := max(time.Since(began)-p.idle, 0)
+		p.next = p.next.Add(time.Duration(float64(worked) / p.share))
+		if latest := time.Now().Add(longestPause); p.next.After(latest) {
+			p.next = latest
+		}
 	}
+	p.idle = 0
 	if busy > 0 {
 		return
 	}
@@ -151,6 +159,14 @@ func (p *polite) ended(began time.Time, busy int) {
 		until = p.next
 	}
 	p.traffic.Beside(until.Add(besideFor))
+}
+
+// page is what is known of the pages of a type.
+func (p *polite) page(typ string) *pageCost {
+	if p.pages[typ] == nil {
+		p.pages[typ] = newPageCost()
+	}
+	return p.pages[typ]
 }
 
 // look changes the share by what users felt during the last turns.

@@ -2,6 +2,7 @@ package exporter
 
 import (
 	"math"
+	"os"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -149,7 +150,7 @@ func TestRequestsBeginInIdleMoments(t *testing.T) {
 		l.polite.ends, l.polite.next = time.Now().Add(time.Hour), time.Time{}
 		began := func() time.Duration {
 			at := time.Now()
-			held, _, err := l.acquire(t.Context())
+			held, err := l.acquire(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -178,6 +179,67 @@ func TestRequestsBeginInIdleMoments(t *testing.T) {
 		users.idle = make(chan struct{}) // and never is
 		if crowded := paced(l, 10*time.Minute); crowded < 0.9*pace {
 			t.Errorf("%.3f requests at once where a user waits at any moment, %.3f where none does", crowded, pace)
+		}
+	})
+}
+
+// Ensure no pause is owed for the time in which the server only waited, and that it is told of one request alone.
+func TestIdleServerIsNoWork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimiter(1, nil)
+		users := &felt{here: true, slowdown: func(float64) float64 { return 3 }, share: l.budget}
+		l.polite = newPolite(users, DefaultLiveSlowdown)
+		paced(l, 10*time.Minute) // until the share is the least one
+		l.polite.ends, l.polite.asks = time.Now().Add(time.Hour), true
+		pause := func(took, idle time.Duration) time.Duration {
+			held, err := l.acquire(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(took) // in a bubble
+			l.idled(idle)
+			l.release(held, nil)
+			ended := time.Now()
+			if held, err = l.acquire(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			defer l.release(held, nil)
+			return time.Since(ended)
+		}
+		worked, idled, again := pause(time.Second, 0), pause(time.Second, 900*time.Millisecond), pause(time.Second, 0)
+		if want := time.Duration(float64(time.Second)/l.polite.share) - time.Second; worked < want-idleFor || worked > want {
+			t.Errorf("behind a second of work a pause of %s, want about %s", worked, want)
+		}
+		if most := time.Duration(float64(100*time.Millisecond) / l.polite.share); idled > most {
+			t.Errorf("behind a tenth of a second of work a pause of %s, want at most %s", idled, most)
+		}
+		if again < worked-idleFor {
+			t.Errorf("behind the next second of work a pause of %s, want %s", again, worked)
+		}
+	})
+}
+
+// Ensure the pauses for users end, behind requests that were never answered too, and that they do not make a job give up.
+func TestPausesForUsersAreNoFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimiter(1, nil)
+		users := &felt{here: true, slowdown: func(float64) float64 { return 3 }, share: l.budget}
+		l.polite = newPolite(users, DefaultLiveSlowdown)
+		paced(l, 10*time.Minute) // until the share is the least one
+		const timeout, timeouts = 2 * time.Minute, 6
+		p, began, asked := &pace{limiter: l, giveUp: 15 * time.Minute}, time.Now(), 0
+		err := p.do(t.Context(), func() error {
+			if asked++; asked > timeouts {
+				return nil
+			}
+			time.Sleep(timeout) // in a bubble
+			return os.ErrDeadlineExceeded
+		})
+		if err != nil {
+			t.Errorf("given up after %d requests that were not answered, in %s: %v", asked, time.Since(began), err)
+		}
+		if took, most := time.Since(began), timeouts*(timeout+longestPause+maxPause); took < p.giveUp || took > most {
+			t.Errorf("%d timeouts and the answer took %s, want more than %s and at most %s", timeouts, took, p.giveUp, most)
 		}
 	})
 }

@@ -58,7 +58,7 @@ func (p *pace) do(ctx context.Context, ask func() error) error {
 func (p *pace) doWith(ctx context.Context, held *ticket, tries int, ask func() error) error {
 	began, unclear, denied := time.Now(), 0, false
 	for try := 0; ; try++ {
-		late, err := p.ask(ctx, held, ask)
+		waited, err := p.ask(ctx, held, ask)
 		held = nil
 		if err == nil {
 			p.succeeded()
@@ -67,7 +67,7 @@ func (p *pace) doWith(ctx context.Context, held *ticket, tries int, ask func() e
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if late {
+		if began = began.Add(waited.users); waited.hours {
 			began = time.Now()
 		}
 		switch classify(err) {
@@ -97,18 +97,21 @@ func (p *pace) doWith(ctx context.Context, held *ticket, tries int, ask func() e
 }
 
 // ask sends one request when the limiter lets it.
-func (p *pace) ask(ctx context.Context, held *ticket, ask func() error) (late bool, err error) {
+func (p *pace) ask(ctx context.Context, held *ticket, ask func() error) (before waited, err error) {
 	inner := ctx.Value(insideKey{}) != nil
 	switch {
 	case p.limiter == nil:
-		return false, ask()
+		return before, ask()
 	case inner:
 		err = p.limiter.awaitHold(ctx)
 	case held == nil:
-		held, late, err = p.limiter.acquire(ctx)
+		held, err = p.limiter.acquire(ctx)
 	}
 	if err != nil {
-		return late, err
+		return before, err
+	}
+	if held != nil {
+		before = held.waited
 	}
 	ended := context.Canceled // also by a panic, which says nothing about the server
 	defer func() { p.limiter.release(held, ended) }()
@@ -119,7 +122,7 @@ func (p *pace) ask(ctx context.Context, held *ticket, ask func() error) (late bo
 	if ended = err; ctx.Err() != nil { // by us, which says as little
 		ended = context.Cause(ctx)
 	}
-	return late, err
+	return before, err
 }
 
 func (p *pace) succeeded() {

@@ -49,6 +49,8 @@ type walk struct {
 	unsure int
 	// linked tells that the last pass over server pages had more than one.
 	linked bool
+	// usual is how long the page before took of such a pass.
+	usual time.Duration
 	// passed are the ids that the last such pass met, first is the one that it met first.
 	passed *idSet
 	first  string

@@ -53,26 +53,40 @@ func newLimiter(most int, hours *Hours) *limiter {
 }
 
 // ticket is the right to one request. It must be given back by release.
-type ticket struct{ began time.Time }
+type ticket struct {
+	began  time.Time
+	waited waited
+}
 
-// acquire waits for the right to one request. late tells that it waited for the hours, so that no budget of time should
-// count the wait.
-func (l *limiter) acquire(ctx context.Context) (t *ticket, late bool, err error) {
+// waited is for what a right was waited that no budget of time should count: for the hours or not, and how long for users.
+type waited struct {
+	hours bool
+	users time.Duration
+}
+
+// acquire waits for the right to one request.
+func (l *limiter) acquire(ctx context.Context) (*ticket, error) {
+	var waited waited
 	for {
-		waited, err := l.awaitHours(ctx)
+		hours, err := l.awaitHours(ctx)
 		if err != nil {
-			return nil, late, err
+			return nil, err
 		}
-		late = late || waited
+		waited.hours = waited.hours || hours
 		if err := l.awaitHold(ctx); err != nil {
-			return nil, late, err
+			return nil, err
 		}
 		t, until := l.take()
 		if t != nil {
-			return t, late, nil
+			t.waited = waited
+			return t, nil
 		}
+		began := time.Now()
 		if err := until.await(ctx); err != nil {
-			return nil, late, err
+			return nil, err
+		}
+		if until.wait > 0 {
+			waited.users += time.Since(began)
 		}
 	}
 }
@@ -86,7 +100,7 @@ func (l *limiter) try() *ticket {
 	return t
 }
 
-// until is what has to happen before there may be room: a request of ours ends, a time passes if one is given, or no user waits.
+// until is what has to happen before there may be room: a request of ours ends, a time passes if users are given one, or no user waits.
 type until struct {
 	freed, idle <-chan struct{}
 	wait        time.Duration
@@ -166,22 +180,31 @@ func (l *limiter) budget() float64 {
 	return float64(l.allowed)
 }
 
-// pageBytes is how large a page may be beside users, 0 while there are none.
-func (l *limiter) pageBytes() int64 {
+// pageBytes is how large a page of a type may be beside users, 0 while there are none.
+func (l *limiter) pageBytes(typ string) int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.polite == nil || !l.polite.users {
 		return 0
 	}
-	return l.polite.pages.next()
+	return l.polite.page(typ).next()
 }
 
-// paged notes how long a page took from the question to its last byte.
-func (l *limiter) paged(bytes int64, took time.Duration) {
+// paged notes how long a page of a type took from the question to its last byte.
+func (l *limiter) paged(typ string, bytes int64, took time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.polite != nil && l.polite.users {
-		l.polite.pages.add(bytes, took)
+		l.polite.page(typ).add(bytes, took)
+	}
+}
+
+// idled notes that the server only waited for so long of a request that is under way.
+func (l *limiter) idled(wait time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.polite != nil {
+		l.polite.idle += wait
 	}
 }
 

@@ -15,7 +15,7 @@ func spend(t *testing.T, l *limiter, n int, err error) {
 	t.Helper()
 	for range n {
 		time.Sleep(time.Millisecond) // in a bubble
-		held, _, acquired := l.acquire(t.Context())
+		held, acquired := l.acquire(t.Context())
 		if acquired != nil {
 			t.Fatal(acquired)
 		}
@@ -148,13 +148,13 @@ func TestWaitingForARight(t *testing.T) {
 		held := l.try()
 		got := make(chan *ticket)
 		go func() {
-			one, _, _ := l.acquire(t.Context())
+			one, _ := l.acquire(t.Context())
 			got <- one
 		}()
 		ctx, cancel := context.WithCancelCause(t.Context())
 		left := make(chan error)
 		go func() {
-			_, _, err := l.acquire(ctx)
+			_, err := l.acquire(ctx)
 			left <- err
 		}()
 		synctest.Wait()
