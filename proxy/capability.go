@@ -171,18 +171,17 @@ func (p *Proxy) newStatementForwarder() http.Handler {
 		r.Out.Header.Del("If-None-Match")
 		r.Out.Header.Del("If-Modified-Since")
 	}
-	forward.ModifyResponse = func(response *http.Response) error {
-		x := exchangeOf(response.Request.Context())
-		if err := p.completeStatement(response, x.request); err != nil {
-			return err
-		}
-		x.answered(response.StatusCode, true)
-		x.watchBody(response)
-		return nil
-	}
-	to := verbatim(forward)
 	return p.exchanged(func(w http.ResponseWriter, r *http.Request, x *exchange) {
-		to.ServeHTTP(w, x.carried(r))
+		to := *forward
+		to.ModifyResponse = func(response *http.Response) error {
+			if err := p.completeStatement(response, r); err != nil {
+				return err
+			}
+			x.answered(response.StatusCode, true)
+			x.watchBody(response)
+			return nil
+		}
+		verbatim(&to).ServeHTTP(w, x.carried(r))
 	})
 }
 

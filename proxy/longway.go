@@ -47,7 +47,7 @@ func (p *Proxy) newLongWay() *httputil.ReverseProxy {
 			x := exchangeOf(response.Request.Context())
 			x.answered(response.StatusCode, true)
 			x.watchBody(response)
-			if body, ok := response.Request.Body.(*endedBody); ok && !body.ended.Load() && body.http1 {
+			if x.body != nil && !x.body.ended.Load() && x.request.ProtoMajor == 1 {
 				// The rest of the request may never come: net/http would wait for it before it lets the answer go.
 				response.Header.Set("Connection", "close")
 			}
@@ -145,9 +145,6 @@ func (p *Proxy) rewrite(r *httputil.ProxyRequest) {
 	verbatimPath(out.URL, r.In.RequestURI)
 	// net/http fills the client's map at the end of the body; the copy would stay empty.
 	out.Trailer = r.In.Trailer
-	if out.Body != nil {
-		out.Body = &endedBody{ReadCloser: out.Body, http1: r.In.ProtoMajor == 1, exchange: exchangeOf(r.In.Context())}
-	}
 	out.Host = r.In.Host
 	if p.UpstreamHost != "" {
 		out.Host = p.UpstreamHost
@@ -170,9 +167,8 @@ func verbatimPath(u *url.URL, requestURI string) {
 // the body by then, that read would fail and cut the answer short (golang/go#40747).
 type endedBody struct {
 	io.ReadCloser
-	http1         bool // of the client
-	ended, closed atomic.Bool
-	exchange      *exchange
+	exchange    *exchange
+	ended, left atomic.Bool
 }
 
 // Read reads until the first end.
@@ -185,16 +181,10 @@ func (b *endedBody) Read(p []byte) (int, error) {
 	case errors.Is(err, io.EOF):
 		b.ended.Store(true)
 		b.exchange.proxy.Live.begin(&b.exchange.wait, time.Now())
-	case err != nil && !b.closed.Load():
-		b.exchange.half.Store(true)
+	case err != nil:
+		b.left.Store(true)
 	}
 	return n, err
-}
-
-// Close is called by who needs no more of it, so that an error of a read is none of the client's.
-func (b *endedBody) Close() error {
-	b.closed.Store(true)
-	return b.ReadCloser.Close()
 }
 
 // watchBody has the exchange know of a body that the server does not bring to its end.

@@ -2,8 +2,6 @@ package proxy
 
 import (
 	"context"
-	"fmt"
-	"runtime/debug"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -23,14 +21,3 @@ func (q questions) ask(question func() error) {
 }
 
 func (q questions) wait() error { return q.group.Wait() }
-
-// guarded makes an error of a panic. In a goroutine of its own net/http does not catch it, and it would end the process with all
-// its jobs. What was thrown is told by its type, since it may hold anything.
-func guarded(do func() error) (err error) {
-	defer func() {
-		if thrown := recover(); thrown != nil {
-			err = fmt.Errorf("panic of %T: %s", thrown, debug.Stack())
-		}
-	}()
-	return do()
-}
