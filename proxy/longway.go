@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -149,7 +150,8 @@ func (p *Proxy) rewrite(r *httputil.ProxyRequest) {
 	if p.UpstreamHost != "" {
 		out.Host = p.UpstreamHost
 	}
-	// Rewrite is handed the request without those that came.
+	// ReverseProxy has taken out some of those that came, and what Connection names.
+	maps.DeleteFunc(out.Header, func(name string, _ []string) bool { return isForwarding(name) })
 	p.forwardedFields(r.In, out.Header.Add)
 }
 
