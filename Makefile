@@ -32,7 +32,7 @@ fuzz: ## new inputs for what reads requests and answers, a minute each (FUZZTIME
 e2e: ## the built binary against HAPI FHIR, S3, GCS and identity servers (needs Java 17, Maven and npm)
 	cd e2e && go test -count=1 -timeout 25m ./...
 
-soak: ## mixed traffic against the sidecar built with the race detector, and while its server restarts (SOAK=10m; needs gcc)
+soak: ## mixed traffic against the sidecar built with the race detector, and while its server restarts (SOAK=10m for each; needs gcc)
 	cd e2e && SOAK=$${SOAK:-10m} go test -count=1 -timeout 0 -v -tags soak -run '^TestSoak' .
 
 check: ## exactly what CI runs: everything above and the linters, race tests, image build line, manifests
