@@ -23,7 +23,7 @@ chaos: ## 2,000 random exports beside random writes, on a virtual clock (CHAOS_S
 	CHAOS_RUNS=$${CHAOS_RUNS:-2000} go test -count=1 -timeout 30m -run 'TestChaos|TestChain' ./exporter
 
 fuzz: ## new inputs for what reads requests and answers, a minute each (FUZZTIME=10m for longer)
-	for package in ./proxy ./proxy/upstream; do \
+	for package in ./proxy ./proxy/auth ./proxy/upstream; do \
 		for name in $$(go test -list '^Fuzz' $$package | grep ^Fuzz); do \
 			go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $${FUZZTIME:-1m} $$package || exit 1; \
 		done; \
