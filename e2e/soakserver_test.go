@@ -27,6 +27,9 @@ import (
 // soakPath is where the traffic goes: GET /fhir/Binary/soak?seed=1&size=2000&mode=length.
 const soakPath = "/fhir/Binary/soak"
 
+// soakPatients is how many Patients it has.
+const soakPatients = 50
+
 // soakServer is a FHIR server with one more address, whose bodies follow from the request, so that a wrong byte shows. It can be
 // ended and come back at the same address.
 type soakServer struct {
@@ -47,7 +50,7 @@ type outage struct{ from, until time.Time }
 func startSoakServer(t *testing.T) *soakServer {
 	t.Helper()
 	s := &soakServer{records: fhirtest.New(fhirtest.Plain(), "/fhir"), address: freeAddress(t)}
-	for _, resource := range fhirtest.Generate(1, 50) {
+	for _, resource := range fhirtest.Generate(1, soakPatients) {
 		if err := s.records.Put(resource); err != nil {
 			t.Fatal(err)
 		}
