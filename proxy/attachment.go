@@ -30,6 +30,7 @@ func (p *Proxy) attachment(w http.ResponseWriter, r *http.Request, job *state.Jo
 	}
 	x, whole := p.ask(r, routeAttachment), false
 	defer func() { x.asked(whole) }()
+	p.Live.begin(&x.wait, x.began)
 	asks := http.Header{}
 	passHeaders(asks, r.Header, attachmentAsks)
 	answer, err := p.Client.OpenBinary(x.connecting(r.Context()), r.Method, vars["path"], asks)

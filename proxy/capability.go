@@ -171,18 +171,18 @@ func (p *Proxy) newStatementForwarder() http.Handler {
 		r.Out.Header.Del("If-None-Match")
 		r.Out.Header.Del("If-Modified-Since")
 	}
-	return p.exchanged(func(w http.ResponseWriter, r *http.Request, x *exchange) {
-		to := *forward
-		to.ErrorHandler = func(w http.ResponseWriter, r *http.Request, err error) { p.upstreamFailed(w, r, x, err) }
-		to.ModifyResponse = func(response *http.Response) error {
-			if err := p.completeStatement(response, r); err != nil {
-				return err
-			}
-			x.answered(response.StatusCode, true)
-			x.watchBody(response)
-			return nil
+	forward.ModifyResponse = func(response *http.Response) error {
+		x := exchangeOf(response.Request.Context())
+		if err := p.completeStatement(response, x.request); err != nil {
+			return err
 		}
-		verbatim(&to).ServeHTTP(w, r.WithContext(x.connecting(r.Context())))
+		x.answered(response.StatusCode, true)
+		x.watchBody(response)
+		return nil
+	}
+	to := verbatim(forward)
+	return p.exchanged(func(w http.ResponseWriter, r *http.Request, x *exchange) {
+		to.ServeHTTP(w, x.carried(r))
 	})
 }
 

@@ -24,10 +24,11 @@ type exchange struct {
 	first  time.Duration
 	status int
 	write  *write // nil for a request that writes nothing, or where nobody asks
-	wait   wait   // of a user, where somebody asks
-	// reached tells that there was a connection to the server, cut is why its answer has no end.
-	reached atomic.Bool
-	cut     error
+	wait   wait   // of a user
+	// reached tells that there was a connection to the server, half that the rest of the request did not come; cut is why the answer has
+	// no end.
+	reached, half atomic.Bool
+	cut           error
 	// What follows is there where somebody wants it.
 	id     string
 	span   trace.Span
@@ -42,6 +43,9 @@ const statusClientLeft = 499
 // begin is called before a request is forwarded.
 func (p *Proxy) begin(r *http.Request) *exchange {
 	x := p.ask(r, p.routeOf(r))
+	if r.ContentLength == 0 { // or whoever reads its body knows when it has ended
+		p.Live.begin(&x.wait, x.began)
+	}
 	if p.AccessLog || p.RequestIDHeader != "" {
 		x.identify()
 	}
@@ -61,9 +65,7 @@ func (p *Proxy) ask(r *http.Request, route route) *exchange {
 	if p.Writes != nil && isWrite(r) {
 		x.write = p.Writes.begin()
 	}
-	if p.Live != nil {
-		x.wait = p.Live.begin(r, p.basePath, x.began)
-	}
+	x.wait.kind = kindOf(r.Method, r.URL.Path, r.URL.RawQuery, p.basePath)
 	return x
 }
 
@@ -115,11 +117,9 @@ func (x *exchange) watch(w http.ResponseWriter) http.ResponseWriter {
 func (x *exchange) answered(status int, theirs bool) {
 	x.status = status
 	x.proxy.Metrics.requested(status)
-	if x.begun(); theirs {
-		x.proxy.Metrics.firstByte.observe(x.route, status, x.first)
-	}
-	if x.proxy.Live != nil {
-		x.proxy.Live.answered(&x.wait, status, x.first)
+	x.begun()
+	if took := x.proxy.Live.answered(&x.wait, status, x.began.Add(x.first)); theirs {
+		x.proxy.Metrics.firstByte.observe(x.route, status, took)
 	}
 	if x.write != nil && theirs {
 		// 202 and 504 say that the server is still at work.
@@ -144,6 +144,11 @@ func (x *exchange) end(ctx context.Context, whole bool) {
 	x.ended(ctx, whole)
 }
 
+// carried returns the request for the long way, which finds the exchange in its context.
+func (x *exchange) carried(r *http.Request) *http.Request {
+	return r.WithContext(context.WithValue(x.connecting(r.Context()), exchangeKey{}, x))
+}
+
 // connecting is the context of a request that net/http sends: it tells the exchange of the connection.
 func (x *exchange) connecting(ctx context.Context) context.Context {
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { x.reached.Store(true) }})
@@ -151,9 +156,7 @@ func (x *exchange) connecting(ctx context.Context) context.Context {
 
 // asked is the end of what ask began.
 func (x *exchange) asked(whole bool) {
-	if x.proxy.Live != nil {
-		x.proxy.Live.end(&x.wait)
-	}
+	x.proxy.Live.end(&x.wait)
 	if x.write != nil {
 		x.proxy.Writes.end(x.write, whole)
 	}

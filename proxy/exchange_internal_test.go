@@ -8,7 +8,7 @@ import (
 
 // Ensure what is noted of a forwarded request costs one small allocation while nobody wants a log or a trace.
 func TestExchangeIsNearlyFree(t *testing.T) {
-	p := &Proxy{Config: Config{Metrics: NewMetrics()}, basePath: "/fhir"}
+	p := &Proxy{Config: Config{Metrics: NewMetrics(), Live: NewLive()}, basePath: "/fhir"}
 	r := httptest.NewRequest(http.MethodGet, "/fhir/Patient/1", nil)
 	if got := testing.AllocsPerRun(100, func() { exchanged(p, r) }); got > 1 {
 		t.Errorf("%v allocations", got)
@@ -16,7 +16,7 @@ func TestExchangeIsNearlyFree(t *testing.T) {
 }
 
 func BenchmarkExchange(b *testing.B) {
-	p := &Proxy{Config: Config{Metrics: NewMetrics()}, basePath: "/fhir"}
+	p := &Proxy{Config: Config{Metrics: NewMetrics(), Live: NewLive()}, basePath: "/fhir"}
 	r := httptest.NewRequest(http.MethodGet, "/fhir/Patient/1", nil)
 	b.ReportAllocs()
 	for b.Loop() {

@@ -25,7 +25,7 @@ func (p *Proxy) newForwarder() http.Handler {
 			p.short.serve(w, r, x)
 			return
 		}
-		long.ServeHTTP(w, r.WithContext(context.WithValue(x.connecting(r.Context()), exchangeKey{}, x)))
+		long.ServeHTTP(w, x.carried(r))
 	})
 }
 
@@ -63,7 +63,7 @@ const notKnown = "; whether the request was carried out is not known"
 
 // upstreamFailed answers for a server that did not.
 func (p *Proxy) upstreamFailed(w http.ResponseWriter, r *http.Request, x *exchange, err error) {
-	if r.Context().Err() != nil || errors.Is(err, errClientLeft) {
+	if r.Context().Err() != nil || errors.Is(err, errClientLeft) || x.half.Load() {
 		x.answered(statusClientLeft, false)
 		panic(http.ErrAbortHandler)
 	}

@@ -11,11 +11,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Live measures how long users wait for the server: from the moment at which a request is sent on to the first byte of its
-// answer, apart for requests that begin while exports ask the server and for those that do not. It has a minute or so in mind.
-// Its methods may be called from any goroutine; a request costs a few atomic additions.
+// Live measures how long users wait for the server: from the moment at which all of a request has come, and can be sent on, to the
+// first byte of its answer, apart for requests that begin while exports ask the server and for those that do not. It has a minute or
+// so in mind. Its methods may be called from any goroutine; a request costs a few atomic additions.
 type Live struct {
 	inFlight atomic.Int64
+	// crowds are those of the requests that began last, the newest first.
+	crowds [2]atomic.Pointer[crowd]
 	// last is when a request began last, beside until when one that begins counts as one beside exports, ages when the waits
 	// count less: nanoseconds of the Unix clock.
 	last, beside, ages atomic.Int64
@@ -29,6 +31,9 @@ type Live struct {
 const (
 	// liveFor is how long after a request of a user there still are users.
 	liveFor = 10 * time.Second
+	// crowdFor is for how long requests join the same crowd. The latest two count: who has waited for a minute or so for the first byte
+	// is no user, but a stream of events or a request that was forgotten, and must not hold exports back for as long as it lasts.
+	crowdFor = 45 * time.Second
 	// ageEvery is how often the waits lose a quarter of their weight, ageAbove the number of requests below which they keep it: of
 	// few users the latest ones are remembered for longer.
 	ageEvery, ageAbove = 10 * time.Second, 50
@@ -64,23 +69,66 @@ type histogram [cells]atomic.Uint64
 // waits are those of each kind.
 type waits [kinds]histogram
 
-// wait is that of one request.
-type wait struct {
-	began  time.Time
-	kind   kind
-	beside bool
-	open   bool
+// crowd are requests that began to wait at about the same time.
+type crowd struct {
+	since   int64 // nanoseconds of the Unix clock
+	waiting atomic.Int64
 }
+
+// wait is that of one request for the server. While it is unsent the server is not waited for, but the client for its body.
+type wait struct {
+	phase atomic.Uint32
+	kind  kind
+	// What follows is known when it is open.
+	began  time.Time
+	beside bool
+	crowd  *crowd
+}
+
+// phases of a wait.
+const (
+	unsent = iota
+	open
+	over
+)
 
 // NewLive returns the knowledge of a process that has seen no user yet.
 func NewLive() *Live { return &Live{} }
 
 // Present tells whether there are users: one waits now, or did a few seconds ago.
 func (l *Live) Present() bool {
-	return l.inFlight.Load() > 0 || time.Since(time.Unix(0, l.last.Load())) < liveFor
+	now := time.Now().UnixNano()
+	return l.waiting(now) > 0 || now-l.last.Load() < int64(liveFor)
 }
 
-// Idle returns a channel that is closed when the server has begun to answer all, nil if it has.
+// waiting is how many users wait.
+func (l *Live) waiting(now int64) (n int64) {
+	for i := range l.crowds {
+		if c := l.crowds[i].Load(); c != nil && now-c.since < int64(2*crowdFor) {
+			n += c.waiting.Load()
+		}
+	}
+	return n
+}
+
+// join returns the crowd of requests that begin now.
+func (l *Live) join(now int64) *crowd {
+	fresh := func(c *crowd) bool { return c != nil && now-c.since < int64(crowdFor) }
+	newest := l.crowds[0].Load()
+	if fresh(newest) {
+		return newest
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if newest = l.crowds[0].Load(); !fresh(newest) { // nobody was quicker
+		l.crowds[1].Store(newest)
+		newest = &crowd{since: now}
+		l.crowds[0].Store(newest)
+	}
+	return newest
+}
+
+// Idle returns a channel that is closed when the server has begun to answer all users, nil if it has.
 func (l *Live) Idle() <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -88,7 +136,7 @@ func (l *Live) Idle() <-chan struct{} {
 		l.idle = make(chan struct{})
 	}
 	l.wanted.Store(true) // before the look, so that the last one to be answered sees it
-	if l.inFlight.Load() == 0 {
+	if l.waiting(time.Now().UnixNano()) == 0 {
 		l.wake()
 		return nil
 	}
@@ -109,7 +157,7 @@ func (l *Live) InFlight() int { return int(l.inFlight.Load()) }
 // Collectors returns what has to be registered.
 func (l *Live) Collectors() []prometheus.Collector {
 	return []prometheus.Collector{prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Namespace: "sidecar", Name: "live_requests", Help: "Requests of users that the FHIR server has not begun to answer.",
+		Namespace: "sidecar", Name: "live_requests", Help: "Requests that the FHIR server has got as a whole and has not begun to answer.",
 	}, func() float64 { return float64(l.InFlight()) })}
 }
 
@@ -178,47 +226,63 @@ func tail(counts *[cells]float64) float64 {
 	return total / (all * (slow - slowest))
 }
 
-// begin notes that a request is sent on now.
-func (l *Live) begin(r *http.Request, base string, now time.Time) wait {
+// begin notes that all of a request is here, so that the server is waited for from now on. The goroutine that reads the body may call
+// it at any time, also when the answer has come before.
+func (l *Live) begin(w *wait, now time.Time) {
+	at := now.UnixNano()
+	w.began, w.beside, w.crowd = now, at < l.beside.Load(), l.join(at)
+	l.last.Store(at)
 	l.inFlight.Add(1)
-	l.last.Store(now.UnixNano())
-	return wait{began: now, kind: kindOf(r.Method, r.URL.Path, r.URL.RawQuery, base), beside: now.UnixNano() < l.beside.Load(), open: true}
+	w.crowd.waiting.Add(1)
+	if !w.phase.CompareAndSwap(unsent, open) {
+		l.left(w.crowd)
+	}
 }
 
-// answered notes the beginning of an answer that took so long. What failed because the server has too much to do, or does not answer, is as
-// bad as the longest wait; what was refused says nothing.
-func (l *Live) answered(w *wait, status int, took time.Duration) {
-	if !w.open {
-		return
+// answered notes the beginning of an answer, and returns how long the server took for it: nothing where it did not await the end of
+// the request. What failed because the server has too much to do, or does not answer, is as bad as the longest wait; what was refused
+// says nothing.
+func (l *Live) answered(w *wait, status int, now time.Time) (took time.Duration) {
+	at, side := now.UnixNano(), 0
+	was := l.end(w)
+	beside := at < l.beside.Load()
+	if was == open {
+		took, beside = now.Sub(w.began), w.beside
 	}
-	l.end(w)
 	cell := cellOf(took)
 	switch {
+	case was == over:
+		return 0
 	case status == http.StatusTooManyRequests || status == http.StatusBadGateway || status == http.StatusServiceUnavailable || status == http.StatusGatewayTimeout:
 		cell = cells - 1
-	case status >= http.StatusBadRequest && status != statusClientLeft: // who left has waited for so long at least
-		return
+	case was == unsent, status >= http.StatusBadRequest && status != statusClientLeft: // who left has waited for so long at least
+		return took
 	}
-	side := 0
-	if w.beside {
+	if beside {
 		side = 1
 	}
 	l.waits[side][w.kind][cell].Add(weight)
-	now := w.began.Add(took)
-	if at := l.ages.Load(); now.UnixNano() > at && l.ages.CompareAndSwap(at, now.Add(ageEvery).UnixNano()) {
+	if next := l.ages.Load(); at > next && l.ages.CompareAndSwap(next, at+int64(ageEvery)) {
 		l.age()
 	}
+	return took
 }
 
-// end notes that the server is not waited for any more.
-func (l *Live) end(w *wait) {
-	if w.open {
-		w.open = false
-		if l.inFlight.Add(-1) == 0 && l.wanted.Load() {
-			l.mu.Lock()
-			l.wake()
-			l.mu.Unlock()
-		}
+// end notes that the server is not waited for any more, and returns the phase that has ended.
+func (l *Live) end(w *wait) (was uint32) {
+	if was = w.phase.Swap(over); was == open {
+		l.left(w.crowd)
+	}
+	return was
+}
+
+// left notes that one of a crowd does not wait any more.
+func (l *Live) left(c *crowd) {
+	l.inFlight.Add(-1)
+	if c.waiting.Add(-1) == 0 && l.wanted.Load() && l.waiting(time.Now().UnixNano()) == 0 {
+		l.mu.Lock()
+		l.wake()
+		l.mu.Unlock()
 	}
 }
 

@@ -24,6 +24,7 @@ type waiting struct {
 	t       *testing.T
 	live    *proxy.Live
 	handler http.Handler
+	metrics *proxy.Metrics
 	takes   time.Duration
 	status  int
 	err     error
@@ -32,7 +33,11 @@ type waiting struct {
 // RoundTrip is the server.
 func (s *waiting) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.Body != nil {
+		_, err := io.Copy(io.Discard, r.Body)
 		_ = r.Body.Close()
+		if err != nil {
+			return nil, err
+		}
 	}
 	time.Sleep(s.takes) // in a bubble
 	if s.err != nil {
@@ -52,7 +57,7 @@ func (s *waiting) ask(n int, target string, takes time.Duration) {
 func measured(t *testing.T, fn func(*testing.T, *waiting)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		s := &waiting{t: t, live: proxy.NewLive(), status: http.StatusOK}
+		s := &waiting{t: t, live: proxy.NewLive(), metrics: proxy.NewMetrics(), status: http.StatusOK}
 		upstream, err := fhir.ParseBase("http://fhir.example/fhir")
 		if err != nil {
 			t.Fatal(err)
@@ -72,7 +77,7 @@ func measured(t *testing.T, fn func(*testing.T, *waiting)) {
 		types := func(state.Level, *fhir.CapabilityStatement) ([]string, []string, error) { return nil, nil, nil }
 		s.handler, err = proxy.New(proxy.Config{
 			Upstream: upstream, Client: client, Exports: &exports{store: store}, Jobs: store, Bucket: bucket, TypesOf: types,
-			LinkKey: linkKey, Log: slog.New(slog.DiscardHandler), Transport: s, Live: s.live,
+			LinkKey: linkKey, Log: slog.New(slog.DiscardHandler), Transport: s, Live: s.live, Metrics: s.metrics,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -162,18 +167,56 @@ func TestFailuresSlowDown(t *testing.T) {
 	}
 }
 
+// lateBody ends after a minute.
+type lateBody struct{}
+
+func (lateBody) Read([]byte) (int, error) {
+	time.Sleep(time.Minute) // in a bubble
+	return 0, io.EOF
+}
+
+// Ensure the time in which clients send counts neither as the server's nor as a user's.
+func TestUploadsAreNoWaits(t *testing.T) {
+	measured(t, func(t *testing.T, s *waiting) {
+		const takes, uploads = 20 * time.Millisecond, 30
+		s.ask(50, "POST /Patient", takes)
+		s.live.Beside(time.Now().Add(time.Hour))
+		time.Sleep(time.Minute)
+		go func() {
+			for range uploads {
+				s.handler.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(s.t.Context(), http.MethodPost, "/fhir/Patient", lateBody{}))
+			}
+		}()
+		time.Sleep(30 * time.Second)
+		if s.live.Present() || s.live.Idle() != nil {
+			t.Error("a client that has not sent its request is a user who waits")
+		}
+		time.Sleep(uploads * 61 * time.Second)
+		if ratio, doubt := s.live.Slowdown(); math.Abs(ratio-1) > 0.1 || doubt > 0.5 {
+			t.Errorf("slowdown %g, doubt %g", ratio, doubt)
+		}
+		histograms := histograms(t, s.metrics)
+		if got := histograms["sidecar_proxy_first_byte_seconds write 2xx"]; got.count != 50+uploads || math.Abs(got.seconds-((50+uploads)*takes).Seconds()) > 0.01 {
+			t.Errorf("first bytes: %v", got)
+		}
+		if got := histograms["sidecar_proxy_request_seconds write 2xx"]; got.seconds < uploads*60 {
+			t.Errorf("whole requests: %v", got)
+		}
+	})
+}
+
 // Ensure there are users while one waits and some seconds longer.
 func TestPresenceOfUsers(t *testing.T) {
 	measured(t, func(t *testing.T, s *waiting) {
 		if s.live.Present() {
 			t.Error("users before the first one")
 		}
-		go s.ask(1, aRead, time.Minute)
-		time.Sleep(30 * time.Second)
+		go s.ask(1, aRead, 30*time.Second)
+		time.Sleep(29 * time.Second)
 		if n := s.live.InFlight(); !s.live.Present() || n != 1 {
 			t.Errorf("present: %t, %d requests", s.live.Present(), n)
 		}
-		time.Sleep(31 * time.Second)
+		time.Sleep(2 * time.Second)
 		if s.live.Present() {
 			t.Error("users long after the last one")
 		}

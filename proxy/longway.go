@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -146,13 +147,14 @@ func (p *Proxy) rewrite(r *httputil.ProxyRequest) {
 	// net/http fills the client's map at the end of the body; the copy would stay empty.
 	out.Trailer = r.In.Trailer
 	if out.Body != nil {
-		out.Body = &endedBody{ReadCloser: out.Body, http1: r.In.ProtoMajor == 1}
+		out.Body = &endedBody{ReadCloser: out.Body, http1: r.In.ProtoMajor == 1, exchange: exchangeOf(r.In.Context())}
 	}
 	out.Host = r.In.Host
 	if p.UpstreamHost != "" {
 		out.Host = p.UpstreamHost
 	}
-	// Rewrite is handed the request without those that came.
+	// ReverseProxy has taken out some of those that came, and what Connection names.
+	maps.DeleteFunc(out.Header, func(name string, _ []string) bool { return isForwarding(name) })
 	p.forwardedFields(r.In, out.Header.Add)
 }
 
@@ -165,12 +167,14 @@ func verbatimPath(u *url.URL, requestURI string) {
 	}
 }
 
-// endedBody remembers the end of a request's body. The transport asks once more behind the last byte; if a quick answer
-// has made the server close the body by then, that read would fail and cut the answer short (golang/go#40747).
+// endedBody knows how a request's body ends: as a whole, so that the wait for the server begins, or because its client has left, of
+// which net/http tells in no other way. The transport asks once more behind the last byte; if a quick answer has made the server close
+// the body by then, that read would fail and cut the answer short (golang/go#40747).
 type endedBody struct {
 	io.ReadCloser
-	http1 bool // of the client
-	ended atomic.Bool
+	http1         bool // of the client
+	ended, closed atomic.Bool
+	exchange      *exchange
 }
 
 // Read reads until the first end.
@@ -179,8 +183,20 @@ func (b *endedBody) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	n, err := b.ReadCloser.Read(p)
-	b.ended.Store(errors.Is(err, io.EOF))
+	switch {
+	case errors.Is(err, io.EOF):
+		b.ended.Store(true)
+		b.exchange.proxy.Live.begin(&b.exchange.wait, time.Now())
+	case err != nil && !b.closed.Load():
+		b.exchange.half.Store(true)
+	}
 	return n, err
+}
+
+// Close is called by who needs no more of it, so that an error of a read is none of the client's.
+func (b *endedBody) Close() error {
+	b.closed.Store(true)
+	return b.ReadCloser.Close()
 }
 
 // watchBody has the exchange know of a body that the server does not bring to its end.

@@ -33,7 +33,7 @@ func NewMetrics() *Metrics {
 		cut: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: "sidecar", Name: "proxy_cut_answers_total", Help: "Forwarded answers that the FHIR server did not bring to their end.",
 		}),
-		firstByte: newLatency("proxy_first_byte_seconds", "Time to the header of the FHIR server's answers to forwarded requests, by kind of request and class of status."),
+		firstByte: newLatency("proxy_first_byte_seconds", "Time from the end of forwarded requests to the header of the FHIR server's answers, by kind of request and class of status."),
 		whole:     newLatency("proxy_request_seconds", "Time to the last byte of the answers to clients, by kind of request and class of status."),
 	}
 	for _, level := range []state.Level{state.System, state.Patient, state.Group} {

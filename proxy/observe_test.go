@@ -289,21 +289,22 @@ func TestTraceOfAClientGoesOn(t *testing.T) {
 	}
 }
 
-// Ensure the histograms take each request, once, by kind and class of status.
-func TestRequestsAreTimed(t *testing.T) {
-	metrics := proxy.NewMetrics()
-	h, _ := newEchoHouse(t, func(c *proxy.Config) { c.Metrics = metrics })
-	for range 3 {
-		h.ask(http.MethodGet, h.base+"/Patient/1")
-	}
-	h.ask(http.MethodGet, h.base+"/$export-status/nobody")
+// timed is what a histogram has.
+type timed struct {
+	count   uint64
+	seconds float64
+}
+
+// histograms are those of metrics, by name and labels.
+func histograms(t *testing.T, metrics *proxy.Metrics) map[string]timed {
+	t.Helper()
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(metrics.Collectors()...)
 	families, err := registry.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := map[string]uint64{}
+	found := map[string]timed{}
 	for _, family := range families {
 		for _, metric := range family.GetMetric() {
 			if metric.GetHistogram() == nil {
@@ -313,9 +314,21 @@ func TestRequestsAreTimed(t *testing.T) {
 			for _, label := range metric.GetLabel() {
 				key += " " + label.GetValue()
 			}
-			got[key] = metric.GetHistogram().GetSampleCount()
+			found[key] = timed{metric.GetHistogram().GetSampleCount(), metric.GetHistogram().GetSampleSum()}
 		}
 	}
+	return found
+}
+
+// Ensure the histograms take each request, once, by kind and class of status.
+func TestRequestsAreTimed(t *testing.T) {
+	metrics := proxy.NewMetrics()
+	h, _ := newEchoHouse(t, func(c *proxy.Config) { c.Metrics = metrics })
+	for range 3 {
+		h.ask(http.MethodGet, h.base+"/Patient/1")
+	}
+	h.ask(http.MethodGet, h.base+"/$export-status/nobody")
+	got := histograms(t, metrics)
 	want := map[string]uint64{
 		"sidecar_proxy_first_byte_seconds read 2xx": 3, "sidecar_proxy_request_seconds read 2xx": 3, "sidecar_proxy_request_seconds status 4xx": 1,
 	}
@@ -323,8 +336,8 @@ func TestRequestsAreTimed(t *testing.T) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 	for key, count := range want {
-		if got[key] != count {
-			t.Errorf("%s: got %d, want %d", key, got[key], count)
+		if got[key].count != count {
+			t.Errorf("%s: got %d, want %d", key, got[key].count, count)
 		}
 	}
 }

@@ -147,6 +147,9 @@ func New(cfg Config) (http.Handler, error) {
 	if cfg.Metrics == nil {
 		cfg.Metrics = NewMetrics()
 	}
+	if cfg.Live == nil {
+		cfg.Live = NewLive()
+	}
 	cfg.RequestIDHeader = http.CanonicalHeaderKey(cfg.RequestIDHeader)
 	p := &Proxy{Config: cfg, basePath: strings.TrimRight(cfg.Upstream.EscapedPath(), "/"), turns: make(chan struct{}, turns)}
 	if p.Transport == nil {

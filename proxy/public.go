@@ -16,9 +16,9 @@ func (p *Proxy) publicBase(r *http.Request) string {
 	}
 	proto, host, prefix := scheme(r), "", ""
 	if p.trusted(r.RemoteAddr) {
-		if forwarded := firstElement(r.Header.Get("Forwarded")); forwarded != "" {
-			proto = orElse(forwardedPart(forwarded, "proto"), proto)
-			host = forwardedPart(forwarded, "host")
+		if forwarded := r.Header["Forwarded"]; len(forwarded) > 0 && firstElement(forwarded[0]) != "" {
+			told, at := firstHop(forwarded)
+			proto, host = orElse(told, proto), at
 		} else {
 			proto = orElse(firstElement(r.Header.Get("X-Forwarded-Proto")), proto)
 			host = orElse(firstElement(r.Header.Get("X-Forwarded-Host")), r.Host)

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/net/http/httpguts"
 
@@ -81,7 +82,7 @@ func (s *shortWay) takes(r *http.Request) bool {
 // ended, as httputil.ReverseProxy does.
 func (s *shortWay) serve(w http.ResponseWriter, r *http.Request, x *exchange) {
 	header := w.Header()
-	answer, err := s.send(w, r)
+	answer, err := s.send(w, r, x)
 	if err != nil {
 		var dial *upstream.DialError
 		x.reached.Store(!errors.As(err, &dial))
@@ -113,7 +114,7 @@ func (s *shortWay) serve(w http.ResponseWriter, r *http.Request, x *exchange) {
 }
 
 // send writes the request as one piece and awaits the answer.
-func (s *shortWay) send(w http.ResponseWriter, r *http.Request) (*upstream.Answer, error) {
+func (s *shortWay) send(w http.ResponseWriter, r *http.Request, x *exchange) (*upstream.Answer, error) {
 	lent := wires.Get().(*[]byte)
 	wire := s.proxy.appendHead((*lent)[:0], r)
 	defer func() {
@@ -126,6 +127,7 @@ func (s *shortWay) send(w http.ResponseWriter, r *http.Request) (*upstream.Answe
 		if _, err := io.ReadFull(r.Body, wire[head:]); err != nil {
 			return nil, errClientLeft
 		}
+		s.proxy.Live.begin(&x.wait, time.Now())
 	}
 	header := w.Header()
 	return s.client.Send(r, wire, header, func(status int) {

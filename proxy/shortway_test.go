@@ -92,7 +92,7 @@ func forwarding(t testing.TB, upstream string) *Proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &Proxy{Config: Config{Upstream: at, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics()}}
+	p := &Proxy{Config: Config{Upstream: at, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(), Live: NewLive()}}
 	transport := newTransport(nil)
 	p.Transport, p.short = transport, p.newShortWay(transport)
 	t.Cleanup(transport.CloseIdleConnections)

@@ -60,7 +60,7 @@ func TestWaitForWritesInFlight(t *testing.T) {
 					return &http.Response{StatusCode: test.status, Header: http.Header{}, Body: io.NopCloser(body), Request: r}, nil
 				})
 				p := &Proxy{Config: Config{
-					Upstream: &url.URL{Scheme: "http", Host: "fhir"}, Transport: transport, Writes: writes, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(),
+					Upstream: &url.URL{Scheme: "http", Host: "fhir"}, Transport: transport, Writes: writes, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(), Live: NewLive(),
 				}}
 				forward := p.newForwarder()
 				at := time.Now().Add(2 * time.Second) // T
