@@ -155,9 +155,15 @@ func (x *exchange) carried(r *http.Request) *http.Request {
 	return r
 }
 
-// connecting is the context of a request that net/http sends: it tells the exchange of the connection.
+// connecting is the context of a request that net/http sends: it tells the exchange of the connection, and the connection of the
+// request.
 func (x *exchange) connecting(ctx context.Context) context.Context {
-	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { x.reached.Store(true) }})
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(got httptrace.GotConnInfo) {
+		x.reached.Store(true)
+		if conn, ok := got.Conn.(*targetConn); ok {
+			conn.take(x.request)
+		}
+	}})
 }
 
 // asked is the end of what ask began.

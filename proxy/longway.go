@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
-	"net/url"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -104,8 +103,10 @@ func (c *earlyConn) Read(p []byte) (int, error) {
 }
 
 // CloseWrite closes one direction, where the connection can.
-func (c *earlyConn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+func (c *earlyConn) CloseWrite() error { return closeWrite(c.Conn) }
+
+func closeWrite(conn net.Conn) error {
+	if half, ok := conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}
 	return errors.ErrUnsupported
@@ -143,25 +144,16 @@ func (p *Proxy) rewrite(r *httputil.ProxyRequest) {
 	out.URL.Scheme, out.URL.Host = p.Upstream.Scheme, p.Upstream.Host
 	// ReverseProxy drops parameters that it cannot parse; the server shall see them.
 	out.URL.RawQuery, out.URL.ForceQuery = strings.ReplaceAll(r.In.URL.RawQuery, " ", "%20"), r.In.URL.ForceQuery // HTTP/2 lets a blank through
-	verbatimPath(out.URL, r.In.RequestURI)
 	// net/http fills the client's map at the end of the body; the copy would stay empty.
 	out.Trailer = r.In.Trailer
 	out.Host = r.In.Host
 	if p.UpstreamHost != "" {
 		out.Host = p.UpstreamHost
 	}
+	p.verbatimPath(out, r.In.RequestURI)
 	// ReverseProxy has taken out some of those that came, and what Connection names.
 	maps.DeleteFunc(out.Header, func(name string, _ []string) bool { return isForwarding(name) })
 	p.forwardedFields(r.In, out.Header.Add)
-}
-
-// verbatimPath keeps a path byte for byte that Go would escape anew, such as one with a raw "|". One with a blank, which HTTP/2
-// lets through, would end the target of HTTP/1.1.
-func verbatimPath(u *url.URL, requestURI string) {
-	path, _, _ := strings.Cut(requestURI, "?")
-	if path != u.EscapedPath() && !strings.Contains(path, " ") && strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "//") {
-		u.Opaque = path
-	}
 }
 
 // endedBody knows how a request's body ends: as a whole, so that the wait for the server begins, or because its client has left, of

@@ -112,7 +112,7 @@ func (s *script) checkNotPassedOn(row broken) {
 	if row.repaired == "" {
 		s.failf("a broken answer is passed on: %q %q %q", head.first, head.fields, head.body)
 	}
-	if wrong := difference(head, s.parsed(row.repaired, row.method)); wrong != "" {
+	if wrong := s.difference(head, s.parsed(row.repaired, row.method)); wrong != "" {
 		s.failf("a broken answer arrives in another form:\n%s", wrong)
 	}
 }
@@ -165,7 +165,7 @@ func (s *script) checkRefused(row sent) {
 			<-answered
 			s.failf("a broken request is passed on: %q %q", request.head.first, request.head.fields)
 		}
-		if wrong := difference(request.rest().head, s.parsed(row.arrives, "")); wrong != "" {
+		if wrong := s.difference(request.rest().head, s.parsed(row.arrives, "")); wrong != "" {
 			s.failf("a broken request arrives in another form:\n%s", wrong)
 		}
 		request.reply("HTTP/1.1 200 OK\nContent-Length: 0\n\n")
