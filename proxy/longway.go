@@ -27,7 +27,10 @@ const (
 	dialTimeout = 10 * time.Second
 )
 
-var errStatus = errors.New("a status that HTTP does not have")
+var (
+	errStatus   = errors.New("a status that HTTP does not have")
+	errSwitched = errors.New("another protocol than was asked for")
+)
 
 // newLongWay returns the forwarder for what the short way does not take: upgrades, requests that wait for a 100, large bodies and
 // those of unknown length, and servers that speak another version of HTTP.
@@ -41,12 +44,10 @@ func (p *Proxy) newLongWay() *httputil.ReverseProxy {
 			p.upstreamFailed(w, r, exchangeOf(r.Context()), err)
 		},
 		ModifyResponse: func(response *http.Response) error {
-			if response.StatusCode < http.StatusContinue {
-				return errStatus // as on the short way
-			}
 			x := exchangeOf(response.Request.Context())
-			x.answered(response.StatusCode, true)
-			x.watchBody(response)
+			if err := x.accept(response); err != nil {
+				return err
+			}
 			if x.body != nil && !x.body.ended.Load() && x.request.ProtoMajor == 1 {
 				// The rest of the request may never come: net/http would wait for it before it lets the answer go.
 				response.Header.Set("Connection", "close")
@@ -181,11 +182,31 @@ func (b *endedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// watchBody has the exchange know of a body that the server does not bring to its end.
-func (x *exchange) watchBody(response *http.Response) {
-	if response.StatusCode != http.StatusSwitchingProtocols { // what follows is a connection, not a body
+// accept is called with the head of the final answer that net/http has read. It fails if it is none that may be passed on, before
+// anything is noted of it.
+func (x *exchange) accept(response *http.Response) error {
+	if response.StatusCode < http.StatusContinue {
+		return errStatus // as on the short way
+	}
+	if response.StatusCode == http.StatusSwitchingProtocols {
+		asked := upgrade(response.Request.Header)
+		if asked == "" || !strings.EqualFold(asked, upgrade(response.Header)) { // ReverseProxy looks only later
+			return errSwitched
+		}
+		x.addID(response.Header) // ReverseProxy writes it past the writer of the answer
+	} else { // or what follows is a connection, not a body
 		response.Body = &watchedBody{response.Body, x}
 	}
+	x.answered(response.StatusCode, true)
+	return nil
+}
+
+// upgrade is the other protocol that a head names.
+func upgrade(header http.Header) string {
+	if !named(header["Connection"], "Upgrade") {
+		return ""
+	}
+	return header.Get("Upgrade")
 }
 
 // watchedBody is the body of an answer.
