@@ -55,6 +55,11 @@ func (p *Proxy) exchanged(forward func(http.ResponseWriter, *http.Request, *exch
 		defer func(ctx context.Context) { x.end(ctx, whole) }(r.Context()) // also when the answer is cut off by a panic
 		w = x.watch(w)
 		defer x.rescue(w, r, true)
+		defer func() {
+			if x.cut != nil { // the client gets what came before
+				_ = http.NewResponseController(w).Flush()
+			}
+		}()
 		forward(w, r, x)
 		whole = r.Context().Err() == nil
 	})
