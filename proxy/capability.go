@@ -185,9 +185,7 @@ func (p *Proxy) statementAnswered(response *http.Response) error {
 	if err := p.completeStatement(response, x.request); err != nil {
 		return err
 	}
-	x.answered(response.StatusCode, true)
-	x.watchBody(response)
-	return nil
+	return x.accept(response)
 }
 
 // completeStatement completes the answer to a client's request.

@@ -27,7 +27,10 @@ const (
 	dialTimeout = 10 * time.Second
 )
 
-var errStatus = errors.New("a status that HTTP does not have")
+var (
+	errStatus   = errors.New("a status that HTTP does not have")
+	errSwitched = errors.New("another protocol than was asked for")
+)
 
 // newLongWay returns the forwarder for what the short way does not take: upgrades, requests that wait for a 100, large bodies and
 // those of unknown length, and servers that speak another version of HTTP.
@@ -41,13 +44,11 @@ func (p *Proxy) newLongWay() *httputil.ReverseProxy {
 			p.upstreamFailed(w, r, exchangeOf(r.Context()), err)
 		},
 		ModifyResponse: func(response *http.Response) error {
-			if response.StatusCode < http.StatusContinue {
-				return errStatus // as on the short way
-			}
 			x := exchangeOf(response.Request.Context())
-			x.answered(response.StatusCode, true)
-			x.watchBody(response)
-			if body, ok := response.Request.Body.(*endedBody); ok && !body.ended.Load() && body.http1 {
+			if err := x.accept(response); err != nil {
+				return err
+			}
+			if x.body != nil && !x.body.ended.Load() && x.request.ProtoMajor == 1 {
 				// The rest of the request may never come: net/http would wait for it before it lets the answer go.
 				response.Header.Set("Connection", "close")
 			}
@@ -146,9 +147,6 @@ func (p *Proxy) rewrite(r *httputil.ProxyRequest) {
 	out.URL.RawQuery, out.URL.ForceQuery = strings.ReplaceAll(r.In.URL.RawQuery, " ", "%20"), r.In.URL.ForceQuery // HTTP/2 lets a blank through
 	// net/http fills the client's map at the end of the body; the copy would stay empty.
 	out.Trailer = r.In.Trailer
-	if out.Body != nil {
-		out.Body = &endedBody{ReadCloser: out.Body, http1: r.In.ProtoMajor == 1, exchange: exchangeOf(r.In.Context())}
-	}
 	out.Host = r.In.Host
 	if p.UpstreamHost != "" {
 		out.Host = p.UpstreamHost
@@ -164,9 +162,8 @@ func (p *Proxy) rewrite(r *httputil.ProxyRequest) {
 // the body by then, that read would fail and cut the answer short (golang/go#40747).
 type endedBody struct {
 	io.ReadCloser
-	http1         bool // of the client
-	ended, closed atomic.Bool
-	exchange      *exchange
+	exchange    *exchange
+	ended, left atomic.Bool
 }
 
 // Read reads until the first end.
@@ -179,23 +176,37 @@ func (b *endedBody) Read(p []byte) (int, error) {
 	case errors.Is(err, io.EOF):
 		b.ended.Store(true)
 		b.exchange.proxy.Live.begin(&b.exchange.wait, time.Now())
-	case err != nil && !b.closed.Load():
-		b.exchange.half.Store(true)
+	case err != nil:
+		b.left.Store(true)
 	}
 	return n, err
 }
 
-// Close is called by who needs no more of it, so that an error of a read is none of the client's.
-func (b *endedBody) Close() error {
-	b.closed.Store(true)
-	return b.ReadCloser.Close()
-}
-
-// watchBody has the exchange know of a body that the server does not bring to its end.
-func (x *exchange) watchBody(response *http.Response) {
-	if response.StatusCode != http.StatusSwitchingProtocols { // what follows is a connection, not a body
+// accept is called with the head of the final answer that net/http has read. It fails if it is none that may be passed on, before
+// anything is noted of it.
+func (x *exchange) accept(response *http.Response) error {
+	if response.StatusCode < http.StatusContinue {
+		return errStatus // as on the short way
+	}
+	if response.StatusCode == http.StatusSwitchingProtocols {
+		asked := upgrade(response.Request.Header)
+		if asked == "" || !strings.EqualFold(asked, upgrade(response.Header)) { // ReverseProxy looks only later
+			return errSwitched
+		}
+		x.addID(response.Header) // ReverseProxy writes it past the writer of the answer
+	} else { // or what follows is a connection, not a body
 		response.Body = &watchedBody{response.Body, x}
 	}
+	x.answered(response.StatusCode, true)
+	return nil
+}
+
+// upgrade is the other protocol that a head names.
+func upgrade(header http.Header) string {
+	if !named(header["Connection"], "Upgrade") {
+		return ""
+	}
+	return header.Get("Upgrade")
 }
 
 // watchedBody is the body of an answer.

@@ -2,8 +2,6 @@ package proxy
 
 import (
 	"context"
-	"fmt"
-	"runtime/debug"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -37,7 +35,7 @@ const (
 // that has waited for turnFor, or whose context has ended, waits no longer. done is to be called behind the question.
 func (p *Proxy) giveWay(ctx context.Context) (done func()) {
 	done = func() {}
-	if p.Live == nil || !p.Live.Present() {
+	if !p.Live.Present() {
 		return done
 	}
 	timer := time.NewTimer(turnFor)
@@ -60,15 +58,4 @@ func (p *Proxy) giveWay(ctx context.Context) (done func()) {
 		}
 	}
 	return done
-}
-
-// guarded makes an error of a panic. In a goroutine of its own net/http does not catch it, and it would end the process with all
-// its jobs. What was thrown is told by its type, since it may hold anything.
-func guarded(do func() error) (err error) {
-	defer func() {
-		if thrown := recover(); thrown != nil {
-			err = fmt.Errorf("panic of %T: %s", thrown, debug.Stack())
-		}
-	}()
-	return do()
 }

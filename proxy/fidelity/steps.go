@@ -315,13 +315,16 @@ func noAnswer(s *script) {
 	}
 }
 
-// serverLeaves breaks an answer off.
+// serverLeaves breaks an answer off: what came of it arrives.
 func serverLeaves(head string) func(*script) {
 	return func(s *script) {
 		s.ask("GET").write(wire("HTTP/1.1 200 OK\n" + head)).end(false)
 		got, err := readMessage(s.client.reader, "GET")
 		if err == nil && got.status() != 502 {
 			s.failf("half an answer looks whole: %q %q", got.first, got.body)
+		}
+		if got == nil || got.body != "abc" {
+			s.failf("the half that came is lost: %v, %v", got, err)
 		}
 		s.client.close()
 		s.connect()
