@@ -49,7 +49,7 @@ func TestTracesGoByGRPC(t *testing.T) {
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	for name, value := range map[string]string{
-		"ENDPOINT": "http://" + listener.Addr().String(), "TRACES_PROTOCOL": "grpc", "PROTOCOL": "http/protobuf", "HEADERS": "X-Key=k4n4ri", "TIMEOUT": "2000",
+		"ENDPOINT": "http://" + listener.Addr().String(), "TRACES_PROTOCOL": "grpc", "PROTOCOL": "http/protobuf", "HEADERS": "X-Key=k4n4ri", "TIMEOUT": "1000",
 	} {
 		t.Setenv("OTEL_EXPORTER_OTLP_"+name, value)
 	}
@@ -85,8 +85,8 @@ func TestTracesGoByGRPC(t *testing.T) {
 	}
 	began := time.Now()
 	send("lost")
-	if took := time.Since(began); took > 10*time.Second {
-		t.Errorf("the timeout of 2 s is not kept: %s", took)
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("the timeout of 1 s is not kept: %s", took)
 	}
 	sent.close(t.Context())
 	text := strings.Join(seen.lines(), "\n")
