@@ -158,7 +158,7 @@ func (x *exchange) carried(r *http.Request) *http.Request {
 // connecting is the context of a request that net/http sends: it tells the exchange of the connection, and the connection of the
 // request.
 func (x *exchange) connecting(ctx context.Context) context.Context {
-	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(got httptrace.GotConnInfo) {
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: boundInterim(), GotConn: func(got httptrace.GotConnInfo) {
 		x.reached.Store(true)
 		if conn, ok := got.Conn.(*targetConn); ok {
 			conn.take(x.request)

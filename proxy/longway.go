@@ -10,11 +10,13 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/textproto"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"sidecar/exporter/fhir"
+	"sidecar/proxy/upstream"
 )
 
 const (
@@ -30,6 +32,7 @@ const (
 var (
 	errStatus   = errors.New("a status that HTTP does not have")
 	errSwitched = errors.New("another protocol than was asked for")
+	errInterim  = errors.New("interim answers without end")
 )
 
 // newLongWay returns the forwarder for what the short way does not take: upgrades, requests that wait for a 100, large bodies and
@@ -126,6 +129,8 @@ func newTransport(certificates *fhir.TLS) *http.Transport {
 		IdleConnTimeout:     90 * time.Second,
 		ReadBufferSize:      16 << 10,
 		WriteBufferSize:     8 << 10,
+		// As on the short way.
+		MaxResponseHeaderBytes: upstream.MaxHead,
 		// The body must arrive as the server encoded it.
 		DisableCompression: true,
 		// The server decides whether it wants a body that the client holds back; one that says nothing gets it after a while.
@@ -195,10 +200,29 @@ func (x *exchange) accept(response *http.Response) error {
 		}
 		x.addID(response.Header) // ReverseProxy writes it past the writer of the answer
 	} else { // or what follows is a connection, not a body
-		response.Body = &watchedBody{response.Body, x}
+		response.Body = &watchedBody{response.Body, response, x}
+		upstream.CleanTrailer(response.Trailer)
 	}
 	x.answered(response.StatusCode, true)
 	return nil
+}
+
+// boundInterim bounds the heads of interim answers as on the short way, all together: net/http bounds each by itself while somebody takes
+// them.
+func boundInterim() func(int, textproto.MIMEHeader) error {
+	left := upstream.MaxHead
+	return func(_ int, head textproto.MIMEHeader) error {
+		left -= len("HTTP/1.1 102 Processing\r\n\r\n")
+		for name, values := range head {
+			for _, value := range values {
+				left -= len(name) + len(": ") + len(value) + len("\r\n")
+			}
+		}
+		if left < 0 {
+			return errInterim
+		}
+		return nil
+	}
 }
 
 // upgrade is the other protocol that a head names.
@@ -212,13 +236,17 @@ func upgrade(header http.Header) string {
 // watchedBody is the body of an answer.
 type watchedBody struct {
 	io.ReadCloser
+	response *http.Response
 	exchange *exchange
 }
 
-// Read notes an error.
+// Read notes an error, and looks through the trailer behind the end.
 func (b *watchedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) {
+	switch {
+	case errors.Is(err, io.EOF):
+		upstream.CleanTrailer(b.response.Trailer)
+	case err != nil:
 		b.exchange.cut = err
 	}
 	return n, err

@@ -113,7 +113,7 @@ func TestConnectionIsKept(t *testing.T) {
 		"204":      {raw: "HTTP/1.1 204 No Content\r\n\r\n", want: "204 "},
 		"304":      {raw: "HTTP/1.1 304 Not Modified\r\nContent-Length: 2\r\n\r\n", want: "304 "},
 		"HEAD":     {method: http.MethodHead, raw: "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", want: "200 "},
-		"interim":  {raw: "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + ok, want: "200 ok"},
+		"interim":  {raw: strings.Repeat("HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", 30) + ok, want: "200 ok"},
 		"large":    {raw: "HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + strings.Repeat("x", 300000), want: "200 " + strings.Repeat("x", 300000)},
 		"HTTP/1.0": {raw: "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok", want: "200 ok"},
 	} {
@@ -228,7 +228,7 @@ func TestBrokenAnswers(t *testing.T) {
 		"no last chunk":    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n",
 		"bad chunk":        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nok\r\n",
 		"endless head":     "HTTP/1.1 200 OK\r\n" + strings.Repeat("X: "+strings.Repeat("y", 1000)+"\r\n", 2000),
-		"endless interim":  strings.Repeat("HTTP/1.1 103 Early Hints\r\n\r\n", 100) + ok,
+		"endless interim":  strings.Repeat("HTTP/1.1 103 Early Hints\r\nX: "+strings.Repeat("y", 1000)+"\r\n\r\n", 1100) + ok,
 		"status below 100": "HTTP/1.1 099 Odd\r\nContent-Length: 2\r\n\r\nok",
 		"switched":         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
 	} {
