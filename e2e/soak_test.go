@@ -55,7 +55,7 @@ func startRaced(t *testing.T, upstream *soakServer, more settings) *soaked {
 	t.Cleanup(collector.Close)
 	binary := raceBinary.get(t)
 	s.sidecar = newSidecar(t, "http://"+upstream.address+"/fhir", config)
-	s.binary, s.env = binary, []string{"GORACE=halt_on_error=1", "OTEL_EXPORTER_OTLP_ENDPOINT=" + collector.URL}
+	s.binary, s.env = binary, []string{"GORACE=halt_on_error=1", "OTEL_EXPORTER_OTLP_ENDPOINT=" + collector.URL, "OTEL_BSP_SCHEDULE_DELAY=500"}
 	s.start(t)
 	s.awaitReady(t)
 	return s
@@ -166,7 +166,7 @@ func TestSoakLeavesNothing(t *testing.T) {
 			break
 		}
 	}
-	after = s.collected(t)
+	after = s.settled(t)
 	grown, requests := after.memory-before.memory, traffic.done.Load()
 	if grown > someMemory+perRequest*requests {
 		t.Errorf("memory grew by %d bytes with %d requests, more than %d and %d each", grown, requests, someMemory, perRequest)
