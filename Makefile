@@ -23,7 +23,7 @@ chaos: ## 2,000 random exports beside random writes, on a virtual clock (CHAOS_S
 	CHAOS_RUNS=$${CHAOS_RUNS:-2000} go test -count=1 -timeout 30m -run 'TestChaos|TestChain' ./exporter
 
 fuzz: ## new inputs for what reads requests and answers, a minute each (FUZZTIME=10m for longer)
-	for package in ./proxy ./proxy/upstream; do \
+	for package in ./proxy ./proxy/auth ./proxy/upstream; do \
 		for name in $$(go test -list '^Fuzz' $$package | grep ^Fuzz); do \
 			go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $${FUZZTIME:-1m} $$package || exit 1; \
 		done; \
@@ -32,7 +32,7 @@ fuzz: ## new inputs for what reads requests and answers, a minute each (FUZZTIME
 e2e: ## the built binary against HAPI FHIR, S3, GCS and identity servers (needs Java 17, Maven and npm)
 	cd e2e && go test -count=1 -timeout 25m ./...
 
-soak: ## mixed traffic against the sidecar built with the race detector, and while its server restarts (SOAK=10m; needs gcc)
+soak: ## mixed traffic against the sidecar built with the race detector, and while its server restarts (SOAK=10m for each; needs gcc)
 	cd e2e && SOAK=$${SOAK:-10m} go test -count=1 -timeout 0 -v -tags soak -run '^TestSoak' .
 
 check: ## exactly what CI runs: everything above and the linters, race tests, image build line, manifests

@@ -133,14 +133,18 @@ func stopSharedHAPI() error {
 	return errors.Join(errs...)
 }
 
-// buildHAPI runs Maven where hapi.jar is missing or older than what it is made of.
+// hapiBuilt is written when a build has ended well: a jar alone says nothing of the folder lib, which comes behind it. Its time is that
+// at which the build began.
+var hapiBuilt = filepath.Join(hapiFolder, "target", "built")
+
+// buildHAPI runs Maven where HAPI is not built, or older than what it is made of.
 func buildHAPI() error {
 	for _, tool := range []string{"java", "mvn"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return fmt.Errorf("%s is not installed, run: apt-get install openjdk-17-jdk-headless maven", tool)
 		}
 	}
-	fresh, err := hapiJarIsFresh()
+	fresh, err := hapiIsFresh()
 	if err != nil {
 		return err
 	}
@@ -148,27 +152,34 @@ func buildHAPI() error {
 		return nil
 	}
 	began := time.Now()
+	// Maven would keep half of a file for its being new.
+	if err := os.RemoveAll(filepath.Dir(hapiBuilt)); err != nil {
+		return fmt.Errorf("remove an earlier build of HAPI: %w", err)
+	}
 	if err := install(hapiFolder, "mvn", "-q", "-B", "package"); err != nil {
 		return err
+	}
+	if err := errors.Join(os.WriteFile(hapiBuilt, nil, 0o600), os.Chtimes(hapiBuilt, began, began)); err != nil {
+		return fmt.Errorf("note the build of HAPI: %w", err)
 	}
 	say("HAPI built in %v", time.Since(began).Round(time.Millisecond))
 	return nil
 }
 
-func hapiJarIsFresh() (bool, error) {
-	jar, err := os.Stat(filepath.Join(hapiFolder, "target", "hapi.jar"))
+func hapiIsFresh() (bool, error) {
+	built, err := os.Stat(hapiBuilt)
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("look at hapi.jar: %w", err)
+		return false, fmt.Errorf("look at the build of HAPI: %w", err)
 	}
 	for _, source := range append(hapiSources(), filepath.Join(hapiFolder, "src", "main", "java", "hapi", "Validate.java")) {
 		info, err := os.Stat(source)
 		if err != nil {
 			return false, fmt.Errorf("look at the sources of HAPI: %w", err)
 		}
-		if info.ModTime().After(jar.ModTime()) {
+		if info.ModTime().After(built.ModTime()) {
 			return false, nil
 		}
 	}

@@ -259,7 +259,10 @@ func pause(t *testing.T, d time.Duration) {
 	}
 }
 
-// logBuffer keeps what the processes of an installation print.
+// keptLog is how many bytes of a log are kept at least.
+const keptLog = 1 << 20
+
+// logBuffer keeps the end of what the processes of an installation print.
 type logBuffer struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -268,6 +271,9 @@ type logBuffer struct {
 func (b *logBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.text.Len() > 8*keptLog {
+		b.text.Next(b.text.Len() - keptLog)
+	}
 	return b.text.Write(p)
 }
 

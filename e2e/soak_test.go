@@ -4,12 +4,16 @@ package e2e
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
+	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptest"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,29 +25,48 @@ import (
 // soakers is how many clients there are at once.
 const soakers = 16
 
-// soakTime is a part of the time that SOAK gives to all these tests together.
-func soakTime(t *testing.T, part float64) time.Duration {
+// soakTime is how long each of these tests sends traffic: SOAK, or a minute.
+func soakTime(t *testing.T) time.Duration {
 	t.Helper()
-	text := os.Getenv("SOAK")
-	if text == "" {
-		text = "2m"
-	}
-	d, err := time.ParseDuration(text)
+	d, err := time.ParseDuration(cmp.Or(os.Getenv("SOAK"), "1m"))
 	if err != nil {
 		t.Fatalf("SOAK: %v", err)
 	}
-	return time.Duration(float64(d) * part)
+	return d
+}
+
+// soaked is a sidecar with all that it can do beside its traffic: it leaves users room beside exports, and it logs, names and traces
+// each request.
+type soaked struct {
+	*sidecar
+	spans atomic.Int64 // requests with spans, to the collector
 }
 
 // startRaced runs the sidecar so that the first race ends it.
-func startRaced(t *testing.T, upstream *soakServer) *sidecar {
+func startRaced(t *testing.T, upstream *soakServer, more settings) *soaked {
 	t.Helper()
+	config := settings{"live_slowdown": 1.1, "access_log": true, "request_id_header": soakID}
+	maps.Copy(config, more)
+	s := &soaked{}
+	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		s.spans.Add(1)
+	}))
+	t.Cleanup(collector.Close)
 	binary := raceBinary.get(t)
-	s := newSidecar(t, "http://"+upstream.address+"/fhir", nil)
-	s.binary, s.env = binary, []string{"GORACE=halt_on_error=1"}
+	s.sidecar = newSidecar(t, "http://"+upstream.address+"/fhir", config)
+	s.binary, s.env = binary, []string{"GORACE=halt_on_error=1", "OTEL_EXPORTER_OTLP_ENDPOINT=" + collector.URL, "OTEL_BSP_SCHEDULE_DELAY=500"}
 	s.start(t)
 	s.awaitReady(t)
 	return s
+}
+
+// observed fails where nothing was logged or traced.
+func (s *soaked) observed(t *testing.T) {
+	t.Helper()
+	if s.spans.Load() == 0 || !strings.Contains(s.logs.tail(1<<20), "request served") {
+		t.Errorf("%d times the collector got spans; the log ends with\n%s", s.spans.Load(), s.logs.tail(2000))
+	}
 }
 
 // soak is traffic of many clients at once.
@@ -102,28 +125,32 @@ func newSeed(t *testing.T) uint64 {
 // beside it, and that every answer is whole and right.
 func TestSoakLeavesNothing(t *testing.T) {
 	upstream := startSoakServer(t)
-	s := startRaced(t, upstream)
-	client := newSoakClient(s.base)
-	t.Logf("HTTP/2 without TLS: %v", client.offerH2C(t.Context()))
-	seed := newSeed(t)
+	s := startRaced(t, upstream, nil)
+	client := newSoakClient(s.base, nil)
+	seed, total := newSeed(t), soakTime(t)
 	judge := func(_, _ time.Time, err error) { t.Error(err) }
 
 	// What grows once, such as pools and buffers, is there after a while.
-	total := soakTime(t, 0.65)
+	s.exportRows(t, "$export", upstream.count)
 	warm := startSoak(t, client, seed+1, judge)
-	s.exportAll(t, upstream)
 	pause(t, total/6)
 	warm.end(t)
 	upstream.restart(t, 0)
 	before := s.settled(t)
 
 	traffic := startSoak(t, client, seed, judge)
+	end := time.Now().Add(total - total/6)
+	time.AfterFunc(time.Until(end), traffic.stop) // the last export goes on without users, and is soon done
 	exports := 0
-	for end := time.Now().Add(total - total/6); time.Now().Before(end) && !t.Failed(); exports++ {
-		s.exportAll(t, upstream)
-		pause(t, min(10*time.Second, max(0, time.Until(end))))
+	for ; time.Now().Before(end) && !t.Failed(); exports++ {
+		s.exportRows(t, "$export?_type=Patient", soakPatients) // a small one: the clients leave it little room
 	}
 	traffic.end(t)
+	for deadline := time.Now().Add(10 * time.Second); upstream.streams.Load() > 0; pause(t, 20*time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d streams of events go on without a client", upstream.streams.Load())
+		}
+	}
 	upstream.restart(t, 0)
 	// Dead connections to the server that nobody has asked for since are closed after a minute and a half: as many as were in use
 	// at once are no leak. Goroutines do not wait for them.
@@ -139,21 +166,26 @@ func TestSoakLeavesNothing(t *testing.T) {
 			break
 		}
 	}
-	if after.memory > before.memory*3/2+(32<<20) {
-		t.Errorf("memory grew from %d to %d MiB", before.memory>>20, after.memory>>20)
+	after = s.settled(t)
+	grown, requests := after.memory-before.memory, traffic.done.Load()
+	if grown > someMemory+perRequest*requests {
+		t.Errorf("memory grew by %d bytes with %d requests, more than %d and %d each", grown, requests, someMemory, perRequest)
 	}
-	t.Logf("%d exports; before the traffic %+v, after it %+v", exports, before, after)
+	t.Logf("%d exports; before the traffic %+v, after it %+v: %.1f bytes each request", exports, before, after, float64(grown)/float64(requests))
+	s.observed(t)
 }
 
 // Ensure the sidecar says 502 only while the server is down or has cut a connection, that no request hangs, and that no answer is
-// wrong, while the server ends and comes back every few seconds.
+// wrong, while the server ends and comes back every few seconds. Clients come over TLS.
 func TestSoakRestarts(t *testing.T) {
 	upstream := startSoakServer(t)
-	s := startRaced(t, upstream)
+	files, roots := certificateFiles(t)
+	s := startRaced(t, upstream, settings{"tls": files})
 	seed := newSeed(t)
 	random := rand.New(rand.NewPCG(seed, soakers))
 	var cut atomic.Int64
-	traffic := startSoak(t, newSoakClient(s.base), seed, func(began, ended time.Time, err error) {
+	client := newSoakClient("https"+strings.TrimPrefix(s.base, "http"), roots)
+	traffic := startSoak(t, client, seed, func(began, ended time.Time, err error) {
 		from := began
 		if errors.Is(err, errOnce) {
 			from = from.Add(-late)
@@ -165,7 +197,7 @@ func TestSoakRestarts(t *testing.T) {
 		cut.Add(1)
 	})
 	restarts := 0
-	for end := time.Now().Add(soakTime(t, 0.35)); time.Now().Before(end) && !t.Failed(); restarts++ {
+	for end := time.Now().Add(soakTime(t)); time.Now().Before(end) && !t.Failed(); restarts++ {
 		pause(t, time.Second+time.Duration(random.Int64N(int64(3*time.Second))))
 		down := time.Duration(0)
 		if random.IntN(2) == 0 {
@@ -179,21 +211,27 @@ func TestSoakRestarts(t *testing.T) {
 	if cut.Load() == 0 {
 		t.Error("no request met a restart: this test has shown nothing")
 	}
+	s.observed(t)
 }
 
-// exportAll runs an export and counts what it holds.
-func (s *sidecar) exportAll(t *testing.T, upstream *soakServer) {
+// exportRows runs an export and counts what it holds.
+func (s *sidecar) exportRows(t *testing.T, path string, want int) {
 	t.Helper()
-	result := s.export(t, "$export")
-	if len(result.rows) != upstream.count {
-		t.Errorf("%d resources exported, want %d", len(result.rows), upstream.count)
+	began := time.Now()
+	result := s.export(t, path)
+	if len(result.rows) != want {
+		t.Errorf("%d resources exported by %s, want %d", len(result.rows), path, want)
 	}
 	s.release(t, result.statusURL)
+	t.Logf("%s took %v", path, time.Since(began).Round(time.Millisecond))
 }
 
-// resources are what a process may leak: memory is that of Go's heap, in bytes. What the race detector remembers of all that ever ran
-// is not the sidecar's: it grows by some KB a request.
-type resources struct{ goroutines, descriptors, memory int64 }
+// someMemory is by how many bytes the heap may grow whatever is asked of the sidecar, perRequest by how many with each request.
+const someMemory, perRequest = 2 << 20, 50
+
+// resources are what a process may leak: memory is what the last collection found in use on Go's heap, in bytes. What the race
+// detector remembers of all that ever ran is not the sidecar's: it grows by some KB a request.
+type resources struct{ goroutines, descriptors, memory, collections int64 }
 
 // settled gives the resources once they no longer shrink.
 func (s *sidecar) settled(t *testing.T) resources {
@@ -202,9 +240,21 @@ func (s *sidecar) settled(t *testing.T) resources {
 		pause(t, 3*time.Second)
 		next := s.resources(t)
 		if next.goroutines >= now.goroutines && next.descriptors >= now.descriptors {
-			return next
+			return s.collected(t)
 		}
 		now = next
+	}
+}
+
+// collected gives the resources behind some collections: pools let go what nobody took out between two. The looks themselves make
+// for the collections.
+func (s *sidecar) collected(t *testing.T) resources {
+	t.Helper()
+	first := s.resources(t).collections
+	for {
+		if now := s.resources(t); now.collections > first+3 {
+			return now
+		}
 	}
 }
 
@@ -218,7 +268,10 @@ func (s *sidecar) resources(t *testing.T) (r resources) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	into := map[string]*int64{"go_goroutines": &r.goroutines, "process_open_fds": &r.descriptors, "go_memstats_heap_inuse_bytes": &r.memory}
+	into := map[string]*int64{
+		"go_goroutines": &r.goroutines, "process_open_fds": &r.descriptors, "go_gc_heap_live_bytes": &r.memory,
+		"go_gc_duration_seconds_count": &r.collections,
+	}
 	lines := bufio.NewScanner(strings.NewReader(string(text)))
 	for lines.Scan() {
 		name, value, _ := strings.Cut(lines.Text(), " ")
@@ -228,10 +281,11 @@ func (s *sidecar) resources(t *testing.T) (r resources) {
 				t.Fatal(err)
 			}
 			*field = int64(number)
+			delete(into, name)
 		}
 	}
-	if r.goroutines == 0 || r.descriptors == 0 || r.memory == 0 {
-		t.Fatal(fmt.Errorf("the metrics tell only %+v", r))
+	if len(into) > 0 {
+		t.Fatalf("the metrics do not tell %v", slices.Sorted(maps.Keys(into)))
 	}
 	return r
 }

@@ -6,9 +6,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -33,77 +36,34 @@ const late = 500 * time.Millisecond
 type soakClient struct {
 	base       string // of the sidecar, without a path
 	host       string
+	secure     *tls.Config // nil without TLS
 	transports []*http.Transport
 }
 
-func newSoakClient(fhirBase string) *soakClient {
+// newSoakClient makes a client of HTTP/1.1 and HTTP/2, over TLS where there are roots.
+func newSoakClient(fhirBase string, roots *x509.CertPool) *soakClient {
 	c := &soakClient{base: strings.TrimSuffix(fhirBase, "/fhir")}
-	c.host = strings.TrimPrefix(c.base, "http://")
-	c.transports = []*http.Transport{
-		{DisableCompression: true, MaxIdleConnsPerHost: 64},
-		{DisableCompression: true, DisableKeepAlives: true},
+	_, c.host, _ = strings.Cut(c.base, "://")
+	if roots != nil {
+		c.secure = &tls.Config{RootCAs: roots}
+	}
+	for _, kind := range []struct{ two, once bool }{{}, {once: true}, {two: true}} {
+		transport := &http.Transport{
+			DisableCompression: true, DisableKeepAlives: kind.once, MaxIdleConnsPerHost: 64, TLSClientConfig: c.secure.Clone(), Protocols: &http.Protocols{},
+			ExpectContinueTimeout: time.Hour, // a 100 that does not come is a hang
+		}
+		transport.Protocols.SetHTTP1(!kind.two)
+		transport.Protocols.SetHTTP2(kind.two && roots != nil)
+		transport.Protocols.SetUnencryptedHTTP2(kind.two && roots == nil)
+		c.transports = append(c.transports, transport)
 	}
 	return c
-}
-
-// offerH2C adds HTTP/2 without TLS where the sidecar speaks it.
-func (c *soakClient) offerH2C(ctx context.Context) bool {
-	transport := &http.Transport{DisableCompression: true, Protocols: &http.Protocols{}}
-	transport.Protocols.SetUnencryptedHTTP2(true)
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+soakPath+"?seed=1&size=1", nil)
-	if err != nil {
-		return false
-	}
-	response, err := transport.RoundTrip(request)
-	if err != nil {
-		return false
-	}
-	_ = response.Body.Close()
-	c.transports = append(c.transports, transport)
-	return response.ProtoMajor == 2
 }
 
 func (c *soakClient) closeIdle() {
 	for _, transport := range c.transports {
 		transport.CloseIdleConnections()
 	}
-}
-
-// visit is one kind of request. Its error is errUnavailable or tells what was wrong.
-type visit struct {
-	name string
-	do   func(c *soakClient, ctx context.Context, random *rand.Rand) error
-	once bool // see errOnce
-}
-
-var visits = []visit{
-	{"small", func(c *soakClient, ctx context.Context, random *rand.Rand) error {
-		return c.read(ctx, random, "length", 4000)
-	}, false},
-	{"small, again", func(c *soakClient, ctx context.Context, random *rand.Rand) error {
-		return c.read(ctx, random, "length", 4000)
-	}, false},
-	{"large", func(c *soakClient, ctx context.Context, random *rand.Rand) error {
-		return c.read(ctx, random, "length", 3<<20)
-	}, false},
-	{"chunked", func(c *soakClient, ctx context.Context, random *rand.Rand) error {
-		return c.read(ctx, random, "chunked", 300<<10)
-	}, false},
-	{"cut", (*soakClient).readCut, false},
-	{"head", (*soakClient).head, false},
-	{"conditional", (*soakClient).conditional, false},
-	{"post", func(c *soakClient, ctx context.Context, random *rand.Rand) error {
-		return c.post(ctx, random, 4000, true)
-	}, false},
-	{"post large", func(c *soakClient, ctx context.Context, random *rand.Rand) error {
-		return c.post(ctx, random, 1<<20, true)
-	}, true},
-	{"post chunked", func(c *soakClient, ctx context.Context, random *rand.Rand) error {
-		return c.post(ctx, random, 1<<20, false)
-	}, true},
-	{"websocket", (*soakClient).upgrade, true},
-	{"leave while reading", (*soakClient).leaveReading, false},
-	{"leave while sending", (*soakClient).leaveSending, false},
 }
 
 // one makes a request of a random kind. What takes too long is a hang, whatever the server did.
@@ -135,19 +95,25 @@ func (c *soakClient) send(ctx context.Context, random *rand.Rand, method, path s
 	if err != nil {
 		return nil, err
 	}
-	for name, values := range header {
-		request.Header[name] = values
-	}
+	maps.Copy(request.Header, header)
+	return c.roundTrip(random, request)
+}
+
+func (c *soakClient) roundTrip(random *rand.Rand, request *http.Request) (*http.Response, error) {
 	response, err := c.transports[random.IntN(len(c.transports))].RoundTrip(request)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errUnavailable, err)
 	}
 	if response.StatusCode != http.StatusBadGateway {
+		if theirs, ours := response.Header.Get(soakSeen), response.Header.Get(soakID); theirs != "" && theirs != ours {
+			_ = response.Body.Close()
+			return nil, fmt.Errorf("the server knows the request as %q, its client as %q", theirs, ours)
+		}
 		return response, nil
 	}
 	defer response.Body.Close()
 	text, err := io.ReadAll(response.Body)
-	if method != http.MethodHead && (err != nil || !bytes.Contains(text, []byte(`"OperationOutcome"`))) {
+	if request.Method != http.MethodHead && (err != nil || !bytes.Contains(text, []byte(`"OperationOutcome"`))) {
 		return nil, fmt.Errorf("a 502 without an OperationOutcome: %.200q, %v", text, err) //nolint:errorlint // a nil error is shown as well
 	}
 	return nil, fmt.Errorf("%w: status 502", errUnavailable)
@@ -240,7 +206,11 @@ func (c *soakClient) post(ctx context.Context, random *rand.Rand, most int, with
 
 // dial opens a connection that ends with ctx.
 func (c *soakClient) dial(ctx context.Context) (net.Conn, error) {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", c.host)
+	dial := (&net.Dialer{}).DialContext
+	if c.secure != nil {
+		dial = (&tls.Dialer{Config: c.secure}).DialContext
+	}
+	conn, err := dial(ctx, "tcp", c.host)
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -14,7 +15,9 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,6 +26,9 @@ import (
 
 // soakPath is where the traffic goes: GET /fhir/Binary/soak?seed=1&size=2000&mode=length.
 const soakPath = "/fhir/Binary/soak"
+
+// soakPatients is how many Patients it has.
+const soakPatients = 50
 
 // soakServer is a FHIR server with one more address, whose bodies follow from the request, so that a wrong byte shows. It can be
 // ended and come back at the same address.
@@ -34,6 +40,8 @@ type soakServer struct {
 	mu      sync.Mutex
 	running *http.Server
 	outages []outage
+
+	streams atomic.Int64 // of events, whose clients have not left
 }
 
 // outage is a time in which the server was down or cut its connections; until is zero while it lasts.
@@ -42,7 +50,7 @@ type outage struct{ from, until time.Time }
 func startSoakServer(t *testing.T) *soakServer {
 	t.Helper()
 	s := &soakServer{records: fhirtest.New(fhirtest.Plain(), "/fhir"), address: freeAddress(t)}
-	for _, resource := range fhirtest.Generate(1, 50) {
+	for _, resource := range fhirtest.Generate(1, soakPatients) {
 		if err := s.records.Put(resource); err != nil {
 			t.Fatal(err)
 		}
@@ -109,6 +117,18 @@ func soakBody(seed uint64, size int) []byte {
 
 func soakTag(seed uint64) string { return fmt.Sprintf(`W/"%d"`, seed) }
 
+// soakEvents are n events of a stream.
+func soakEvents(seed uint64, n int) []string {
+	events := make([]string, n)
+	for i := range events {
+		events[i] = fmt.Sprintf("id: %d\ndata: %x\n\n", i, soakBody(seed+uint64(i), 100))
+	}
+	return events
+}
+
+// The sidecar gives each request an id in one header, and the server says in the other which id it was told.
+const soakID, soakSeen, soakTrailer = "X-Request-Id", "X-Soak-Seen", "X-Soak-Trailer"
+
 // tooMuchEchoed bounds the bodies that come back.
 const tooMuchEchoed = 64 << 10
 
@@ -124,7 +144,14 @@ func (s *soakServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
+	w.Header().Set(soakSeen, cmp.Or(strings.Join(r.Header[soakID], " "), "none"))
+	mode := query.Get("mode")
 	switch {
+	case mode == "refuse": // and does not ask for the body
+		w.WriteHeader(http.StatusRequestEntityTooLarge)
+		_, _ = w.Write(soakBody(seed, 100))
+	case mode == "events":
+		s.stream(w, r, soakEvents(seed, size))
 	case r.Header.Get("Upgrade") != "":
 		echoUpgraded(w)
 	case r.Method == http.MethodPost:
@@ -136,21 +163,49 @@ func (s *soakServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			http.Error(w, fmt.Sprintf("a wrong body of %d bytes", len(got)), http.StatusTeapot)
 			return
 		}
+		if mode == "trailers" && r.Trailer.Get(soakTrailer) != soakTag(seed) {
+			http.Error(w, fmt.Sprintf("a wrong trailer %q", r.Trailer), http.StatusTeapot)
+			return
+		}
 		w.WriteHeader(http.StatusCreated)
 		_, _ = w.Write(got[:min(len(got), tooMuchEchoed)]) // an error shows at the client
 	case r.Header.Get("If-None-Match") == soakTag(seed):
 		w.Header().Set("ETag", soakTag(seed))
 		w.WriteHeader(http.StatusNotModified)
 	default:
-		answerSoak(w, r, soakBody(seed, size), soakTag(seed), query.Get("mode"))
+		answerSoak(w, r, soakBody(seed, size), soakTag(seed), mode)
 	}
 }
 
-// answerSoak sends a body: with its length, in chunks that leave one by one, or half of it (cut).
+// stream sends events, each at once, and then nothing until the client leaves.
+func (s *soakServer) stream(w http.ResponseWriter, r *http.Request, events []string) {
+	s.streams.Add(1)
+	defer s.streams.Add(-1)
+	w.Header().Set("Content-Type", "text/event-stream")
+	for _, event := range events {
+		if _, err := io.WriteString(w, event); err != nil {
+			return
+		}
+		_ = http.NewResponseController(w).Flush() // an error shows at the next write
+	}
+	<-r.Context().Done()
+}
+
+// answerSoak sends a body: with its length, in chunks that leave one by one (chunked, trailers), behind an interim answer (hints), or
+// half of it (cut).
 func answerSoak(w http.ResponseWriter, r *http.Request, body []byte, tag, mode string) {
+	if mode == "hints" {
+		w.Header().Set("Link", tag)
+		w.WriteHeader(http.StatusEarlyHints)
+		w.Header().Del("Link")
+	}
 	w.Header().Set("Content-Type", "application/octet-stream")
 	w.Header().Set("ETag", tag)
-	if mode != "chunked" {
+	chunked := mode == "chunked" || mode == "trailers"
+	switch {
+	case mode == "trailers":
+		w.Header().Set("Trailer", soakTrailer)
+	case !chunked:
 		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	}
 	if r.Method == http.MethodHead {
@@ -165,9 +220,12 @@ func answerSoak(w http.ResponseWriter, r *http.Request, body []byte, tag, mode s
 		if _, err := w.Write(part); err != nil {
 			return
 		}
-		if mode == "chunked" {
+		if chunked {
 			_ = http.NewResponseController(w).Flush() // an error shows at the next write
 		}
+	}
+	if mode == "trailers" {
+		w.Header().Set(soakTrailer, tag)
 	}
 }
 

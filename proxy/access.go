@@ -172,6 +172,7 @@ func (p *Proxy) askNamed(ctx context.Context, asked questions, kickoff *state.Ki
 // read reads a resource as the client where the server judges clients, or exports are read as them; else as the sidecar,
 // whose own credentials are none of the client's business.
 func (p *Proxy) read(ctx context.Context, typ, id string, who *asker) ([]byte, error) {
+	defer p.giveWay(ctx)()
 	if p.AuthMode == auth.Upstream || p.Client.Borrows() {
 		return p.Client.MayRead(ctx, typ, id, who.headers)
 	}
@@ -229,6 +230,7 @@ func refused(err error, what string) error {
 // Its answer holds for a minute.
 func (p *Proxy) maySearch(ctx context.Context, typ string, client http.Header) error {
 	return p.verdicts.of(ctx, client, typ, func(ctx context.Context) error {
+		defer p.giveWay(ctx)()
 		err := p.Client.MaySearch(ctx, typ, client)
 		if err != nil {
 			return err

@@ -163,27 +163,29 @@ func insert(document []byte, insertions []insertion) []byte {
 // The answer to HEAD needs the completed statement, too: it has its length.
 func (p *Proxy) newStatementForwarder() http.Handler {
 	forward := p.newLongWay()
-	forward.Rewrite = func(r *httputil.ProxyRequest) {
-		p.rewrite(r)
-		r.Out.Method = http.MethodGet
-		r.Out.Header.Set("Accept-Encoding", "identity") // a compressed statement could not be completed
-		// The server's own 304 would tell of another statement than the client holds after an update of the sidecar.
-		r.Out.Header.Del("If-None-Match")
-		r.Out.Header.Del("If-Modified-Since")
-	}
-	forward.ModifyResponse = func(response *http.Response) error {
-		x := exchangeOf(response.Request.Context())
-		if err := p.completeStatement(response, x.request); err != nil {
-			return err
-		}
-		x.answered(response.StatusCode, true)
-		x.watchBody(response)
-		return nil
-	}
+	forward.Rewrite, forward.ModifyResponse = p.rewriteForStatement, p.statementAnswered
 	to := verbatim(forward)
 	return p.exchanged(func(w http.ResponseWriter, r *http.Request, x *exchange) {
 		to.ServeHTTP(w, x.carried(r))
 	})
+}
+
+// rewriteForStatement asks for a statement that can be completed.
+func (p *Proxy) rewriteForStatement(r *httputil.ProxyRequest) {
+	p.rewrite(r)
+	r.Out.Method = http.MethodGet
+	r.Out.Header.Set("Accept-Encoding", "identity") // a compressed one could not be
+	// The server's own 304 would tell of another statement than the client holds after an update of the sidecar.
+	r.Out.Header.Del("If-None-Match")
+	r.Out.Header.Del("If-Modified-Since")
+}
+
+func (p *Proxy) statementAnswered(response *http.Response) error {
+	x := exchangeOf(response.Request.Context())
+	if err := p.completeStatement(response, x.request); err != nil {
+		return err
+	}
+	return x.accept(response)
 }
 
 // completeStatement completes the answer to a client's request.

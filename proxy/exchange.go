@@ -25,10 +25,10 @@ type exchange struct {
 	status int
 	write  *write // nil for a request that writes nothing, or where nobody asks
 	wait   wait   // of a user
-	// reached tells that there was a connection to the server, half that the rest of the request did not come; cut is why the answer has
-	// no end.
-	reached, half atomic.Bool
-	cut           error
+	// reached tells that there was a connection to the server, cut is why its answer has no end.
+	reached atomic.Bool
+	cut     error
+	body    *endedBody // of a request with one on the long way
 	// What follows is there where somebody wants it.
 	id     string
 	span   trace.Span
@@ -79,6 +79,7 @@ func (p *Proxy) own(route route, next http.HandlerFunc) http.HandlerFunc {
 			ctx = x.trace(ctx)
 		}
 		x.answer = &watchedAnswer{countedAnswer{ResponseWriter: w}, x}
+		defer x.rescue(x.answer, r, false)
 		next(x.answer, r.WithContext(ctx))
 		whole = r.Context().Err() == nil
 	}
@@ -144,14 +145,25 @@ func (x *exchange) end(ctx context.Context, whole bool) {
 	x.ended(ctx, whole)
 }
 
-// carried returns the request for the long way, which finds the exchange in its context.
+// carried returns the request for the long way, which finds the exchange in its context and tells it of the end of the body.
 func (x *exchange) carried(r *http.Request) *http.Request {
-	return r.WithContext(context.WithValue(x.connecting(r.Context()), exchangeKey{}, x))
+	r = r.WithContext(context.WithValue(x.connecting(r.Context()), exchangeKey{}, x))
+	if r.ContentLength != 0 {
+		x.body = &endedBody{ReadCloser: r.Body, exchange: x}
+		r.Body = x.body
+	}
+	return r
 }
 
-// connecting is the context of a request that net/http sends: it tells the exchange of the connection.
+// connecting is the context of a request that net/http sends: it tells the exchange of the connection, and the connection of the
+// request.
 func (x *exchange) connecting(ctx context.Context) context.Context {
-	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { x.reached.Store(true) }})
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: boundInterim(), GotConn: func(got httptrace.GotConnInfo) {
+		x.reached.Store(true)
+		if conn, ok := got.Conn.(*targetConn); ok {
+			conn.take(x.request)
+		}
+	}})
 }
 
 // asked is the end of what ask began.

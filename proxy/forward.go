@@ -53,7 +53,14 @@ func (p *Proxy) exchanged(forward func(http.ResponseWriter, *http.Request, *exch
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		x, whole := p.begin(r), false
 		defer func(ctx context.Context) { x.end(ctx, whole) }(r.Context()) // also when the answer is cut off by a panic
-		forward(x.watch(w), r, x)
+		w = x.watch(w)
+		defer x.rescue(w, r, true)
+		defer func() {
+			if x.cut != nil { // the client gets what came before
+				_ = http.NewResponseController(w).Flush()
+			}
+		}()
+		forward(w, r, x)
 		whole = r.Context().Err() == nil
 	})
 }
@@ -63,7 +70,7 @@ const notKnown = "; whether the request was carried out is not known"
 
 // upstreamFailed answers for a server that did not.
 func (p *Proxy) upstreamFailed(w http.ResponseWriter, r *http.Request, x *exchange, err error) {
-	if r.Context().Err() != nil || errors.Is(err, errClientLeft) || x.half.Load() {
+	if r.Context().Err() != nil || errors.Is(err, errClientLeft) || x.body != nil && x.body.left.Load() {
 		x.answered(statusClientLeft, false)
 		panic(http.ErrAbortHandler)
 	}

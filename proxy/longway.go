@@ -10,12 +10,13 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
-	"net/url"
+	"net/textproto"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"sidecar/exporter/fhir"
+	"sidecar/proxy/upstream"
 )
 
 const (
@@ -28,7 +29,11 @@ const (
 	dialTimeout = 10 * time.Second
 )
 
-var errStatus = errors.New("a status that HTTP does not have")
+var (
+	errStatus   = errors.New("a status that HTTP does not have")
+	errSwitched = errors.New("another protocol than was asked for")
+	errInterim  = errors.New("interim answers without end")
+)
 
 // newLongWay returns the forwarder for what the short way does not take: upgrades, requests that wait for a 100, large bodies and
 // those of unknown length, and servers that speak another version of HTTP.
@@ -42,13 +47,11 @@ func (p *Proxy) newLongWay() *httputil.ReverseProxy {
 			p.upstreamFailed(w, r, exchangeOf(r.Context()), err)
 		},
 		ModifyResponse: func(response *http.Response) error {
-			if response.StatusCode < http.StatusContinue {
-				return errStatus // as on the short way
-			}
 			x := exchangeOf(response.Request.Context())
-			x.answered(response.StatusCode, true)
-			x.watchBody(response)
-			if body, ok := response.Request.Body.(*endedBody); ok && !body.ended.Load() && body.http1 {
+			if err := x.accept(response); err != nil {
+				return err
+			}
+			if x.body != nil && !x.body.ended.Load() && x.request.ProtoMajor == 1 {
 				// The rest of the request may never come: net/http would wait for it before it lets the answer go.
 				response.Header.Set("Connection", "close")
 			}
@@ -104,8 +107,10 @@ func (c *earlyConn) Read(p []byte) (int, error) {
 }
 
 // CloseWrite closes one direction, where the connection can.
-func (c *earlyConn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+func (c *earlyConn) CloseWrite() error { return closeWrite(c.Conn) }
+
+func closeWrite(conn net.Conn) error {
+	if half, ok := conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}
 	return errors.ErrUnsupported
@@ -124,6 +129,8 @@ func newTransport(certificates *fhir.TLS) *http.Transport {
 		IdleConnTimeout:     90 * time.Second,
 		ReadBufferSize:      16 << 10,
 		WriteBufferSize:     8 << 10,
+		// As on the short way.
+		MaxResponseHeaderBytes: upstream.MaxHead,
 		// The body must arrive as the server encoded it.
 		DisableCompression: true,
 		// The server decides whether it wants a body that the client holds back; one that says nothing gets it after a while.
@@ -143,28 +150,16 @@ func (p *Proxy) rewrite(r *httputil.ProxyRequest) {
 	out.URL.Scheme, out.URL.Host = p.Upstream.Scheme, p.Upstream.Host
 	// ReverseProxy drops parameters that it cannot parse; the server shall see them.
 	out.URL.RawQuery, out.URL.ForceQuery = strings.ReplaceAll(r.In.URL.RawQuery, " ", "%20"), r.In.URL.ForceQuery // HTTP/2 lets a blank through
-	verbatimPath(out.URL, r.In.RequestURI)
 	// net/http fills the client's map at the end of the body; the copy would stay empty.
 	out.Trailer = r.In.Trailer
-	if out.Body != nil {
-		out.Body = &endedBody{ReadCloser: out.Body, http1: r.In.ProtoMajor == 1, exchange: exchangeOf(r.In.Context())}
-	}
 	out.Host = r.In.Host
 	if p.UpstreamHost != "" {
 		out.Host = p.UpstreamHost
 	}
+	p.verbatimPath(out, r.In.RequestURI)
 	// ReverseProxy has taken out some of those that came, and what Connection names.
 	maps.DeleteFunc(out.Header, func(name string, _ []string) bool { return isForwarding(name) })
 	p.forwardedFields(r.In, out.Header.Add)
-}
-
-// verbatimPath keeps a path byte for byte that Go would escape anew, such as one with a raw "|". One with a blank, which HTTP/2
-// lets through, would end the target of HTTP/1.1.
-func verbatimPath(u *url.URL, requestURI string) {
-	path, _, _ := strings.Cut(requestURI, "?")
-	if path != u.EscapedPath() && !strings.Contains(path, " ") && strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "//") {
-		u.Opaque = path
-	}
 }
 
 // endedBody knows how a request's body ends: as a whole, so that the wait for the server begins, or because its client has left, of
@@ -172,9 +167,8 @@ func verbatimPath(u *url.URL, requestURI string) {
 // the body by then, that read would fail and cut the answer short (golang/go#40747).
 type endedBody struct {
 	io.ReadCloser
-	http1         bool // of the client
-	ended, closed atomic.Bool
-	exchange      *exchange
+	exchange    *exchange
+	ended, left atomic.Bool
 }
 
 // Read reads until the first end.
@@ -187,35 +181,72 @@ func (b *endedBody) Read(p []byte) (int, error) {
 	case errors.Is(err, io.EOF):
 		b.ended.Store(true)
 		b.exchange.proxy.Live.begin(&b.exchange.wait, time.Now())
-	case err != nil && !b.closed.Load():
-		b.exchange.half.Store(true)
+	case err != nil:
+		b.left.Store(true)
 	}
 	return n, err
 }
 
-// Close is called by who needs no more of it, so that an error of a read is none of the client's.
-func (b *endedBody) Close() error {
-	b.closed.Store(true)
-	return b.ReadCloser.Close()
+// accept is called with the head of the final answer that net/http has read. It fails if it is none that may be passed on, before
+// anything is noted of it.
+func (x *exchange) accept(response *http.Response) error {
+	if response.StatusCode < http.StatusContinue {
+		return errStatus // as on the short way
+	}
+	if response.StatusCode == http.StatusSwitchingProtocols {
+		asked := upgrade(response.Request.Header)
+		if asked == "" || !strings.EqualFold(asked, upgrade(response.Header)) { // ReverseProxy looks only later
+			return errSwitched
+		}
+		x.addID(response.Header) // ReverseProxy writes it past the writer of the answer
+	} else { // or what follows is a connection, not a body
+		response.Body = &watchedBody{response.Body, response, x}
+		upstream.CleanTrailer(response.Trailer)
+	}
+	x.answered(response.StatusCode, true)
+	return nil
 }
 
-// watchBody has the exchange know of a body that the server does not bring to its end.
-func (x *exchange) watchBody(response *http.Response) {
-	if response.StatusCode != http.StatusSwitchingProtocols { // what follows is a connection, not a body
-		response.Body = &watchedBody{response.Body, x}
+// boundInterim bounds the heads of interim answers as on the short way, all together: net/http bounds each by itself while somebody takes
+// them.
+func boundInterim() func(int, textproto.MIMEHeader) error {
+	left := upstream.MaxHead
+	return func(_ int, head textproto.MIMEHeader) error {
+		left -= len("HTTP/1.1 102 Processing\r\n\r\n")
+		for name, values := range head {
+			for _, value := range values {
+				left -= len(name) + len(": ") + len(value) + len("\r\n")
+			}
+		}
+		if left < 0 {
+			return errInterim
+		}
+		return nil
 	}
+}
+
+// upgrade is the other protocol that a head names.
+func upgrade(header http.Header) string {
+	if !named(header["Connection"], "Upgrade") {
+		return ""
+	}
+	return header.Get("Upgrade")
 }
 
 // watchedBody is the body of an answer.
 type watchedBody struct {
 	io.ReadCloser
+	response *http.Response
 	exchange *exchange
 }
 
-// Read notes an error.
+// Read notes an error, and looks through the trailer behind the end.
 func (b *watchedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) {
+	switch {
+	case errors.Is(err, io.EOF):
+		upstream.CleanTrailer(b.response.Trailer)
+	case err != nil:
 		b.exchange.cut = err
 	}
 	return n, err

@@ -16,6 +16,7 @@ type Metrics struct {
 	byStatus [1000]atomic.Pointer[prometheus.Counter]
 	kickOffs *prometheus.CounterVec
 	cut      prometheus.Counter
+	panics   prometheus.Counter
 	// firstByte is of the server's answers, whole of all.
 	firstByte, whole *latency
 }
@@ -32,6 +33,9 @@ func NewMetrics() *Metrics {
 		}, []string{"level", "result"}),
 		cut: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: "sidecar", Name: "proxy_cut_answers_total", Help: "Forwarded answers that the FHIR server did not bring to their end.",
+		}),
+		panics: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: "sidecar", Name: "proxy_panics_total", Help: "Requests that a fault in the sidecar itself ended.",
 		}),
 		firstByte: newLatency("proxy_first_byte_seconds", "Time from the end of forwarded requests to the header of the FHIR server's answers, by kind of request and class of status."),
 		whole:     newLatency("proxy_request_seconds", "Time to the last byte of the answers to clients, by kind of request and class of status."),
@@ -61,5 +65,5 @@ func (m *Metrics) requested(status int) {
 
 // Collectors returns what has to be registered.
 func (m *Metrics) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.requests, m.kickOffs, m.cut, m.firstByte, m.whole}
+	return []prometheus.Collector{m.requests, m.kickOffs, m.cut, m.panics, m.firstByte, m.whole}
 }

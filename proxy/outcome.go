@@ -30,6 +30,9 @@ type login struct {
 
 func (l *login) Unwrap() error { return &l.refusal }
 
+// errInside is for what the client can do nothing about.
+var errInside = &refusal{http.StatusInternalServerError, "exception", "an error inside the export sidecar; its log says more"}
+
 // retryPause is the Retry-After of refusals that pass by themselves.
 const retryPause = 5 * time.Second
 
@@ -56,7 +59,7 @@ func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		known = &refusal{http.StatusServiceUnavailable, "transient", "the request was cancelled"}
 	default:
 		p.Log.ErrorContext(r.Context(), "request failed", "error", err)
-		known = &refusal{http.StatusInternalServerError, "exception", "an error inside the export sidecar; its log says more"}
+		known = errInside
 	}
 	var unknown *login
 	if errors.As(err, &unknown) {

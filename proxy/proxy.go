@@ -117,6 +117,7 @@ type Proxy struct {
 	Config
 	basePath string // of the upstream, decoded and without a slash at its end
 	verdicts verdicts
+	turns    chan struct{} // a place for each question beside users, see giveWay
 	// requests are those of clients on our routes, addresses those of whom they come by, polls the status requests of jobs.
 	requests, addresses, polls throttle
 	forward                    http.Handler
@@ -150,7 +151,7 @@ func New(cfg Config) (http.Handler, error) {
 		cfg.Live = NewLive()
 	}
 	cfg.RequestIDHeader = http.CanonicalHeaderKey(cfg.RequestIDHeader)
-	p := &Proxy{Config: cfg, basePath: strings.TrimRight(cfg.Upstream.EscapedPath(), "/")}
+	p := &Proxy{Config: cfg, basePath: strings.TrimRight(cfg.Upstream.EscapedPath(), "/"), turns: make(chan struct{}, turns)}
 	if p.Transport == nil {
 		transport := newTransport(p.UpstreamTLS)
 		p.UpstreamProtocol.Apply(transport)

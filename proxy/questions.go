@@ -2,8 +2,7 @@ package proxy
 
 import (
 	"context"
-	"fmt"
-	"runtime/debug"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -24,13 +23,39 @@ func (q questions) ask(question func() error) {
 
 func (q questions) wait() error { return q.group.Wait() }
 
-// guarded makes an error of a panic. In a goroutine of its own net/http does not catch it, and it would end the process with all
-// its jobs. What was thrown is told by its type, since it may hold anything.
-func guarded(do func() error) (err error) {
-	defer func() {
-		if thrown := recover(); thrown != nil {
-			err = fmt.Errorf("panic of %T: %s", thrown, debug.Stack())
+const (
+	// turns bounds how many questions the server has to answer at once while there are users.
+	turns = 2
+	// turnFor is how long a question waits for its turn at most: nobody shall wait long for the answer to a kick-off, be there a
+	// hundred types to ask for and a user at every moment.
+	turnFor = 100 * time.Millisecond
+)
+
+// giveWay lets users go first, if there are any: it waits until fewer than turns questions are being asked and no user waits. A question
+// that has waited for turnFor, or whose context has ended, waits no longer. done is to be called behind the question.
+func (p *Proxy) giveWay(ctx context.Context) (done func()) {
+	done = func() {}
+	if !p.Live.Present() {
+		return done
+	}
+	timer := time.NewTimer(turnFor)
+	defer timer.Stop()
+	select {
+	case p.turns <- struct{}{}:
+		done = func() { <-p.turns }
+	case <-timer.C:
+		return done
+	case <-ctx.Done():
+		return done
+	}
+	for idle := p.Live.Idle(); idle != nil; idle = p.Live.Idle() {
+		select {
+		case <-idle:
+		case <-timer.C:
+			return done
+		case <-ctx.Done():
+			return done
 		}
-	}()
-	return do()
+	}
+	return done
 }

@@ -50,15 +50,20 @@ type watchedAnswer struct {
 	exchange *exchange
 }
 
-// WriteHeader adds the id, unless the server has one of its own.
+// WriteHeader adds the id.
 func (a *watchedAnswer) WriteHeader(status int) {
 	if status >= http.StatusOK {
 		a.exchange.begun()
-		if name := a.exchange.proxy.RequestIDHeader; name != "" && a.Header()[name] == nil {
-			a.Header()[name] = []string{a.exchange.id}
-		}
+		a.exchange.addID(a.Header())
 	}
 	a.countedAnswer.WriteHeader(status)
+}
+
+// addID adds the id to the head of an answer, unless the server has given one of its own.
+func (x *exchange) addID(header http.Header) {
+	if name := x.proxy.RequestIDHeader; name != "" && header[name] == nil {
+		header[name] = []string{x.id}
+	}
 }
 
 // Write begins the answer where nobody has.

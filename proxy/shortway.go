@@ -38,23 +38,25 @@ var (
 	buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 )
 
-// newShortWay makes the short way to the upstream by the means of the transport of the long one.
+// newShortWay makes the short way to the upstream by the means of the transport of the long one, which shares them then.
 func (p *Proxy) newShortWay(transport *http.Transport) *shortWay {
 	address := p.Upstream.Host
 	if p.Upstream.Port() == "" {
 		address = net.JoinHostPort(p.Upstream.Hostname(), map[string]string{"http": "80", "https": "443"}[p.Upstream.Scheme])
 	}
-	dial := transport.DialContext
+	open := transport.DialContext
 	if p.Upstream.Scheme == "https" {
-		if dial = transport.DialTLSContext; dial == nil {
-			dial = (&tls.Dialer{NetDialer: newDialer(), Config: &tls.Config{MinVersion: tls.VersionTLS12}}).DialContext
+		if open = transport.DialTLSContext; open == nil {
+			open = (&tls.Dialer{NetDialer: newDialer(), Config: &tls.Config{MinVersion: tls.VersionTLS12}}).DialContext
 		}
 	}
-	return &shortWay{proxy: p, client: &upstream.Client{Dial: func(ctx context.Context) (net.Conn, error) {
+	dial := func(ctx context.Context) (net.Conn, error) {
 		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 		defer cancel()
-		return dial(ctx, "tcp", address)
-	}}}
+		return open(ctx, "tcp", address)
+	}
+	keepTargets(transport, dial)
+	return &shortWay{proxy: p, client: &upstream.Client{Dial: dial}}
 }
 
 // takes tells whether a request can go the short way: it has no body or a small one of known length, changes no protocol, and its

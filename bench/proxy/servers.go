@@ -19,6 +19,9 @@ const (
 
 var ways = []string{direct, nginx, caddy, plain, sidecar}
 
+// deployed is what the sidecar runs with: the image's GOGC, and the GOMEMLIMIT of the manifests. The others run as they come.
+var deployed = []string{"GOGC=50", "GOMEMLIMIT=48MiB"}
+
 // servers starts what is measured, in folders of its own.
 type servers struct {
 	folder   string
@@ -73,7 +76,7 @@ func (s *servers) start(way string) (*process, error) {
 		if err != nil {
 			return nil, err
 		}
-		return start(way, address, proxyCPU, env, os.Getenv("BENCH_SIDECAR"), "serve", "-config", config)
+		return start(way, address, proxyCPU, append(env, deployed...), os.Getenv("BENCH_SIDECAR"), "serve", "-config", config)
 	}
 }
 

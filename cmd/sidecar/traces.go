@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"slices"
@@ -14,10 +15,15 @@ import (
 	"github.com/go-logr/logr"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/grpclog"
+	"google.golang.org/grpc/status"
 )
 
 const (
@@ -25,7 +31,12 @@ const (
 	tracerName = "fhir-bulk-sidecar"
 	// tracesGrace is how long the last spans may take to get to a collector when the process ends.
 	tracesGrace = 5 * time.Second
+	// overHTTP and overGRPC are the protocols of OTLP that spans can go by.
+	overHTTP, overGRPC = "http/protobuf", "grpc"
 )
+
+// gRPC's own lines hold addresses. It wants to be told before anything of it is used.
+func init() { grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard)) }
 
 // traces sends spans to the collector that the environment names, by the variables that OpenTelemetry has for it. Nil sends
 // none.
@@ -33,40 +44,42 @@ type traces struct {
 	provider *sdktrace.TracerProvider
 }
 
-// wantsTraces tells whether the environment asks for traces. OpenTelemetry would send them to this machine where nothing is
-// said; here somebody has to want them. unfit names what it asks for that the sidecar does not have.
-func wantsTraces(lookup func(string) (string, bool)) (wanted bool, unfit string) {
-	value := func(names ...string) string {
-		for _, name := range names {
-			if set, _ := lookup(name); strings.TrimSpace(set) != "" {
-				return strings.TrimSpace(set)
-			}
-		}
-		return ""
+// wantsTraces tells by which protocol the environment asks for traces, empty for none. OpenTelemetry would send them to this machine
+// where nothing is said; here somebody has to want them. unfit names what it asks for that the sidecar does not have.
+func wantsTraces(lookup func(string) (string, bool)) (protocol, unfit string) {
+	value := func(name string) string {
+		set, _ := lookup(name)
+		return strings.TrimSpace(set)
 	}
 	exporter := value("OTEL_TRACES_EXPORTER")
 	switch {
 	case strings.EqualFold(value("OTEL_SDK_DISABLED"), "true") || exporter == "none":
-		return false, ""
-	case exporter == "" && value("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT") == "":
-		return false, ""
+		return "", ""
+	case exporter == "" && value(otlpVariable+otlpTraces+"ENDPOINT") == "" && value(otlpVariable+"ENDPOINT") == "":
+		return "", ""
 	case exporter != "" && exporter != "otlp":
-		return false, "OTEL_TRACES_EXPORTER"
+		return "", "OTEL_TRACES_EXPORTER"
 	}
-	if protocol := value("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"); protocol != "" && protocol != "http/protobuf" {
-		return false, "OTEL_EXPORTER_OTLP_PROTOCOL"
+	for _, name := range []string{otlpVariable + otlpTraces + "PROTOCOL", otlpVariable + "PROTOCOL"} {
+		switch protocol := value(name); protocol {
+		case "":
+		case overHTTP, overGRPC:
+			return protocol, ""
+		default:
+			return "", name
+		}
 	}
-	return true, ""
+	return overHTTP, ""
 }
 
 // openTraces begins to send spans, if the environment asks for it. What it asks for in vain is logged: nobody shall lose a proxy
 // for a trace.
 func openTraces(ctx context.Context, lookup func(string) (string, bool), log *slog.Logger) (*traces, error) {
-	wanted, unfit := wantsTraces(lookup)
+	protocol, unfit := wantsTraces(lookup)
 	if unfit != "" {
-		log.WarnContext(ctx, "no traces are sent: the sidecar sends OTLP by http/protobuf only", "variable", unfit)
+		log.WarnContext(ctx, "no traces are sent: the sidecar sends OTLP by http/protobuf and grpc only", "variable", unfit)
 	}
-	if !wanted {
+	if protocol == "" {
 		return nil, nil
 	}
 	// OpenTelemetry's own lines hold what they could not read, keys of a collector among it.
@@ -75,7 +88,11 @@ func openTraces(ctx context.Context, lookup func(string) (string, bool), log *sl
 	if names := unreadable(lookup); len(names) > 0 {
 		log.WarnContext(ctx, "traces are sent without what the environment asks for: it cannot be read", "variable", strings.Join(names, ", "))
 	}
-	exporter, err := otlptracehttp.New(ctx)
+	client := otlptracehttp.NewClient()
+	if protocol == overGRPC {
+		client = otlptracegrpc.NewClient()
+	}
+	exporter, err := otlptrace.New(ctx, client)
 	if err != nil {
 		return nil, fmt.Errorf("traces: %w", err)
 	}
@@ -138,6 +155,8 @@ func traceTrouble(err error) string {
 	var connection *net.OpError
 	var timeout net.Error
 	switch {
+	case status.Code(err) == codes.Unavailable: // also when it was tried until the time was over
+		return "it cannot be reached"
 	case errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, context.DeadlineExceeded):
 		return "it does not answer in time"
 	case errors.As(err, &connection):

@@ -65,6 +65,12 @@ func (s *spanSink) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.raw.Write(raw)
+	s.keep(request)
+	w.Header().Set("Content-Type", "application/x-protobuf")
+}
+
+// keep is called with the mutex held.
+func (s *spanSink) keep(request *collector.ExportTraceServiceRequest) {
 	for _, resource := range request.GetResourceSpans() {
 		for _, attribute := range resource.GetResource().GetAttributes() {
 			if attribute.GetKey() == "service.name" {
@@ -81,7 +87,6 @@ func (s *spanSink) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 	}
-	w.Header().Set("Content-Type", "application/x-protobuf")
 }
 
 // named are the spans of a name that have come.
@@ -187,33 +192,36 @@ func TestTracesAreWanted(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		environment map[string]string
-		wanted      bool
+		wanted      string
 		unfit       string
 	}{
-		{map[string]string{}, false, ""},
-		{map[string]string{"OTEL_SERVICE_NAME": "x"}, false, ""},
-		{map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:4318"}, true, ""},
-		{map[string]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://x:4318/v1/traces"}, true, ""},
-		{map[string]string{"OTEL_TRACES_EXPORTER": "otlp"}, true, ""},
-		{map[string]string{"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:4318"}, false, ""},
-		{map[string]string{"OTEL_TRACES_EXPORTER": "zipkin", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:4318"}, false, "OTEL_TRACES_EXPORTER"},
-		{map[string]string{"OTEL_SDK_DISABLED": "TRUE", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:4318"}, false, ""},
-		{map[string]string{"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:4317"}, false, "OTEL_EXPORTER_OTLP_PROTOCOL"},
-		{map[string]string{"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_TRACES_EXPORTER": "otlp"}, true, ""},
+		{map[string]string{}, "", ""},
+		{map[string]string{"OTEL_SERVICE_NAME": "x"}, "", ""},
+		{map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:4318"}, overHTTP, ""},
+		{map[string]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://x:4318/v1/traces"}, overHTTP, ""},
+		{map[string]string{"OTEL_TRACES_EXPORTER": "otlp"}, overHTTP, ""},
+		{map[string]string{"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:4318"}, "", ""},
+		{map[string]string{"OTEL_TRACES_EXPORTER": "zipkin", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:4318"}, "", "OTEL_TRACES_EXPORTER"},
+		{map[string]string{"OTEL_SDK_DISABLED": "TRUE", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:4318"}, "", ""},
+		{map[string]string{"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:4317"}, overGRPC, ""},
+		{map[string]string{"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:4318"}, "", "OTEL_EXPORTER_OTLP_PROTOCOL"},
+		{map[string]string{"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/json", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_TRACES_EXPORTER": "otlp"}, "", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"},
+		{map[string]string{"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf", "OTEL_TRACES_EXPORTER": "otlp"}, overGRPC, ""},
+		{map[string]string{"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_TRACES_EXPORTER": "otlp"}, overHTTP, ""},
 	} {
 		lookup := func(name string) (string, bool) {
 			value, ok := test.environment[name]
 			return value, ok
 		}
 		if wanted, unfit := wantsTraces(lookup); wanted != test.wanted || unfit != test.unfit {
-			t.Errorf("%v: %t %q, want %t %q", test.environment, wanted, unfit, test.wanted, test.unfit)
+			t.Errorf("%v: %q %q, want %q %q", test.environment, wanted, unfit, test.wanted, test.unfit)
 		}
 	}
 	seen := &collected{}
-	grpc := func(name string) (string, bool) {
-		return map[string]string{"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}[name], true
+	odd := func(name string) (string, bool) {
+		return map[string]string{"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}[name], true
 	}
-	if sent, err := openTraces(t.Context(), grpc, slog.New(slog.NewTextHandler(seen, nil))); sent != nil || err != nil || len(seen.lines()) != 2 {
+	if sent, err := openTraces(t.Context(), odd, slog.New(slog.NewTextHandler(seen, nil))); sent != nil || err != nil || len(seen.lines()) != 2 {
 		t.Errorf("%v, %v, log %q", sent, err, seen.lines())
 	}
 }

@@ -67,25 +67,27 @@ func TestEnvironmentIsNotToldOf(t *testing.T) {
 	}
 	t.Parallel()
 	unfit := []string{
-		"OTEL_EXPORTER_OTLP_ENDPOINT=http://k4n4ri:%zz", "OTEL_EXPORTER_OTLP_HEADERS=Authorization: Bearer k4n4ri", "OTEL_EXPORTER_OTLP_CERTIFICATE=/k4n4ri.pem",
+		"OTEL_EXPORTER_OTLP_ENDPOINT=http://k4n4ri:%zz", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=k4n4ri:4317", "OTEL_EXPORTER_OTLP_HEADERS=Authorization: Bearer k4n4ri", "OTEL_EXPORTER_OTLP_CERTIFICATE=/k4n4ri.pem",
 		"OTEL_EXPORTER_OTLP_TIMEOUT=k4n4ri", "OTEL_EXPORTER_OTLP_TRACES_HEADERS=x=%zzk4n4ri", "OTEL_TRACES_SAMPLER=k4n4ri",
 	}
-	command := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestEnvironmentIsNotToldOf$")
-	command.Env = append(append(os.Environ(), child+"=1", "OTEL_TRACES_EXPORTER=otlp", "OTEL_RESOURCE_ATTRIBUTES=k4n4ri,a=%zzk4n4ri"), unfit...)
-	var said strings.Builder
-	command.Stderr = &said
-	if err := command.Run(); err != nil {
-		t.Fatalf("%v: %s", err, said.String())
-	}
-	if strings.Contains(said.String(), "k4n4ri") {
-		t.Errorf("a value was told of:\n%s", said.String())
-	}
-	if strings.Count(said.String(), "traces are sent without") != 1 {
-		t.Errorf("want one warning:\n%s", said.String())
-	}
-	for _, variable := range unfit {
-		if name, _, _ := strings.Cut(variable, "="); !strings.Contains(said.String(), name) {
-			t.Errorf("%s is not named:\n%s", name, said.String())
+	for _, protocol := range []string{overHTTP, overGRPC} {
+		command := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestEnvironmentIsNotToldOf$")
+		command.Env = append(append(os.Environ(), child+"=1", "OTEL_EXPORTER_OTLP_PROTOCOL="+protocol, "OTEL_TRACES_EXPORTER=otlp", "OTEL_RESOURCE_ATTRIBUTES=k4n4ri,a=%zzk4n4ri"), unfit...)
+		var said strings.Builder
+		command.Stderr = &said
+		if err := command.Run(); err != nil {
+			t.Fatalf("%v: %s", err, said.String())
+		}
+		if strings.Contains(said.String(), "k4n4ri") {
+			t.Errorf("a value was told of:\n%s", said.String())
+		}
+		if strings.Count(said.String(), "traces are sent without") != 1 {
+			t.Errorf("want one warning:\n%s", said.String())
+		}
+		for _, variable := range unfit {
+			if name, _, _ := strings.Cut(variable, "="); !strings.Contains(said.String(), name) {
+				t.Errorf("%s is not named:\n%s", name, said.String())
+			}
 		}
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -78,6 +77,7 @@ type Client struct {
 	observe              func(asked string, status int, took time.Duration)
 	tracer               trace.Tracer
 	rest                 *resty.Client
+	creates              *resty.Client // rest, but over fresh connections alone
 	spill                string
 	maxPage, maxResource int64
 
@@ -95,9 +95,10 @@ func NewClient(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("upstream: %w", err)
 	}
-	transport := cfg.Transport
+	transport, fresh := cfg.Transport, cfg.Transport
 	if transport == nil {
 		transport = newTransport(base, cfg.TLS, cfg.Protocol)
+		fresh = newFreshTransport(base, cfg.TLS, cfg.Protocol)
 	}
 	observe := cfg.Observe
 	if observe == nil {
@@ -107,13 +108,8 @@ func NewClient(cfg Config) (*Client, error) {
 	if own == nil {
 		own = Static{}
 	}
-	rest := resty.NewWithClient(&http.Client{
-		Transport: transport,
-		// A redirect could carry the credentials to another host, and searches are not redirected by any known server.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}).SetDisableWarn(true).SetLogger(quiet{})
 	return &Client{
-		base: base, publicBase: cfg.PublicBase, host: cfg.Host, own: own, observe: observe, tracer: cfg.Tracer, rest: rest,
+		base: base, publicBase: cfg.PublicBase, host: cfg.Host, own: own, observe: observe, tracer: cfg.Tracer, rest: newREST(transport), creates: newREST(fresh),
 		spill: cfg.Spill, maxPage: cmp.Or(cfg.MaxPage, maxPage), maxResource: cmp.Or(cfg.MaxResource, maxResource),
 	}, nil
 }
@@ -134,29 +130,6 @@ func ParseBase(s string) (*url.URL, error) {
 		return nil, errors.New("address must not hold credentials: use upstream_auth")
 	}
 	return base, nil
-}
-
-// newTransport makes a transport with an idle pool for all workers. Beside the server, on loopback, gzip would only cost
-// both sides processor time.
-func newTransport(base *url.URL, certificates *TLS, protocol Protocol) *http.Transport {
-	ip := net.ParseIP(base.Hostname())
-	local := base.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
-	transport := &http.Transport{
-		DialContext:           (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
-		TLSHandshakeTimeout:   10 * time.Second,
-		ResponseHeaderTimeout: headerTimeout,
-		// Ten times that is what net/http would take. Known servers send a few KiB.
-		MaxResponseHeaderBytes: 1 << 20,
-		MaxIdleConnsPerHost:    32,
-		IdleConnTimeout:        90 * time.Second,
-		ReadBufferSize:         64 << 10,
-		DisableCompression:     local,
-	}
-	if certificates != nil {
-		certificates.Apply(transport)
-	}
-	protocol.Apply(transport)
-	return transport
 }
 
 // Base returns the upstream's FHIR base without a slash at its end.
@@ -291,6 +264,7 @@ func (c *Client) small(ctx context.Context, op, address string, header http.Head
 type request struct {
 	op, method, address, form string
 	media                     string // of form; empty for that of a search
+	once                      bool   // sent twice it would do twice what it does
 	header                    http.Header
 	as                        Credentials
 }
@@ -345,7 +319,11 @@ func (c *Client) execute(ctx context.Context, r request) (*resty.Response, error
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", r.op, err)
 		}
-		sent := c.rest.R().SetContext(ctx).SetDoNotParseResponse(true)
+		rest := c.rest
+		if r.once {
+			rest = c.creates
+		}
+		sent := rest.R().SetContext(ctx).SetDoNotParseResponse(true)
 		sent.Header = r.header.Clone()
 		maps.Copy(sent.Header, credentials)
 		sent.Header.Set("User-Agent", userAgent)

@@ -17,7 +17,7 @@ func (c *Client) Create(ctx context.Context, typ string, resource []byte) (err e
 	ctx, cancel := context.WithTimeout(ctx, createTimeout)
 	defer cancel()
 	sent := request{
-		op: "create " + typ, method: http.MethodPost, address: c.address("/"+typ, ""), form: string(resource), media: "application/fhir+json",
+		op: "create " + typ, method: http.MethodPost, address: c.address("/"+typ, ""), form: string(resource), media: "application/fhir+json", once: true,
 		header: http.Header{"Accept": {"application/fhir+json"}, "Prefer": {"return=minimal"}}, as: c.own,
 	}
 	began := time.Now()

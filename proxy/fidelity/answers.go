@@ -87,7 +87,7 @@ func answerEntries() []entry {
 				row.arrives = row.answer
 			}
 			s.ask(row.method).replyLater(row.answer)
-			if wrong := difference(s.client.answer(row.method), s.parsed(row.arrives, row.method)); wrong != "" {
+			if wrong := s.difference(s.client.answer(row.method), s.parsed(row.arrives, row.method)); wrong != "" {
 				s.failf("the answer arrives in another form:\n%s", wrong)
 			}
 		}})

@@ -1,6 +1,7 @@
 package fidelity
 
 import (
+	"crypto/tls"
 	"slices"
 	"testing"
 	"time"
@@ -10,6 +11,11 @@ import (
 type Subject struct {
 	// Open starts it before a server at an address, and returns its own address.
 	Open func(t *testing.T, server string) string
+	// TLS is how the server speaks it, nil for not at all.
+	TLS *tls.Config
+	// AddsToRequests are fields, by their names in small letters, that it is configured to add to requests, in the place of those that
+	// came; AddsToAnswers those that it adds where the server has none.
+	AddsToRequests, AddsToAnswers []string
 	// Nginx tells that it is nginx: a case that says why nginx differs has to fail.
 	Nginx bool
 }
@@ -24,7 +30,7 @@ type entry struct {
 
 // Run runs the table.
 func Run(t *testing.T, subject Subject) {
-	server, err := newServer()
+	server, err := newServer(subject.TLS)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +38,7 @@ func Run(t *testing.T, subject Subject) {
 	address := subject.Open(t, server.listener.Addr().String())
 	for _, e := range slices.Concat(requestEntries(), answerEntries(), brokenEntries(), stepEntries()) {
 		t.Run(e.name, func(t *testing.T) {
-			s := &script{address: address, server: server, patience: patience}
+			s := &script{subject: subject, address: address, server: server, patience: patience}
 			if subject.Nginx && e.nginx != "" { // what does not come is what the case says
 				s.patience = time.Second
 			}

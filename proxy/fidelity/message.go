@@ -205,46 +205,53 @@ func unexpected(err error) error {
 	return err
 }
 
-// added are the fields that a proxy may add, and hop those that belong to one connection.
+// addedToRequests and addedToAnswers are the fields that a proxy may add, and hop those that belong to one connection.
 var (
-	added = []string{"x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "date"}
-	hop   = []string{"connection", "keep-alive"}
+	addedToRequests = []string{"x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"}
+	addedToAnswers  = []string{"date"}
+	hop             = []string{"connection", "keep-alive"}
 )
 
 // difference tells in what a message differs from the one that was expected, where HTTP does not leave it to a proxy: the order
 // and the case of names, white space around values, the words behind a status.
-func difference(got, want *message) string {
+func (s *script) difference(got, want *message) string {
 	var lines []string
-	first := func(m *message) string {
-		if status := m.status(); status != 0 {
-			return strconv.Itoa(status)
-		}
-		return m.first
+	first, added := got.first, slices.Concat(addedToRequests, s.subject.AddsToRequests)
+	wanted := want.first
+	if got.status() != 0 {
+		first, added = strconv.Itoa(got.status()), slices.Concat(addedToAnswers, s.subject.AddsToAnswers)
+		wanted = strconv.Itoa(want.status())
 	}
-	if first(got) != first(want) {
+	if first != wanted {
 		lines = append(lines, fmt.Sprintf("  begins with %q, want %q", got.first, want.first))
 	}
-	lines = append(lines, fieldDifference("field", got.fields, want.fields)...)
-	lines = append(lines, fieldDifference("trailer", got.trailer, want.trailer)...)
+	fields, wantedFields := normal(got.fields), normal(want.fields)
+	if got.status() == 0 {
+		for _, name := range s.subject.AddsToRequests { // in the place of the client's
+			delete(wantedFields, name)
+		}
+		if _, ok := wantedFields["cache-control"]; !ok && slices.Equal(wantedFields["pragma"], []string{"no-cache"}) {
+			delete(fields, "cache-control") // net/http adds what it means (RFC 9111, section 5.4)
+		}
+	}
+	lines = append(lines, fieldDifference("field", fields, wantedFields, added)...)
+	lines = append(lines, fieldDifference("trailer", normal(got.trailer), normal(want.trailer), nil)...)
 	if got.body != want.body {
 		lines = append(lines, fmt.Sprintf("  body of %d bytes %.60q, want %d %.60q", len(got.body), got.body, len(want.body), want.body))
 	}
 	return strings.Join(lines, "\n")
 }
 
-func fieldDifference(what string, got, want []string) []string {
+// fieldDifference compares fields, of which some may have been added.
+func fieldDifference(what string, got, want map[string][]string, added []string) []string {
 	var lines []string
-	gotten, wanted := normal(got), normal(want)
-	if _, ok := wanted["cache-control"]; !ok && slices.Equal(wanted["pragma"], []string{"no-cache"}) {
-		delete(gotten, "cache-control") // net/http adds what it means (RFC 9111, section 5.4)
-	}
-	for name, values := range wanted {
-		if !slices.Equal(gotten[name], values) {
-			lines = append(lines, fmt.Sprintf("  %s %s: got %.200q, want %.200q", what, name, gotten[name], values))
+	for name, values := range want {
+		if !slices.Equal(got[name], values) {
+			lines = append(lines, fmt.Sprintf("  %s %s: got %.200q, want %.200q", what, name, got[name], values))
 		}
 	}
-	for name, values := range gotten {
-		if wanted[name] == nil && !slices.Contains(added, name) {
+	for name, values := range got {
+		if want[name] == nil && !slices.Contains(added, name) {
 			lines = append(lines, fmt.Sprintf("  %s that nobody sent: %s: %.200q", what, name, values))
 		}
 	}

@@ -42,6 +42,7 @@ func requests() []sent {
 		{name: "preflight", request: "OPTIONS /fhir/$export HTTP/1.1\nHost: h\nOrigin: https://app.example\nAccess-Control-Request-Method: GET\nAccess-Control-Request-Headers: prefer\n\n"},
 		{name: "options of the server", nginx: ownForms, request: "OPTIONS * HTTP/1.1\nHost: h\n\n"},
 		{name: "absolute form", request: "GET http://h/fhir/a%2Fb?x=1;y HTTP/1.1\nHost: h\n\n", arrives: "GET /fhir/a%2Fb?x=1;y HTTP/1.1\nHost: h\n\n"},
+		{name: "absolute form of an odd path", request: "GET http://h//fhir/a|b?x|y HTTP/1.1\nHost: h\n\n", arrives: "GET //fhir/a|b?x|y HTTP/1.1\nHost: h\n\n"},
 		{name: "HTTP/1.0", request: "GET /fhir/Patient HTTP/1.0\nHost: h\n\n", arrives: "GET /fhir/Patient HTTP/1.1\nHost: h\n\n"},
 		{name: "post without a body", request: "POST /fhir/Patient HTTP/1.1\nHost: h\nContent-Length: 0\n\n"},
 		{name: "post without a length", request: "POST /fhir/Patient HTTP/1.1\nHost: h\n\n"},
@@ -75,7 +76,8 @@ func requests() []sent {
 		{
 			name: "behind another proxy that says Forwarded", nginx: "it does not continue Forwarded",
 			request: "GET /fhir HTTP/1.1\nHost: h\nForwarded: for=10.1.1.1;host=public.example\nForwarded: for=\"[2001:db8::1]\"\n\n",
-			arrives: "GET /fhir HTTP/1.1\nHost: h\nForwarded: for=10.1.1.1;host=public.example, for=\"[2001:db8::1]\", for=127.0.0.1\n\n",
+			arrives: "GET /fhir HTTP/1.1\nHost: h\nForwarded: for=10.1.1.1;host=public.example, for=\"[2001:db8::1]\", for=127.0.0.1\n" +
+				"X-Forwarded-For: 10.1.1.1, 2001:db8::1, 127.0.0.1\nX-Forwarded-Host: public.example\nX-Forwarded-Proto: http\n\n",
 		},
 		{
 			name:    "from the client itself",
@@ -89,7 +91,12 @@ func requests() []sent {
 			arrives: "GET /fhir HTTP/1.1\nHost: h\nX-Forwarded-For: 10.1.1.1, 127.0.0.1\nX-Forwarded-Host: public.example\nForwarded: for=10.1.1.1, for=127.0.0.1\n\n",
 		},
 	}
-	return append(append(table, fieldRequests()...), targetRequests()...)
+	odd := append(fieldRequests(), targetRequests()...)
+	for _, row := range odd { // with a body of unknown length they may take another way
+		head := "POST " + strings.TrimSuffix(strings.TrimPrefix(row.request, "GET "), "\n")
+		table = append(table, row, sent{name: row.name + " chunked", nginx: ownLength, request: head + "Transfer-Encoding: chunked\n\n3\r\nabc\r\n0\r\n\r\n"})
+	}
+	return table
 }
 
 // fieldRequests are those whose header is odd.
@@ -123,7 +130,7 @@ func fieldRequests() []sent {
 func targetRequests() []sent {
 	var table []sent
 	for _, target := range []string{
-		"/", "/fhir", "/fhir/", "//Patient", "/fhir//Patient//1", "/fhir/Patient/a%2Fb", "/fhir/Patient/a%2fb", "/fhir/../x", "/fhir/Patient/../metadata", "/fhir/%2e%2e/x",
+		"/", "/fhir", "/fhir/", "//Patient", "//Patient/a|b?c|d", "/fhir//Patient//1", "/fhir/Patient/a%2Fb", "/fhir/Patient/a%2fb", "/fhir/../x", "/fhir/Patient/../metadata", "/fhir/%2e%2e/x",
 		"/fhir/./Patient", "/fhir/Patient/a|b", `/fhir/Patient/"q"^{x}` + "`", "/fhir/Patient;v=1/x", "/fhir/Patient/%41%7e", "/fhir/Patient/\xc3\xa9", "/fhir/Patient/\xff",
 		"/fhir/Patient/%C3%A9", "/fhir/Patient/1/$everything", "/fhir/Patient/$validate", "/fhir/Patient/%24validate", "/fhir/Patient/(a)[b]<c>\\d", "/fhir/a:b@c,d=e+f&g!h*i'j",
 		"/fhir/Patient?a=1;b=2&c=%zz", "/fhir/Patient?", "/fhir/Patient?+", "/fhir/Patient?a=b+c%20d&&a=b&=&a=b", "/fhir/Patient?a=?b", "/fhir/Patient?a=/../b//c",
@@ -167,7 +174,7 @@ func requestEntries() []entry {
 			if len(want.values("X-Forwarded-For")) > 0 && len(request.head.values("X-Forwarded-For")) != 1 {
 				s.failf("X-Forwarded-For: got %q", request.head.values("X-Forwarded-For"))
 			}
-			if wrong := difference(request.head, want); wrong != "" {
+			if wrong := s.difference(request.head, want); wrong != "" {
 				s.failf("the request arrives in another form:\n%s", wrong)
 			}
 			request.reply("HTTP/1.1 201 Created\nContent-Length: 0\nX-Reply: 1\n\n")

@@ -3,6 +3,7 @@ package fidelity
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -15,6 +16,7 @@ const patience = 30 * time.Second
 
 // script is one case while it runs: what a client and a server do, step by step, in one goroutine.
 type script struct {
+	subject  Subject
 	address  string // of the proxy
 	server   *server
 	patience time.Duration
@@ -186,13 +188,19 @@ type server struct {
 type request struct {
 	script *script
 	head   *message
-	conn   *net.TCPConn
+	conn   halfCloser
 	reader *bufio.Reader
 	nth    int // on its connection
 	done   chan bool
 }
 
-func newServer() (*server, error) {
+// halfCloser is a connection of which one direction can be closed, with TLS or without.
+type halfCloser interface {
+	net.Conn
+	CloseWrite() error
+}
+
+func newServer(secure *tls.Config) (*server, error) {
 	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
@@ -204,13 +212,16 @@ func newServer() (*server, error) {
 			if err != nil {
 				return
 			}
-			go s.serve(conn.(*net.TCPConn))
+			if secure != nil {
+				conn = tls.Server(conn, secure)
+			}
+			go s.serve(conn.(halfCloser))
 		}
 	}()
 	return s, nil
 }
 
-func (s *server) serve(conn *net.TCPConn) {
+func (s *server) serve(conn halfCloser) {
 	defer func() { _ = conn.Close() }() // whatever was to be said was said
 	reader := bufio.NewReader(conn)
 	for nth := 1; ; nth++ {

@@ -137,13 +137,13 @@ func interim(s *script) {
 	request := s.ask("GET")
 	for _, text := range []string{"HTTP/1.1 102 Processing\n\n", "HTTP/1.1 103 Early Hints\nLink: <a>; rel=preload\nLink: <b>\n\n", "HTTP/1.1 103 Early Hints\nLink: <c>\n\n"} {
 		request.write(wire(text))
-		if wrong := difference(s.client.head(), s.parsed(text, "GET")); wrong != "" {
+		if wrong := s.difference(s.client.head(), s.parsed(text, "GET")); wrong != "" {
 			s.failf("an interim answer arrives in another form:\n%s", wrong)
 		}
 	}
 	const final = "HTTP/1.1 200 OK\nX-Final: 1\nContent-Length: 2\n\nok"
 	request.reply(final)
-	if wrong := difference(s.client.answer("GET"), s.parsed(final, "GET")); wrong != "" {
+	if wrong := s.difference(s.client.answer("GET"), s.parsed(final, "GET")); wrong != "" {
 		s.failf("the final answer arrives in another form:\n%s", wrong)
 	}
 }
@@ -154,7 +154,7 @@ const expecting = "POST /fhir HTTP/1.1\nHost: h\nExpect: 100-continue\nContent-L
 func expectAccepted(s *script) {
 	s.client.send(expecting)
 	request := s.next()
-	if wrong := difference(&message{first: request.head.first, fields: request.head.fields}, s.parsedHead(expecting)); wrong != "" {
+	if wrong := s.difference(&message{first: request.head.first, fields: request.head.fields}, s.parsedHead(expecting)); wrong != "" {
 		s.failf("the request arrives in another form:\n%s", wrong)
 	}
 	request.write(wire("HTTP/1.1 100 Continue\n\n"))
@@ -315,13 +315,16 @@ func noAnswer(s *script) {
 	}
 }
 
-// serverLeaves breaks an answer off.
+// serverLeaves breaks an answer off: what came of it arrives.
 func serverLeaves(head string) func(*script) {
 	return func(s *script) {
 		s.ask("GET").write(wire("HTTP/1.1 200 OK\n" + head)).end(false)
 		got, err := readMessage(s.client.reader, "GET")
 		if err == nil && got.status() != 502 {
 			s.failf("half an answer looks whole: %q %q", got.first, got.body)
+		}
+		if got == nil || got.body != "abc" {
+			s.failf("the half that came is lost: %v, %v", got, err)
 		}
 		s.client.close()
 		s.connect()

@@ -13,12 +13,12 @@ const (
 func (s *script) upgraded() *request {
 	s.client.send(upgrading)
 	request := s.next()
-	if wrong := difference(request.head, s.parsed(upgrading, "")); wrong != "" || !request.head.has("Connection", "Upgrade") {
+	if wrong := s.difference(request.head, s.parsed(upgrading, "")); wrong != "" || !request.head.has("Connection", "Upgrade") {
 		s.failf("the request arrives in another form:\n%s\n%q", wrong, request.head.fields)
 	}
 	request.write(wire(switching) + "first")
 	head := s.client.final()
-	if wrong := difference(head, s.parsedHead(switching)); wrong != "" || !head.has("Connection", "Upgrade") {
+	if wrong := s.difference(head, s.parsedHead(switching)); wrong != "" || !head.has("Connection", "Upgrade") {
 		s.failf("the answer arrives in another form:\n%s\n%q", wrong, head.fields)
 	}
 	s.expect(s.client.reader, "first", "first bytes of the server")
@@ -77,7 +77,7 @@ func upgradeRefused(s *script) {
 	s.client.send(upgrading)
 	const answer = "HTTP/1.1 426 Upgrade Required\nX-Why: 1\nContent-Length: 2\n\nno"
 	s.next().reply(answer)
-	if wrong := difference(s.client.answer("GET"), s.parsed(answer, "GET")); wrong != "" {
+	if wrong := s.difference(s.client.answer("GET"), s.parsed(answer, "GET")); wrong != "" {
 		s.failf("the answer arrives in another form:\n%s", wrong)
 	}
 }

@@ -12,14 +12,10 @@ import (
 	"golang.org/x/net/http/httpguts"
 )
 
-// maxInterim is how many interim answers (1xx) may come before the final one.
-const maxInterim = 10
-
 var (
-	errInterim  = errors.New("upstream: too many interim answers")
 	errSwitched = errors.New("upstream: another protocol that nobody asked for")
 	errStatus   = errors.New("upstream: a status that HTTP does not have")
-	errHead     = errors.New("upstream: the head of the answer, or its trailer, is too large")
+	errHead     = errors.New("upstream: the head of the answer with the interim ones, or its trailer, is too large")
 )
 
 // HopByHop tells whether a field, by its canonical name, belongs to one connection (RFC 9110, section 7.6.1, and what older
@@ -60,10 +56,9 @@ func (c *conn) readAnswer(r *http.Request, header http.Header, interim func(stat
 		return nil
 	}
 	reader := c.lend()
-	for range maxInterim {
-		c.headLeft = maxHead
+	c.headLeft = MaxHead
+	for { // a server may say that it is at work as often as it likes
 		response, err := http.ReadResponse(reader, r) //nolint:bodyclose // Answer.Done ends it, by its connection
-		c.headLeft = -1
 		switch {
 		case err != nil && errors.Is(err, io.EOF):
 			return fmt.Errorf("upstream: read answer: %w", io.ErrUnexpectedEOF)
@@ -76,6 +71,8 @@ func (c *conn) readAnswer(r *http.Request, header http.Header, interim func(stat
 		}
 		pass(header, response.Header)
 		if response.StatusCode >= http.StatusOK {
+			c.headLeft = -1
+			CleanTrailer(response.Trailer)
 			c.answer.StatusCode, c.answer.ContentLength, c.answer.Trailer = response.StatusCode, response.ContentLength, response.Trailer
 			c.answer.body, c.answer.close = &netBody{response, &c.answer}, response.Close
 			if response.Body == http.NoBody {
@@ -85,7 +82,6 @@ func (c *conn) readAnswer(r *http.Request, header http.Header, interim func(stat
 		}
 		interim(response.StatusCode)
 	}
-	return errInterim
 }
 
 // netBody is a body that net/http reads.
@@ -97,6 +93,7 @@ type netBody struct {
 func (b *netBody) Read(p []byte) (int, error) {
 	n, err := b.response.Body.Read(p)
 	if err != nil {
+		CleanTrailer(b.response.Trailer)
 		b.answer.Trailer = b.response.Trailer
 	}
 	return n, err
@@ -180,11 +177,16 @@ func (c *conn) readTrailer() error {
 	if err != nil {
 		return err
 	}
-	for name := range trailer { // a trailer cannot change how the body was read (RFC 9110, section 6.5.1)
+	c.answer.Trailer = http.Header(trailer)
+	CleanTrailer(c.answer.Trailer)
+	return nil
+}
+
+// CleanTrailer takes out what no trailer can say: it cannot change how the body was read (RFC 9110, section 6.5.1).
+func CleanTrailer(trailer http.Header) {
+	for name := range trailer {
 		if HopByHop(name) || name == "Content-Length" {
 			delete(trailer, name)
 		}
 	}
-	c.answer.Trailer = http.Header(trailer)
-	return nil
 }

@@ -16,11 +16,12 @@ const (
 	firstSize = 4 << 10
 	// readerSize is that of the buffers through which answers are read that do not fit.
 	readerSize = 64 << 10
-	// maxHead bounds in bytes the head of an answer.
-	maxHead = 1 << 20
 	// glance is for how long at most a request goes on whose caller has left.
 	glance = 100 * time.Millisecond
 )
+
+// MaxHead bounds in bytes the head of an answer, with those of the interim answers before it.
+const MaxHead = 1 << 20
 
 // readers lends buffers to the answers that are being read, so that waiting ones need none.
 var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, readerSize) }}
@@ -47,7 +48,7 @@ type conn struct {
 	from, to int
 	// reader reads the answer where it needs one, else nil.
 	reader *bufio.Reader
-	// headLeft is how many bytes of the head may still come, negative when it has been read.
+	// headLeft is how many bytes of the heads may still come, negative when they have been read.
 	headLeft int
 	// left is how many bytes of a body of known length are still to come.
 	left int64
