@@ -166,17 +166,43 @@ func (w *walk) advance(ctx context.Context, q fhir.Query, page *outcome) (done b
 		// page brings nothing new.
 		return true, nil
 	case w.slice.Cursor.After(before), !full && page.fresh > 0:
-		w.least -= w.least / 8
+		if w.least -= w.least / 8; w.profile.Counts {
+			w.least = 0 // the next crowd will be counted
+		}
 		return false, nil
 	case !full && !w.until.IsZero(): // what was counted is the whole window's
 		return true, nil
 	}
-	if full && 2*page.asked <= w.wideRows() && (2*page.asked <= crowdPages*w.besideRows() || !w.profile.Counts) { // a small one, beside users
-		w.least = 2 * page.asked
-		return false, nil
+	if full && 2*page.asked <= w.wideRows() { // a small one, beside users
+		if w.least, err = w.crowd(ctx, q, page.asked); w.least > page.asked || err != nil {
+			return false, err
+		}
 	}
 	// A full page within one granule, or a short one with nothing new although more was counted: the server cuts pages.
 	return false, w.hotGranule(ctx, q)
+}
+
+// crowd is how many rows the next page has to have, since one of asked rows does not hold those of the cursor's granule; 0 where the
+// server's pages shall be followed. Where counts tell, it is no larger than it has to be, else twice as large.
+func (w *walk) crowd(ctx context.Context, q fhir.Query, asked int) (rows int, err error) {
+	if !w.profile.Counts {
+		return 2 * asked, nil
+	}
+	counted, err := w.countRows(ctx, w.inGranule(q))
+	if err != nil || counted >= int64(min(crowdPages*w.besideRows(), w.wideRows())) {
+		return 0, err
+	}
+	return int(counted) + 1, nil
+}
+
+// inGranule is a query for the cursor's granule.
+func (w *walk) inGranule(q fhir.Query) fhir.Query {
+	end := w.slice.Cursor.Add(w.granule())
+	if end.After(q.To) {
+		end = q.To
+	}
+	q.From, q.To = w.slice.Cursor, end
+	return q
 }
 
 // metAll tells whether as many rows were met as were counted when the slice was planned.
@@ -224,16 +250,11 @@ func (w *walk) hotGranule(ctx context.Context, q fhir.Query) error {
 	if err := w.dropAhead(); err != nil {
 		return err
 	}
-	q.From = w.slice.Cursor
-	end := w.slice.Cursor.Add(w.granule())
-	if end.After(q.To) {
-		end = q.To
-	}
-	q.To = end
+	q = w.inGranule(q)
 	if err := w.granulePages(ctx, q); err != nil {
 		return err
 	}
-	w.jump(end)
+	w.jump(q.To)
 	return nil
 }
 

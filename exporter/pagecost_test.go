@@ -5,6 +5,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -80,4 +81,41 @@ func largeRows(t *testing.T, s *fhirtest.Server, random *rand.Rand) {
 			n, at = n+1, at.Add(step)
 		}
 	}
+}
+
+// present are users who are there all the time and never wait.
+type present struct{ crowd }
+
+func (present) Present() bool         { return true }
+func (present) Idle() <-chan struct{} { return nil }
+
+// Ensure beside users one page is as large as a moment with many rows needs, which the server counts, and the next ones are small again.
+func TestMomentsAreCountedBesideUsers(t *testing.T) {
+	const inMoment, small = 45, 25
+	edit := func(c *exporter.Config) { c.PageSize, c.Workers, c.Traffic = 200, 1, present{} }
+	fill := func(s *fhirtest.Server) {
+		at, text := time.Now().Add(-48*time.Hour), strings.Repeat("x", 4<<10)
+		for n := range 400 {
+			if n <= 200 || n >= 200+inMoment {
+				at = at.Add(time.Minute)
+			}
+			must(t, s.PutAt(fmt.Appendf(nil, `{"resourceType":"Observation","id":"o%d","note":[{"text":%q}]}`, n, text), at))
+		}
+	}
+	inBubble(t, fhirtest.HAPI(), edit, fill, func(t *testing.T, b *bubble) {
+		var asked []int
+		b.link.hook = func(r *http.Request) {
+			if query := r.URL.Query(); query.Get("_sort") == "_lastUpdated" && strings.HasSuffix(r.URL.Path, "/Observation") {
+				count, _ := strconv.Atoi(query.Get("_count"))
+				time.Sleep(time.Duration(count) * 5 * time.Millisecond) // it is slower for larger pages
+				asked = append(asked, count)
+			}
+		}
+		want := b.snapshot()
+		same(t, b.rows(b.finish(b.kickOff(system()))), want)
+		large := slices.Index(asked, inMoment+1)
+		if large < 1 || asked[large-1] > small || asked[large+1] > small {
+			t.Errorf("pages of %v rows, want one of %d, before and behind it at most %d", asked, inMoment+1, small)
+		}
+	})
 }
