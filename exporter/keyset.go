@@ -188,6 +188,9 @@ func (w *walk) crowd(ctx context.Context, q fhir.Query, asked int) (rows int, er
 	if !w.profile.Counts {
 		return 2 * asked, nil
 	}
+	if err := w.dropAhead(); err != nil {
+		return 0, err
+	}
 	counted, err := w.countRows(ctx, w.inGranule(q))
 	if err != nil || counted >= int64(min(crowdPages*w.besideRows(), w.wideRows())) {
 		return 0, err

@@ -26,7 +26,7 @@ func newPageCost() *pageCost { return &pageCost{size: firstPageBytes} }
 
 // next is the size of the next page. Every other one is half as large, since pages of one size tell nothing.
 func (c *pageCost) next() int64 {
-	if c.half = !c.half; c.half {
+	if c.half {
 		return int64(c.size / 2)
 	}
 	return int64(c.size)
@@ -34,6 +34,7 @@ func (c *pageCost) next() int64 {
 
 // add takes a page into account.
 func (c *pageCost) add(bytes int64, took time.Duration) {
+	c.half = !c.half
 	x, y := float64(bytes), took.Seconds()
 	for sum, value := range map[*float64]float64{&c.n: 1, &c.x: x, &c.y: y, &c.xx: x * x, &c.xy: x * y} {
 		*sum = *sum*keepsCost + value

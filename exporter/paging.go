@@ -268,14 +268,21 @@ func (w *walk) serverPage(
 	return next, err
 }
 
-// linkTook notes how long a page of a pass took. A link costs a server no more than the page before; what it takes beyond twice that,
-// the server waits: HAPI sleeps for half a second before it looks whether the search behind its first link is complete.
+// linkSleep is how long a server may sleep before it answers the first link of a pass. HAPI does so for half a second, and then looks
+// whether the search behind it is complete.
+const linkSleep = 600 * time.Millisecond
+
+// linkTook notes how long a page of a pass took. The first link costs a server about as much as the page before it; what it takes beyond
+// twice that, the server has slept.
 func (w *walk) linkTook(link string, took time.Duration) {
-	if link != "" && took > 2*w.usual {
-		w.limiter.idled(took - 2*w.usual)
+	if link == "" {
+		w.usual = took
 		return
 	}
-	w.usual = took
+	if w.usual > 0 && took > 2*w.usual {
+		w.limiter.idled(min(took-2*w.usual, linkSleep))
+	}
+	w.usual = 0
 }
 
 // slowLinks is how many timeouts it takes to give a next link up.

@@ -103,7 +103,7 @@ func (p *polite) room(busy, allowed int) (room int, wait time.Duration, idle <-c
 	if !p.asks {
 		switch {
 		case busy > 0:
-			return 0, 0, nil
+			return 0, time.Second, nil // or users have left by then
 		case p.ends.IsZero():
 			p.ends = now.Add(restTurn)
 			p.traffic.Beside(now)

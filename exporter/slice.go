@@ -49,7 +49,7 @@ type walk struct {
 	unsure int
 	// linked tells that the last pass over server pages had more than one.
 	linked bool
-	// usual is how long the page before took of such a pass.
+	// usual is how long the first page of such a pass took, 0 behind its first link.
 	usual time.Duration
 	// passed are the ids that the last such pass met, first is the one that it met first.
 	passed *idSet

@@ -37,6 +37,9 @@ func (p *Proxy) forwardedFields(r *http.Request, field func(name, value string))
 	if forwarded != nil {
 		field("Forwarded", continued(forwarded, forwardedElement(client)))
 	}
+	if came["X-Forwarded-For"] != nil || came["X-Forwarded-Host"] != nil || came["X-Forwarded-Proto"] != nil {
+		forwarded = nil // a hop that speaks these may have let pass what it does not know
+	}
 	clients, ok := came["X-Forwarded-For"]
 	if !ok {
 		clients = clientsOf(forwarded)

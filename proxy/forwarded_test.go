@@ -46,6 +46,10 @@ func TestForwardTellsTheUpstreamWhoAsked(t *testing.T) {
 				"Forwarded: For=\"[2001:db8::1]:4711\";Host=\"public.example:8443\";Proto=HTTPS, for=_hidden;host=inner.example, by=x, for=\"10.1.1.1:80\", for=127.0.0.1\n",
 		},
 		{"Forwarded beside the others", three + "Forwarded: for=10.2.2.2;host=other.example;proto=http\n", nil, told[:strings.Index(told, "X-Forwarded-Prefix")] + "Forwarded: for=10.2.2.2;host=other.example;proto=http, for=127.0.0.1\n"},
+		{
+			"Forwarded that a hop let pass", "X-Forwarded-For: 10.1.1.1\nX-Forwarded-Proto: https\nForwarded: host=other.example\n", here,
+			"X-Forwarded-For: 10.1.1.1, 127.0.0.1\nX-Forwarded-Host: fhir.example.org\nX-Forwarded-Proto: https\nForwarded: host=other.example, for=127.0.0.1\n",
+		},
 		{"Forwarded without an address", "Forwarded: host=\"a b\";proto=gopher\n", nil, own + "Forwarded: host=\"a b\";proto=gopher, for=127.0.0.1\n"},
 		{"Forwarded that is not believed", "Forwarded: for=10.1.1.1;host=public.example;proto=https\n", elsewhere, own},
 	} {

@@ -247,7 +247,7 @@ func (l *Live) answered(w *wait, status int, now time.Time) (took time.Duration)
 	was := l.end(w)
 	beside := at < l.beside.Load()
 	if was == open {
-		took, beside = now.Sub(w.began), w.beside
+		took, beside = max(now.Sub(w.began), 0), w.beside // the body may have ended since
 	}
 	cell := cellOf(took)
 	switch {

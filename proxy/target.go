@@ -69,8 +69,9 @@ func (c *targetConn) Write(b []byte) (int, error) {
 		return c.Conn.Write(b)
 	}
 	line := append(append(append(make([]byte, 0, len(b)+len(path)), method...), ' '), path...)
-	if _, err := c.Conn.Write(append(line, rest[end:]...)); err != nil {
-		return 0, err
+	n, err := c.Conn.Write(append(line, rest[end:]...))
+	if err != nil {
+		return min(n, len(b)), err
 	}
 	return len(b), nil
 }
