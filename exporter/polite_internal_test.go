@@ -183,13 +183,18 @@ func TestRequestsBeginInIdleMoments(t *testing.T) {
 	})
 }
 
+// leastShare is a limiter of one request at once whose users have suffered until it had the least share.
+func leastShare() *limiter {
+	l := newLimiter(1, nil)
+	l.polite = newPolite(&felt{here: true, slowdown: func(float64) float64 { return 3 }, share: l.budget}, DefaultLiveSlowdown)
+	paced(l, 10*time.Minute)
+	return l
+}
+
 // Ensure no pause is owed for the time in which the server only waited, and that it is told of one request alone.
 func TestIdleServerIsNoWork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLimiter(1, nil)
-		users := &felt{here: true, slowdown: func(float64) float64 { return 3 }, share: l.budget}
-		l.polite = newPolite(users, DefaultLiveSlowdown)
-		paced(l, 10*time.Minute) // until the share is the least one
+		l := leastShare()
 		l.polite.ends, l.polite.asks = time.Now().Add(time.Hour), true
 		pause := func(took, idle time.Duration) time.Duration {
 			held, err := l.acquire(t.Context())
@@ -222,10 +227,7 @@ func TestIdleServerIsNoWork(t *testing.T) {
 // Ensure the pauses for users end, behind requests that were never answered too, and that they do not make a job give up.
 func TestPausesForUsersAreNoFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLimiter(1, nil)
-		users := &felt{here: true, slowdown: func(float64) float64 { return 3 }, share: l.budget}
-		l.polite = newPolite(users, DefaultLiveSlowdown)
-		paced(l, 10*time.Minute) // until the share is the least one
+		l := leastShare()
 		const timeout, timeouts = 2 * time.Minute, 6
 		p, began, asked := &pace{limiter: l, giveUp: 15 * time.Minute}, time.Now(), 0
 		err := p.do(t.Context(), func() error {

@@ -9,29 +9,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/prometheus/client_golang/prometheus"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 
 	"sidecar/proxy"
 )
-
-// cutAnswers is the value of the counter.
-func cutAnswers(t *testing.T, metrics *proxy.Metrics) float64 {
-	t.Helper()
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(metrics.Collectors()...)
-	families, err := registry.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, family := range families {
-		if family.GetName() == "sidecar_proxy_cut_answers_total" {
-			return family.GetMetric()[0].GetCounter().GetValue()
-		}
-	}
-	t.Fatal("no counter")
-	return 0
-}
 
 // Ensure an answer that the server cuts off is logged and counted, and a whole one, or one whose client leaves, is not.
 func TestAnswersThatAreCutOffAreToldOf(t *testing.T) {
@@ -67,7 +48,7 @@ func TestAnswersThatAreCutOffAreToldOf(t *testing.T) {
 			if (err != nil) != (test.cut == 1) {
 				t.Errorf("%s, %s: the client got %v", name, way, err)
 			}
-			if got := cutAnswers(t, metrics); got != test.cut {
+			if got := counters(t, metrics)["sidecar_proxy_cut_answers_total"]; got != test.cut {
 				t.Errorf("%s, %s: counted %v, want %v", name, way, got, test.cut)
 			}
 			if text := lines.text.String(); strings.Contains(text, "k4n4ri") {
@@ -115,7 +96,7 @@ func TestClientThatLeavesCutsNothingOff(t *testing.T) {
 		}
 		response.Body.Close()
 		await(t, "end of the request", ended)
-		if logged := lines.take(t, "answer cut off"); len(logged) > 0 || cutAnswers(t, metrics) > 0 {
+		if logged := lines.take(t, "answer cut off"); len(logged) > 0 || counters(t, metrics)["sidecar_proxy_cut_answers_total"] > 0 {
 			t.Errorf("%s: %v", way, logged)
 		}
 	}

@@ -56,7 +56,7 @@ func (p *Proxy) exchanged(forward func(http.ResponseWriter, *http.Request, *exch
 		w = x.watch(w)
 		defer x.rescue(w, r, true)
 		defer func() {
-			if x.cut != nil { // the client gets what came before
+			if x.cut != nil { // the client gets what came before, if it is still there
 				_ = http.NewResponseController(w).Flush()
 			}
 		}()

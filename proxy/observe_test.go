@@ -295,8 +295,8 @@ type timed struct {
 	seconds float64
 }
 
-// histograms are those of metrics, by name and labels.
-func histograms(t *testing.T, metrics *proxy.Metrics) map[string]timed {
+// readMetrics returns what metrics say, by name and the values of the labels: of the counters those that are not at 0, where they stand for alerts.
+func readMetrics(t *testing.T, metrics *proxy.Metrics) (counters map[string]float64, histograms map[string]timed) {
 	t.Helper()
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(metrics.Collectors()...)
@@ -304,19 +304,33 @@ func histograms(t *testing.T, metrics *proxy.Metrics) map[string]timed {
 	if err != nil {
 		t.Fatal(err)
 	}
-	found := map[string]timed{}
+	counters, histograms = map[string]float64{}, map[string]timed{}
 	for _, family := range families {
 		for _, metric := range family.GetMetric() {
-			if metric.GetHistogram() == nil {
-				continue
-			}
 			key := family.GetName()
 			for _, label := range metric.GetLabel() {
 				key += " " + label.GetValue()
 			}
-			found[key] = timed{metric.GetHistogram().GetSampleCount(), metric.GetHistogram().GetSampleSum()}
+			if value := metric.GetCounter().GetValue(); value > 0 {
+				counters[key] = value
+			}
+			if histogram := metric.GetHistogram(); histogram != nil {
+				histograms[key] = timed{histogram.GetSampleCount(), histogram.GetSampleSum()}
+			}
 		}
 	}
+	return counters, histograms
+}
+
+func counters(t *testing.T, metrics *proxy.Metrics) map[string]float64 {
+	t.Helper()
+	found, _ := readMetrics(t, metrics)
+	return found
+}
+
+func histograms(t *testing.T, metrics *proxy.Metrics) map[string]timed {
+	t.Helper()
+	_, found := readMetrics(t, metrics)
 	return found
 }
 

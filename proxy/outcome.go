@@ -41,6 +41,7 @@ const retryPause = 5 * time.Second
 func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	var known *refusal
 	var wrong faults
+	var fault *panicked
 	switch {
 	case errors.As(err, &wrong):
 		p.writeOutcome(w, r, http.StatusBadRequest, wrong.outcome())
@@ -57,6 +58,9 @@ func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		known = &refusal{http.StatusServiceUnavailable, "no-store", "the export sidecar's disk has no room now"}
 	case errors.Is(err, context.Canceled) && r.Context().Err() != nil: // the client has left; nobody reads the answer
 		known = &refusal{http.StatusServiceUnavailable, "transient", "the request was cancelled"}
+	case errors.As(err, &fault):
+		p.endedByPanic(r.Context(), fault)
+		known = errInside
 	default:
 		p.Log.ErrorContext(r.Context(), "request failed", "error", err)
 		known = errInside

@@ -6,8 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"sidecar/exporter/fhir"
 	"sidecar/proxy"
 	"sidecar/state"
@@ -25,6 +23,16 @@ func (p thrower) RoundTrip(r *http.Request) (*http.Response, error) {
 
 func (thrower) Read([]byte) (int, error) { panic("k4n4ri") }
 
+// throwsOfGroups is a transport that panics only when it is to read a Group.
+type throwsOfGroups struct{ thrower }
+
+func (p throwsOfGroups) RoundTrip(r *http.Request) (*http.Response, error) {
+	if strings.Contains(r.URL.Path, "/Group/") {
+		return p.thrower.RoundTrip(r)
+	}
+	return http.DefaultTransport.RoundTrip(r)
+}
+
 // Ensure a panic is answered where that is possible, cuts the client off where it is not, is counted, and that its line in the log
 // says where it was and not what it was about.
 func TestPanicIsTold(t *testing.T) {
@@ -36,13 +44,21 @@ func TestPanicIsTold(t *testing.T) {
 		"transport": {"/Patient?name=k4n4ri", "search", "thrower.RoundTrip", thrower{}, http.StatusInternalServerError},
 		"metadata":  {"/metadata?k4n4ri", "metadata", "thrower.RoundTrip", thrower{}, http.StatusInternalServerError},
 		"body":      {"/Patient/k4n4ri", "read", "thrower.Read", thrower{body: true}, 0},
+		"question":  {"/Group/k4n4ri/$export", "kick-off", "thrower.RoundTrip", nil, http.StatusInternalServerError},
 		"our route": {"/$export?_since=2020-01-01T00:00:00Z", "kick-off", "TestPanicIsTold", nil, http.StatusInternalServerError},
 	} {
 		t.Run(name, func(t *testing.T) {
 			metrics, lines := proxy.NewMetrics(), &logLines{}
 			h, _ := newFHIRHouse(t, func(c *proxy.Config) {
 				c.Metrics, c.Log, c.AccessLog, c.Transport = metrics, lines.logger(), true, test.transport
-				c.TypesOf = func(state.Level, *fhir.CapabilityStatement) ([]string, []string, error) { panic("k4n4ri") }
+				if c.TypesOf = allTypes; name == "our route" {
+					c.TypesOf = func(state.Level, *fhir.CapabilityStatement) ([]string, []string, error) { panic("k4n4ri") }
+				}
+				client, err := fhir.NewClient(fhir.Config{BaseURL: c.Upstream.String(), Transport: throwsOfGroups{}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				c.Client = client
 			})
 			response, err := http.DefaultTransport.RoundTrip(h.request(http.MethodGet, h.base+test.path, ""))
 			var got answer
@@ -67,19 +83,7 @@ func TestPanicIsTold(t *testing.T) {
 			if len(logged) != 1 || logged[0].Route != test.route || logged[0].Request == "" || test.status != 0 && logged[0].Request != got.header.Get(proxy.DefaultRequestIDHeader) {
 				t.Errorf("log: %+v", logged)
 			}
-			registry := prometheus.NewRegistry()
-			registry.MustRegister(metrics.Collectors()...)
-			families, err := registry.Gather()
-			if err != nil {
-				t.Fatal(err)
-			}
-			counted := 0.0
-			for _, family := range families {
-				if family.GetName() == "sidecar_proxy_panics_total" {
-					counted = family.GetMetric()[0].GetCounter().GetValue()
-				}
-			}
-			if counted != 1 {
+			if counted := counters(t, metrics)["sidecar_proxy_panics_total"]; counted != 1 {
 				t.Errorf("counted %g", counted)
 			}
 		})

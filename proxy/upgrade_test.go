@@ -3,12 +3,11 @@ package proxy_test
 import (
 	"bufio"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"strings"
 	"testing"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"sidecar/proxy"
 )
@@ -59,16 +58,9 @@ func TestWrongUpgradeIsCountedOnce(t *testing.T) {
 			if status, _ := firstHead(t, h, request); status != http.StatusBadGateway {
 				t.Errorf("status %d", status)
 			}
-			registry := prometheus.NewRegistry()
-			registry.MustRegister(metrics.Collectors()...)
-			families, err := registry.Gather()
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, family := range families {
-				if family.GetName() == "sidecar_proxy_requests_total" && (len(family.GetMetric()) != 1 || family.GetMetric()[0].GetCounter().GetValue() != 1) {
-					t.Errorf("counted %v", family.GetMetric())
-				}
+			want := map[string]float64{"sidecar_proxy_requests_total 502": 1}
+			if counted := counters(t, metrics); !maps.Equal(counted, want) {
+				t.Errorf("counted %v, want %v", counted, want)
 			}
 		})
 	}

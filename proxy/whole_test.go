@@ -13,8 +13,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"sidecar/proxy"
 )
 
@@ -206,8 +204,7 @@ func TestNewRefusesAConfigurationWithoutParts(t *testing.T) {
 
 // Ensure that each forwarded request and each kick-off is counted once, under labels that hold nothing of the request.
 func TestMetricsCountWhatIsAnswered(t *testing.T) {
-	metrics, registry := proxy.NewMetrics(), prometheus.NewRegistry()
-	registry.MustRegister(metrics.Collectors()...)
+	metrics := proxy.NewMetrics()
 	h, _ := newFHIRHouse(t, func(c *proxy.Config) { c.Metrics = metrics })
 	for _, path := range []string{"/Patient", "/metadata", "/Patient/nobody", "/$export", "/Patient/$export?x=1", "/$export-status/x"} {
 		h.ask(http.MethodGet, h.base+path)
@@ -215,22 +212,7 @@ func TestMetricsCountWhatIsAnswered(t *testing.T) {
 	down := newRawUpstream(t, func(received, net.Conn) bool { return false })
 	away := newHouse(t, "http://"+down.address+"/fhir", func(c *proxy.Config) { c.Metrics = metrics })
 	away.ask(http.MethodPost, away.base+"/Patient")
-	families, err := registry.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := map[string]float64{}
-	for _, family := range families {
-		for _, metric := range family.GetMetric() {
-			name := family.GetName()
-			for _, label := range metric.GetLabel() {
-				name += " " + label.GetValue()
-			}
-			if value := metric.GetCounter().GetValue(); value > 0 { // those at 0 are there for alerts
-				got[name] = value
-			}
-		}
-	}
+	got := counters(t, metrics)
 	want := map[string]float64{
 		"sidecar_proxy_requests_total 200": 2, "sidecar_proxy_requests_total 404": 1, "sidecar_proxy_requests_total 502": 1,
 		"sidecar_kick_offs_total system accepted": 1, "sidecar_kick_offs_total patient refused": 1,
