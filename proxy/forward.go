@@ -25,6 +25,9 @@ func (p *Proxy) newForwarder() http.Handler {
 			p.short.serve(w, r, x)
 			return
 		}
+		if r.Header["Expect"] != nil {
+			w = continuing{w}
+		}
 		long.ServeHTTP(w, x.carried(r))
 	})
 }

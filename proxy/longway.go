@@ -162,6 +162,20 @@ func (p *Proxy) rewrite(r *httputil.ProxyRequest) {
 	p.forwardedFields(r.In, out.Header.Add)
 }
 
+// continuing is the answer to a client that holds its body back. net/http tells it to go on when the transport reads the body, because the
+// server wants it or has said nothing for a while. The server's own 100, of which the transport tells only then, would be a second one.
+type continuing struct{ http.ResponseWriter }
+
+// WriteHeader passes all others on.
+func (c continuing) WriteHeader(status int) {
+	if status != http.StatusContinue {
+		c.ResponseWriter.WriteHeader(status)
+	}
+}
+
+// Unwrap is for http.ResponseController.
+func (c continuing) Unwrap() http.ResponseWriter { return c.ResponseWriter }
+
 // endedBody knows how a request's body ends: as a whole, so that the wait for the server begins, or because its client has left, of
 // which net/http tells in no other way. The transport asks once more behind the last byte; if a quick answer has made the server close
 // the body by then, that read would fail and cut the answer short (golang/go#40747).
